@@ -1,0 +1,153 @@
+"""`MvmDataset`: one array's measured matrix-vector products, as arrays with units. Numpy only."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+class DatasetError(ValueError):
+    """The arrays of a data set do not fit together; the message lists every fault."""
+
+
+@dataclass(frozen=True)
+class Converters:
+    """The converters that stand between the digital world and the array.
+
+    Attributes:
+        voltage_min_v: Lowest DAC level in V.
+        voltage_max_v: Highest DAC level in V.
+        dac_bits: DAC resolution.
+        adc_bits: ADC resolution.
+        adc_full_scale_a: Current in A at the upper end of the ADC, `[columns]`.
+        conductance_min_s: Lowest programmable conductance in S.
+        conductance_max_s: Highest programmable conductance in S.
+    """
+
+    voltage_min_v: float
+    voltage_max_v: float
+    dac_bits: int
+    adc_bits: int
+    adc_full_scale_a: FloatArray
+    conductance_min_s: float
+    conductance_max_s: float
+
+    @property
+    def dac_step_v(self) -> float:
+        """Voltage in V of one DAC step (`2**bits - 2` steps, so that 0 V is a level)."""
+        return (self.voltage_max_v - self.voltage_min_v) / float(2**self.dac_bits - 2)
+
+    @property
+    def adc_lsb_a(self) -> FloatArray:
+        """Current in A of one ADC step, `[columns]`."""
+        return self.adc_full_scale_a / float(2 ** (self.adc_bits - 1))
+
+
+@dataclass(frozen=True)
+class MvmDataset:
+    """Measurements of one array. A pattern is one *write*: the same target written twice is two patterns.
+
+    Attributes:
+        voltage_v: Commanded inputs in V, `[N, rows]`.
+        current_a: Measured outputs in A, `[N, columns]`.
+        pattern: Which write was read, int, `[N]`.
+        target_conductance_s: Target of each write in S, `[P, rows, columns]`.
+        time_s: Board clock in s of each MVM, `[N]`.
+        programmed_at_s: Board clock in s at the end of each write, `[P]`.
+        saturated: True where the ADC was at an end of its range, `[N, columns]`.
+        converters: Ranges and resolutions.
+        chip_id: Which chip was measured.
+        array: Which array of the chip.
+    """
+
+    voltage_v: FloatArray
+    current_a: FloatArray
+    pattern: NDArray[np.int64]
+    target_conductance_s: FloatArray
+    time_s: FloatArray
+    programmed_at_s: FloatArray
+    saturated: NDArray[np.bool_]
+    converters: Converters
+    chip_id: str = ""
+    array: int = 0
+
+    def __post_init__(self) -> None:
+        faults = self._faults()
+        if faults:
+            raise DatasetError("the data set does not fit together: " + "; ".join(faults))
+
+    @property
+    def rows(self) -> int:
+        """Word lines of the array."""
+        return int(self.target_conductance_s.shape[1])
+
+    @property
+    def columns(self) -> int:
+        """Bit lines of the array."""
+        return int(self.target_conductance_s.shape[2])
+
+    @property
+    def writes(self) -> int:
+        """Number of writes."""
+        return int(self.target_conductance_s.shape[0])
+
+    def __len__(self) -> int:
+        return int(self.voltage_v.shape[0])
+
+    @property
+    def age_s(self) -> FloatArray:
+        """Time in s between each MVM and the write that it reads, `[N]`."""
+        return self.time_s - self.programmed_at_s[self.pattern]
+
+    def sha256(self) -> str:
+        """Hash of the numbers that a fit depends on; a fitted file carries it."""
+        digest = hashlib.sha256()
+        for array in (self.voltage_v, self.current_a, self.pattern, self.target_conductance_s, self.time_s):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def select(self, keep: NDArray[np.bool_]) -> MvmDataset:
+        """The same writes, with only the MVMs where `keep[N]` is true."""
+        return MvmDataset(
+            voltage_v=self.voltage_v[keep],
+            current_a=self.current_a[keep],
+            pattern=self.pattern[keep],
+            target_conductance_s=self.target_conductance_s,
+            time_s=self.time_s[keep],
+            programmed_at_s=self.programmed_at_s,
+            saturated=self.saturated[keep],
+            converters=self.converters,
+            chip_id=self.chip_id,
+            array=self.array,
+        )
+
+    def _faults(self) -> list[str]:
+        faults: list[str] = []
+        if self.target_conductance_s.ndim != 3 or self.voltage_v.ndim != 2 or self.current_a.ndim != 2:
+            return ["voltage_v and current_a must be 2-dimensional, target_conductance_s 3-dimensional"]
+        n = self.voltage_v.shape[0]
+        writes, rows, columns = self.target_conductance_s.shape
+        expected = {
+            "voltage_v": (n, rows),
+            "current_a": (n, columns),
+            "pattern": (n,),
+            "time_s": (n,),
+            "programmed_at_s": (writes,),
+            "saturated": (n, columns),
+        }
+        for name, shape in expected.items():
+            got = getattr(self, name).shape
+            if got != shape:
+                faults.append(f"{name} has shape {list(got)}, expected {list(shape)}")
+        for name in ("voltage_v", "current_a", "target_conductance_s", "time_s", "programmed_at_s"):
+            bad = int((~np.isfinite(getattr(self, name))).sum())
+            if bad:
+                faults.append(f"{name} has {bad} values that are not finite")
+        if self.pattern.size and (self.pattern.min() < 0 or self.pattern.max() >= writes):
+            faults.append(f"pattern names writes outside 0 to {writes - 1}")
+        return faults

@@ -1,0 +1,86 @@
+"""What every instrument is: an async context manager with an identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from labrig_drivers.errors import IdentityError, ProtocolError
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who an instrument says it is (IEEE 488.2 `*IDN?`: manufacturer, model, serial, firmware)."""
+
+    manufacturer: str
+    model: str
+    serial: str
+    firmware: str
+
+    @classmethod
+    def parse(cls, reply: str) -> Identity:
+        """Parses an `*IDN?` reply.
+
+        Raises:
+            ProtocolError: The reply has fewer than four comma-separated fields.
+        """
+        fields = [field.strip() for field in reply.strip().split(",", 3)]
+        if len(fields) != 4:
+            raise ProtocolError(f"identity reply {reply!r} does not have four comma-separated fields")
+        return cls(*fields)
+
+    def __str__(self) -> str:
+        return f"{self.manufacturer} {self.model}, serial {self.serial}, firmware {self.firmware}"
+
+
+@dataclass(frozen=True)
+class ExpectedIdentity:
+    """What a rig file demands of an instrument; `None` demands nothing.
+
+    `model` must occur in the reported model (reports differ in prefixes such as `MODEL 2400`); `serial` must be equal.
+    """
+
+    model: str | None = None
+    serial: str | None = None
+
+    def check(self, identity: Identity, address: str) -> None:
+        """Compares with what the instrument at `address` says.
+
+        Raises:
+            IdentityError: Model or serial differ.
+        """
+        model_wrong = self.model is not None and self.model not in identity.model
+        serial_wrong = self.serial is not None and self.serial != identity.serial
+        if model_wrong or serial_wrong:
+            expected = ", ".join(
+                f"{name} {value!r}" for name, value in (("model", self.model), ("serial", self.serial)) if value is not None
+            )
+            raise IdentityError(expected, f"model {identity.model!r}, serial {identity.serial!r}", address)
+
+
+class Instrument(Protocol):
+    """The life cycle that every instrument keeps.
+
+    `open()` connects and checks the identity; it never changes an output. `close()` makes the instrument safe (ramp
+    down, output off, read back) and then disconnects; closing twice is harmless.
+    """
+
+    @property
+    def identity(self) -> Identity:
+        """Who the instrument said it is when it was opened; `StateError` before that."""
+        ...
+
+    async def open(self) -> None:
+        """Connects and checks the identity, without touching an output."""
+        ...
+
+    async def close(self) -> None:
+        """Makes the instrument safe and disconnects."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None: ...

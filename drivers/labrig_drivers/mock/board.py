@@ -1,0 +1,229 @@
+"""`MockBoard`: the simulated chip behind the contract of a crossbar board, in this process and without a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labrig_drivers.crossbar import (
+    BoardInfo,
+    MvmResult,
+    ProgramReport,
+    check_mvm_request,
+    check_program_request,
+)
+from labrig_drivers.errors import ConfigError, StateError
+from labrig_drivers.instrument import ExpectedIdentity, Identity
+from labrig_drivers.mock.chip import ChipSettings, SimulatedArray, WrittenArray
+from labrig_drivers.mock.clock import Clock, CommandedClock
+from labrig_drivers.mock.supply import SupplyPin
+
+FloatArray = NDArray[np.float64]
+
+# Converters and references of the periphery, drawn whenever the array supply is on.
+_IDLE_CURRENT_A = 4e-3
+# Power of the converters during MVMs, and of the pulse generators during programming, beside the lines' own.
+_CONVERTER_POWER_W = 15e-3
+_PROGRAMMING_POWER_W = 40e-3
+_PULSES_PER_CELL = 8
+
+
+class MockBoard:
+    """A crossbar board that is simulated in this process; the same contract as every other board.
+
+    Noise is keyed by (seed, array, write, request since that write), and the clock moves only by the chip's own busy
+    time and by `clock.advance()`, so that a rerun gives the same codes bit for bit.
+
+    Args:
+        settings: What the chip is made of.
+        clock: Time base; a `CommandedClock` at zero when None.
+        minimum_supply_v: Below this array supply in V every MVM and programming is refused; None when the board
+            feeds itself.
+        expected: Identity that `open()` demands.
+        name: How messages call this board.
+    """
+
+    def __init__(
+        self,
+        settings: ChipSettings | None = None,
+        *,
+        clock: Clock | None = None,
+        minimum_supply_v: float | None = None,
+        expected: ExpectedIdentity | None = None,
+        name: str = "mock-board",
+    ) -> None:
+        self.settings = settings or ChipSettings()
+        self.clock: Clock = clock or CommandedClock()
+        self.name = name
+        self._expected = expected or ExpectedIdentity()
+        self._minimum_supply_v = minimum_supply_v
+        self._supply = SupplyPin(_IDLE_CURRENT_A)
+        self._arrays = [SimulatedArray(self.settings, index) for index in range(self.settings.arrays)]
+        self._written: list[WrittenArray | None] = [None] * self.settings.arrays
+        self._requests = [0] * self.settings.arrays
+        self._open = False
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, object], expected: ExpectedIdentity, name: str) -> MockBoard:
+        """Makes a board from the `[board.settings]` table of a rig file.
+
+        Raises:
+            ConfigError: A key is not a field of `ChipSettings`, or its value has the wrong type; all faults at once.
+        """
+        known = {field.name: type(field.default) for field in fields(ChipSettings)}
+        faults = []
+        values: dict[str, int | float] = {}
+        for key, value in settings.items():
+            if key not in known:
+                faults.append(f"board.settings.{key}: unknown key; known are {', '.join(sorted(known))}")
+            elif isinstance(value, bool) or not isinstance(value, int | float):
+                faults.append(f"board.settings.{key}: {value!r} is not a number")
+            elif known[key] is int and not isinstance(value, int):
+                faults.append(f"board.settings.{key}: {value!r} is not a whole number")
+            else:
+                values[key] = known[key](value)
+        if faults:
+            raise ConfigError("\n".join(faults))
+        return cls(ChipSettings(**values), expected=expected, name=name)  # type: ignore[arg-type]
+
+    @property
+    def chip_id(self) -> str:
+        """Serial number of the chip: its seed."""
+        return f"SIM-{self.settings.seed:04d}"
+
+    @property
+    def identity(self) -> Identity:
+        """Who the board is; `StateError` before `open()`."""
+        self._demand_open()
+        return Identity("labrig", "LR-SIM1", self.chip_id, "1.0")
+
+    @property
+    def info(self) -> BoardInfo:
+        """Geometry, ranges and converters; `StateError` before `open()`."""
+        self._demand_open()
+        settings = self.settings
+        return BoardInfo(
+            chip_id=self.chip_id,
+            arrays=settings.arrays,
+            rows=settings.rows,
+            columns=settings.columns,
+            conductance_min_s=settings.conductance_min_s,
+            conductance_max_s=settings.conductance_max_s,
+            voltage_min_v=-settings.voltage_max_v,
+            voltage_max_v=settings.voltage_max_v,
+            dac_bits=settings.dac_bits,
+            adc_bits=settings.adc_bits,
+            adc_full_scale_a=(settings.adc_full_scale_a,) * settings.columns,
+            mvm_latency_s=settings.mvm_latency_s,
+            program_latency_s=settings.program_latency_s,
+        )
+
+    async def open(self) -> None:
+        """Checks the expected identity; nothing is driven."""
+        self._open = True
+        try:
+            self._expected.check(self.identity, self.name)
+        except BaseException:
+            self._open = False
+            raise
+
+    async def close(self) -> None:
+        """Grounds the lines (which a mock only drives during an MVM) and ends."""
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
+        """Programs one array; see `CrossbarBoard.program`."""
+        target_s = np.asarray(conductance_s, dtype=np.float64)
+        check_program_request(self.info, array, target_s)
+        self._demand_supply("program")
+        previous = self._written[array]
+        write = 0 if previous is None else previous.write + 1
+        start_s = self.clock.now_s()
+        self.clock.spend(self.settings.program_latency_s)
+        self._supply.burst(start_s, start_s + self.settings.program_latency_s, _PROGRAMMING_POWER_W)
+        written = self._arrays[array].program(target_s, write, start_s + self.settings.program_latency_s)
+        self._written[array] = written
+        self._requests[array] = 0
+        error_s = await self.read_conductance(array) - target_s
+        return ProgramReport(
+            write_index=write,
+            time_s=written.time_s,
+            pulses=_PULSES_PER_CELL * target_s.size,
+            rms_error_s=float(np.sqrt(np.mean(error_s**2))),
+        )
+
+    async def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
+        """Measures one batch; see `CrossbarBoard.mvm`."""
+        line_v = np.asarray(voltage_v, dtype=np.float64)
+        check_mvm_request(self.info, array, line_v)
+        written = self._demand_written(array)
+        self._demand_supply("mvm")
+        batch = line_v.shape[0]
+        start_s = self.clock.now_s()
+        duration_s = batch * self.settings.mvm_latency_s
+        measured = self._arrays[array].mvm(written, line_v, start_s + 0.5 * duration_s, self._next_request(array))
+        self.clock.spend(duration_s)
+        self._supply.burst(start_s, start_s + duration_s, _CONVERTER_POWER_W + measured.power_w)
+        return MvmResult(
+            code=measured.code,
+            current_a=measured.code * self.info.adc_lsb_a,
+            saturated=measured.saturated,
+            time_s=start_s + self.settings.mvm_latency_s * np.arange(1, batch + 1),
+            write_index=written.write,
+        )
+
+    async def read_conductance(self, array: int) -> FloatArray:
+        """Reads every cell with the verify amplifier; see `CrossbarBoard.read_conductance`."""
+        if not 0 <= array < self.settings.arrays:
+            check_program_request(self.info, array, np.zeros((self.settings.rows, self.settings.columns)))
+        written = self._demand_written(array)
+        self._demand_supply("read_conductance")
+        return self._arrays[array].verify(written, self.clock.now_s(), self._next_request(array))
+
+    def set_supply_voltage(self, voltage_v: float) -> None:
+        """Tells the board what its array supply pin sees, in V."""
+        self._supply.voltage_v = voltage_v
+
+    def supply_current_a(self, voltage_v: float, start_s: float, stop_s: float) -> float:
+        """Mean current in A that the array supply pin draws between two times of `clock`."""
+        return self._supply.mean_current_a(voltage_v, start_s, stop_s)
+
+    def hidden_array(self, array: int) -> SimulatedArray:
+        """The truth behind one array, for tests that judge a calibration; nothing else may look."""
+        return self._arrays[array]
+
+    def _next_request(self, array: int) -> int:
+        request = self._requests[array]
+        self._requests[array] += 1
+        return request
+
+    def _demand_open(self) -> None:
+        if not self._open:
+            raise StateError(f"{self.name} is not open; use `async with` or call open() first")
+
+    def _demand_written(self, array: int) -> WrittenArray:
+        written = self._written[array]
+        if written is None:
+            raise StateError(f"{self.name}: array {array} was never programmed; call program() first")
+        return written
+
+    def _demand_supply(self, verb: str) -> None:
+        if self._minimum_supply_v is not None and self._supply.voltage_v < self._minimum_supply_v:
+            raise StateError(
+                f"{self.name}: {verb} refused, the array supply is at {self._supply.voltage_v:g} V "
+                f"and must be at least {self._minimum_supply_v:g} V; switch the array supply on first"
+            )

@@ -1,0 +1,143 @@
+"""What happens in a run, as typed events, and the bus that hands each of them to every listener."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from labrig_drivers.source_meter import Reading
+
+_log = logging.getLogger(__name__)
+
+RunStatus = Literal["finished", "aborted"]
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run begins.
+
+    Attributes:
+        plan: Name of the plan.
+        mvms: MVMs that the plan will measure.
+        writes: Programmings that the plan will make.
+        path: The recording, where there is one.
+    """
+
+    plan: str
+    mvms: int
+    writes: int
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class BlockCommitted:
+    """One block of MVMs is safely in the recording.
+
+    Attributes:
+        array: Which array was measured.
+        write: Which write of this recording was read.
+        mvms: MVMs in the block.
+        total_mvms: MVMs committed in this run so far, over all arrays.
+    """
+
+    array: int
+    write: int
+    mvms: int
+    total_mvms: int
+
+
+@dataclass(frozen=True)
+class SupplyRead:
+    """The array supply was read."""
+
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One step of training or fitting ended.
+
+    Attributes:
+        phase: Which part of the training, such as `surrogate` or `in-loop`.
+        step: Steps done so far in this phase.
+        steps: Steps that this phase will take.
+        loss: Training loss of the step.
+        accuracy: Accuracy between 0 and 1, where it was evaluated.
+    """
+
+    phase: str
+    step: int
+    steps: int
+    loss: float
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """A line for whoever watches."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something that a person should look at now."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """A run ended.
+
+    Attributes:
+        status: `finished`, or `aborted` by an error or a person.
+        mvms: MVMs committed.
+        writes: Programmings committed.
+        seconds: Wall time of the run in s.
+        joules: Energy in J from the array supply; None without one.
+    """
+
+    status: RunStatus
+    mvms: int
+    writes: int
+    seconds: float
+    joules: float | None
+
+
+Event = RunStarted | BlockCommitted | SupplyRead | StepDone | Message | Alarm | RunFinished
+Listener = Callable[[Event], None]
+
+
+class EventBus:
+    """Hands every event to every listener, in order, at once.
+
+    A listener can never stop or slow a run by failing: one that raises is reported once and dropped.
+    """
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Adds a listener and returns the function that removes it again (harmless when called twice)."""
+        self._listeners.append(listener)
+
+        def unsubscribe() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return unsubscribe
+
+    def publish(self, event: Event) -> None:
+        """Calls every listener with `event`."""
+        for listener in tuple(self._listeners):
+            try:
+                listener(event)
+            except Exception as error:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+                _log.warning("an event listener failed and was dropped: %r", listener, exc_info=error)
+                self.publish(Message(f"an event listener failed and was dropped: {error!r}"))

@@ -1,0 +1,66 @@
+"""Checks that need environments of their own: `nox -s NAME`; `.ci/run` is what every change has to pass."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+
+@nox.session(python="3.11")
+def tests(session: nox.Session) -> None:
+    """The default tests; arguments after `--` go to pytest."""
+    session.install("-c", "constraints.txt", "-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+def lint(session: nox.Session) -> None:
+    """Style, format, and the arrows between the packages."""
+    session.install("-c", "constraints.txt", "-e", ".[dev]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session(python="3.11")
+def types(session: nox.Session) -> None:
+    """Both type checkers."""
+    session.install("-c", "constraints.txt", "-e", ".[dev]")
+    session.run("mypy")
+    session.run("basedpyright")
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """The default tests with the oldest versions that pyproject.toml allows."""
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["train"], *extras["report"], *extras["test"]]
+    floors = [
+        f"{found[1]}=={found[2]}" for need in wanted if (found := re.match(r"([\w-]+)>=([\w.]+)", need))
+    ]
+    constraints = Path(session.create_tmp()) / "lowest.txt"
+    constraints.write_text("\n".join(floors) + "\n")
+    session.install("-c", str(constraints), "-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+def no_torch(session: nox.Session) -> None:
+    """The walk of a bench PC: the base install, no extra."""
+    session.install("-c", "constraints.txt", ".")
+    session.run("python", "-c", "import importlib.util as u; assert u.find_spec('torch') is None")
+    output = Path(session.create_tmp()) / "run.h5"
+    output.unlink(missing_ok=True)
+    session.run("labrig", "doctor")
+    session.run("labrig", "check", "rig_configs/mock.toml")
+    session.run(
+        "labrig", "sweep", "rig_configs/mock.toml", "--plan", "mvm", "--writes", "1", "-o", str(output)
+    )
+    session.run("labrig", "show", str(output))

@@ -1,0 +1,109 @@
+"""`chip.safetensors`: the fitted parameters of a chip, arrays with a JSON header. Never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate
+
+SCHEMA = "labrig-chip"
+SCHEMA_VERSION = 1
+
+_PLAIN_ARRAYS = ("cell_slope", "cell_intercept_s", "stuck", "write_conductance_s")
+
+
+def save_chip(path: Path, chip: ChipParameters) -> None:
+    """Writes a chip's parameters; the file appears under its name only when it is complete.
+
+    Raises:
+        SurrogateError: The folder cannot be written.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    arrays_header: dict[str, dict[str, object]] = {}
+    for index, array in chip.arrays.items():
+        prefix = f"array_{index}."
+        units = {}
+        for name, estimate in array.estimates().items():
+            tensors[f"{prefix}{name}.value"] = np.ascontiguousarray(estimate.value)
+            tensors[f"{prefix}{name}.error"] = np.ascontiguousarray(estimate.error)
+            units[name] = estimate.unit
+        for name in _PLAIN_ARRAYS:
+            tensors[prefix + name] = np.ascontiguousarray(getattr(array, name))
+        converters = asdict(array.converters)
+        tensors[f"{prefix}adc_lsb_a"] = np.ascontiguousarray(converters.pop("adc_lsb_a"))
+        arrays_header[str(index)] = {
+            "units": units,
+            "drift_reference_s": array.drift_reference_s,
+            "converters": converters,
+        }
+    header = {
+        "schema": SCHEMA,
+        "schema_version": str(SCHEMA_VERSION),
+        "chip_id": chip.chip_id,
+        "arrays": json.dumps(arrays_header),
+        "provenance": json.dumps(chip.provenance),
+    }
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        save_file(tensors, unfinished, metadata=header)
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise SurrogateError(f"{path}: cannot be written ({error}); choose a folder that you may write to") from error
+
+
+def load_chip(path: Path) -> ChipParameters:
+    """Reads a chip's parameters.
+
+    Raises:
+        SurrogateError: No such file, not a chip file, a newer schema, or parts are missing.
+    """
+    if not path.is_file():
+        raise SurrogateError(f"{path}: no such file; make it with `labrig calibrate RECORDING -o {path.name}`")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            if header.get("schema") != SCHEMA:
+                raise SurrogateError(f"{path}: not a labrig chip file (schema {header.get('schema')!r})")
+            if int(header["schema_version"]) > SCHEMA_VERSION:
+                raise SurrogateError(
+                    f"{path}: schema version {header['schema_version']} is newer than this labrig reads "
+                    f"({SCHEMA_VERSION}); update labrig"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        arrays = {int(key): _load_array(int(key), entry, tensors) for key, entry in json.loads(header["arrays"]).items()}
+        return ChipParameters(header["chip_id"], arrays, json.loads(header["provenance"]))
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise SurrogateError(f"{path}: damaged or incomplete chip file ({error}); calibrate again") from error
+
+
+def _load_array(index: int, entry: dict[str, object], tensors: dict[str, np.ndarray]) -> ArrayParameters:
+    prefix = f"array_{index}."
+    units = entry["units"]
+    converters = entry["converters"]
+    if not isinstance(units, dict) or not isinstance(converters, dict):
+        raise KeyError(f"header of array {index}")
+    estimates = {
+        name: Estimate(tensors[f"{prefix}{name}.value"], tensors[f"{prefix}{name}.error"], unit)
+        for name, unit in units.items()
+    }
+    plain = {name: tensors[prefix + name] for name in _PLAIN_ARRAYS}
+    expected = {field.name for field in fields(ArrayParameters)}
+    missing = expected - set(estimates) - set(plain) - {"array", "drift_reference_s", "converters"}
+    if missing:
+        raise KeyError(f"array {index} lacks {', '.join(sorted(missing))}")
+    return ArrayParameters(
+        array=index,
+        **estimates,
+        **plain,
+        drift_reference_s=float(str(entry["drift_reference_s"])),
+        converters=ConverterRange(adc_lsb_a=tensors[f"{prefix}adc_lsb_a"], **converters),
+    )

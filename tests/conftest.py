@@ -1,0 +1,125 @@
+"""What every test gets: nothing may be left running after it, and a folder with real data where there is one.
+
+A test that leaves a thread, an asyncio task or a child process behind fails, whatever else it asserted: on a
+bench such a leftover is an output that nobody switches off. It is ended here: only its own test fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+Leftover = TypeVar("Leftover")
+
+GRACE_S = 1.0
+"""How long something that is already ending may take; a real leftover stays for ever."""
+
+
+def _child_pids() -> set[int]:
+    """Process ids of this process's children, ended but unreaped ones included."""
+    # Reaps the multiprocessing children that have ended and were joined by nobody.
+    multiprocessing.active_children()
+    pids: set[int] = set()
+    for listing in Path("/proc/self/task").glob("*/children"):
+        try:
+            pids.update(int(pid) for pid in listing.read_text().split())
+        except FileNotFoundError:  # the thread ended between the listing and the read
+            continue
+    return {pid for pid in pids if "resource_tracker" not in _command_line(pid)}
+
+
+def _command_line(pid: int) -> str:
+    """Command line of a process, empty for one that has ended (as for every zombie)."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _python_threads() -> set[threading.Thread]:
+    """Living threads that Python started; "Dummy" ones are native threads that once called into Python."""
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("Dummy-")}
+
+
+def _after_grace(find: Callable[[], set[Leftover]]) -> set[Leftover]:
+    """What `find` still finds once the grace time is over, or an empty set as soon as it finds nothing."""
+    deadline = time.monotonic() + GRACE_S
+    while (leftover := find()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return leftover
+
+
+def _end_child(pid: int) -> str:
+    """Ends and reaps one child of this process; returns what it was."""
+    what = f"{pid} ({_command_line(pid) or 'ended, but nobody waited for it'})"
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+    return what
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_threads_or_processes() -> Iterator[None]:
+    """Fails a test that leaves a thread or a child process behind."""
+    threads_before = _python_threads()
+    children_before = _child_pids()
+    yield
+    threads = _after_grace(lambda: _python_threads() - threads_before)
+    children = _after_grace(lambda: _child_pids() - children_before)
+    faults = [f"thread {thread.name!r}" for thread in threads]
+    faults += [f"child process {_end_child(pid)}" for pid in sorted(children)]
+    if faults:
+        pytest.fail("the test left behind: " + ", ".join(faults))
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_tasks(request: pytest.FixtureRequest, no_leaked_threads_or_processes: None) -> None:
+    """Fails an async test that leaves a task behind.
+
+    The watch has to live inside the test's event loop: closing the loop would cancel a leftover and hide it.
+    It asks for the thread watch first, so that threads are counted after the loop has ended its executor.
+    """
+    marker = request.node.get_closest_marker("asyncio")
+    if marker is None:
+        return
+    if marker.kwargs.get("loop_scope", "function") != "function":
+        pytest.fail("each test has an event loop of its own: a shared one would hide leaked tasks")
+    request.getfixturevalue("_watch_tasks")
+
+
+@pytest.fixture
+async def _watch_tasks() -> AsyncIterator[None]:
+    """Set up before and torn down after every other async fixture of the test."""
+    before = asyncio.all_tasks()
+    yield
+    # Set-up and teardown of an async fixture run in different tasks.
+    expected = before | {asyncio.current_task()}
+    if ending := asyncio.all_tasks() - expected:
+        await asyncio.wait(ending, timeout=GRACE_S)
+    leaked = asyncio.all_tasks() - expected
+    for task in leaked:
+        task.cancel()
+    await asyncio.gather(*leaked, return_exceptions=True)
+    if leaked:
+        pytest.fail("the test left behind: " + ", ".join(f"task {task.get_coro()!r}" for task in leaked))
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """Folder of the real data sets: `LABRIG_DATA`, or `../shared/data` beside the checkout; else skips."""
+    named = os.environ.get("LABRIG_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no data sets in {folder}; set LABRIG_DATA to their folder")
+    return folder
