@@ -2,7 +2,8 @@
 
 The cases are run one after another in each round, in an order that rotates from round to round, so that a
 slow phase of the machine meets all of them. Each round gives one ratio to the reference case; medians and
-quartiles are taken over rounds. A round during which other programs took more than 12 % of a core is measured again.
+quartiles are taken over rounds. A round during which other programs took more than 12 % of a core is measured
+again.
 """
 
 from __future__ import annotations

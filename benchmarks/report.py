@@ -75,11 +75,8 @@ async def _run(script: Script, *, quick: bool) -> tuple[Suite, Measurement]:
 def table(suite: Suite, result: Measurement, machine: Machine, *, threads: int, quick: bool) -> str:
     """The run as text: conditions, then a line for each case with rate, spread, time per unit and ratio."""
     rounds = len(result.cases[0].seconds)
-    pinned = (
-        f", pinned to core {machine.pinned_to[0]}"
-        if len(machine.pinned_to) == 1 and machine.cores > 1
-        else ""
-    )
+    alone = len(machine.pinned_to) == 1 and machine.cores > 1
+    pinned = f", pinned to core {machine.pinned_to[0]}" if alone else ""
     lines = [
         suite.title + (" (quick: a check, not a result)" if quick else ""),
         f"{machine.processor}, {machine.cores} cores{pinned}, BLAS threads {threads}; {machine.system}",
@@ -90,22 +87,24 @@ def table(suite: Suite, result: Measurement, machine: Machine, *, threads: int, 
         "",
     ]
     header = ("case", f"{suite.unit}/s", "+-", f"us/{suite.unit}", "ratio", "[q1 - q3]", "to")
-    rows = [header, *(_row(case) for case in result.cases)]
+    numbers = {case.name: f"{number}" for number, case in enumerate(result.cases, start=1)}
+    rows = [header, *(_row(case, numbers) for case in result.cases)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     for row in rows:
-        first, *numbers, reference = row
-        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True)]
+        first, *values, reference = row
+        cells = [value.rjust(width) for value, width in zip(values, widths[1:-1], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells, reference]).rstrip())
     return "\n".join(lines)
 
 
-def _row(case: CaseResult) -> tuple[str, ...]:
+def _row(case: CaseResult, numbers: dict[str, str]) -> tuple[str, ...]:
     rate = case.rate
-    numbers = (case.name, f"{rate.median:,.0f}", f"{100.0 * rate.half_iqr:.1f} %", f"{1e6 / rate.median:.3g}")
-    if case.ratio is None:
-        return (*numbers, "1", "", "")
+    name = f"{numbers[case.name]} {case.name}"
+    own = (name, f"{rate.median:,.0f}", f"{100.0 * rate.half_iqr:.1f} %", f"{1e6 / rate.median:.3g}")
+    if case.ratio is None or case.reference is None:
+        return (*own, "", "", "")
     ratio = case.ratio
-    return (*numbers, f"{ratio.median:.3g}", f"[{ratio.lower:.3g} - {ratio.upper:.3g}]", case.reference or "")
+    return (*own, f"{ratio.median:.3g}", f"[{ratio.lower:.3g} - {ratio.upper:.3g}]", numbers[case.reference])
 
 
 def as_json(

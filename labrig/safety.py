@@ -134,7 +134,7 @@ class GuardedBoard:
         Raises:
             SafetyError: A voltage lies outside the envelope or the board's range; every reason at once.
         """
-        reasons = []
+        reasons: list[str] = []
         try:
             check_mvm_request(self._inner.info, array, voltage_v)
         except SafetyError as error:
@@ -150,7 +150,9 @@ class GuardedBoard:
 
 
 class GuardedSourceMeter:
-    """A source-meter whose levels and limits keep the envelope, and whose output moves no faster than its ramp.
+    """A source-meter whose levels and limits keep the envelope, and whose output is never moved faster than its ramp.
+
+    A cancellation waits for the exchange in flight: an exchange cut in two leaves a link that cannot switch off at once.
 
     Args:
         inner: The instrument.
@@ -193,7 +195,7 @@ class GuardedSourceMeter:
 
     async def configure(self, *, source: SourceKind, nplc: float = 1.0, wires: Literal[2, 4] = 2) -> None:
         """Sets source function, integration time and sense wiring; see `SourceMeter.configure`."""
-        await self._inner.configure(source=source, nplc=nplc, wires=wires)
+        await finish(self._inner.configure(source=source, nplc=nplc, wires=wires))
         # Level and limit of another function say nothing about this one.
         self._level_v = self._level_a = self._limit_v = self._limit_a = None
         self._output_v = 0.0
@@ -201,7 +203,7 @@ class GuardedSourceMeter:
     async def set_limit(self, *, current_a: float | None = None, voltage_v: float | None = None) -> None:
         """Sets the compliance limit; `SafetyError` where it leaves the envelope."""
         self._demand_inside([(self._level_v, current_a), (voltage_v, self._level_a)])
-        await self._inner.set_limit(current_a=current_a, voltage_v=voltage_v)
+        await finish(self._inner.set_limit(current_a=current_a, voltage_v=voltage_v))
         self._limit_a, self._limit_v = current_a, voltage_v
 
     async def set_level(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
@@ -210,7 +212,7 @@ class GuardedSourceMeter:
         if voltage_v is not None and self._on:
             await self._ramp(voltage_v)
         else:
-            await self._inner.set_level(voltage_v=voltage_v, current_a=current_a)
+            await finish(self._inner.set_level(voltage_v=voltage_v, current_a=current_a))
             self._output_v = voltage_v or 0.0
         self._level_v, self._level_a = voltage_v, current_a
 
@@ -218,11 +220,11 @@ class GuardedSourceMeter:
         """Switches the output on at 0 V and ramps to the level."""
         level_v = self._level_v
         if level_v:
-            await self._inner.set_level(voltage_v=0.0)
+            await finish(self._inner.set_level(voltage_v=0.0))
             self._output_v = 0.0
         # Before the request: an exchange that is cancelled may have switched it on.
         self._on = True
-        await self._inner.output_on()
+        await finish(self._inner.output_on())
         if level_v:
             await self._ramp(level_v)
 
@@ -232,16 +234,16 @@ class GuardedSourceMeter:
             if self._on and self._output_v:
                 await self._ramp(0.0)
         finally:
-            await self._inner.output_off()
+            await finish(self._inner.output_off())
             self._on = False
 
     async def output_is_on(self) -> bool:
         """Asks the instrument for the state of its output."""
-        return await self._inner.output_is_on()
+        return await finish(self._inner.output_is_on())
 
     async def measure(self) -> Reading:
         """Takes one reading; see `SourceMeter.measure`."""
-        return await self._inner.measure()
+        return await finish(self._inner.measure())
 
     async def sweep(self, *, voltage_v: list[float]) -> list[Reading]:
         """Takes one reading at each level; steps that are too large for the ramp are ramped, point by point."""
@@ -258,12 +260,12 @@ class GuardedSourceMeter:
         readings = []
         for level_v in voltage_v:
             await self.set_level(voltage_v=level_v)
-            readings.append(await self._inner.measure())
+            readings.append(await finish(self._inner.measure()))
         return readings
 
     async def errors(self) -> list[tuple[int, str]]:
         """Reads the instrument's error queue until it is empty; see `SourceMeter.errors`."""
-        return await self._inner.errors()
+        return await finish(self._inner.errors())
 
     def _demand_inside(self, pairs: list[tuple[float | None, float | None]]) -> None:
         reasons = [reason for pair in pairs for reason in self._envelope.source_violations(self._name, *pair)]
@@ -277,7 +279,7 @@ class GuardedSourceMeter:
         steps = max(1, math.ceil(distance_v / (self._envelope.max_ramp_v_per_s * RAMP_STEP_S) - 1e-9))
         for step in range(1, steps + 1):
             level_v = target_v if step == steps else start_v + (target_v - start_v) * step / steps
-            await self._inner.set_level(voltage_v=level_v)
+            await finish(self._inner.set_level(voltage_v=level_v))
             self._output_v = level_v
             if step < steps:
                 await asyncio.sleep(RAMP_STEP_S)

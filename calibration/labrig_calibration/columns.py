@@ -170,6 +170,7 @@ def _fit_chunk(data: ColumnData, shared: Tensor, conductance_s: Tensor, max_iter
         stuck = ~better & (damping > 1e8)
         damping = torch.where(better, damping * 0.1, damping * 10.0)
         converged = bool(((better & (decrease < _TOLERANCE)) | stuck | (~better & (damping > 1e3))).all())
+    shared = torch.stack([shared[0], shared[1].abs(), shared[2]])  # the curve is the same for both signs
     _, _, shared_error, conductance_error_s = _solve(data, shared, conductance_s, torch.zeros_like(cost))
     return ColumnFit(shared, shared_error, conductance_s, conductance_error_s, iterations, converged)
 

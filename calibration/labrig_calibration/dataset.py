@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,3 +152,31 @@ class MvmDataset:
         if self.pattern.size and (self.pattern.min() < 0 or self.pattern.max() >= writes):
             faults.append(f"pattern names writes outside 0 to {writes - 1}")
         return faults
+
+
+def join(datasets: Sequence[MvmDataset]) -> MvmDataset:
+    """Joins recordings of one array of one chip; the writes of each keep their own clock.
+
+    Raises:
+        DatasetError: Nothing to join, or the parts belong to different chips, arrays or sizes.
+    """
+    if not datasets:
+        raise DatasetError("nothing to join")
+    first = datasets[0]
+    owners = {(part.chip_id, part.array, part.rows, part.columns) for part in datasets}
+    if len(owners) != 1:
+        listed = ", ".join(f"array {array} of chip {chip} ({r} x {c})" for chip, array, r, c in sorted(owners))
+        raise DatasetError(f"recordings of different arrays cannot be joined: {listed}")
+    offsets = np.cumsum([0, *(part.writes for part in datasets[:-1])])
+    return MvmDataset(
+        voltage_v=np.concatenate([part.voltage_v for part in datasets]),
+        current_a=np.concatenate([part.current_a for part in datasets]),
+        pattern=np.concatenate([part.pattern + offset for part, offset in zip(datasets, offsets, strict=True)]),
+        target_conductance_s=np.concatenate([part.target_conductance_s for part in datasets]),
+        time_s=np.concatenate([part.time_s for part in datasets]),
+        programmed_at_s=np.concatenate([part.programmed_at_s for part in datasets]),
+        saturated=np.concatenate([part.saturated for part in datasets]),
+        converters=first.converters,
+        chip_id=first.chip_id,
+        array=first.array,
+    )

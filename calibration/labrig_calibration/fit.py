@@ -19,6 +19,8 @@ from labrig_calibration.noise_law import NoiseLaw, fit_noise_law, variance
 
 Progress = Callable[[str, float], None]
 
+HELDOUT_FRACTION = 0.1
+
 
 class CalibrationError(ValueError):
     """The data cannot carry a fit; the message lists every reason."""
@@ -43,7 +45,7 @@ def fit(
     dataset: MvmDataset,
     *,
     rng: np.random.Generator,
-    heldout_fraction: float = 0.1,
+    heldout_fraction: float = HELDOUT_FRACTION,
     drift_reference_s: float = 1.0,
     progress: Progress | None = None,
 ) -> ArrayFit:
@@ -62,7 +64,7 @@ def fit(
         CalibrationError: Fewer than two different targets, no zero inputs, or too few MVMs.
     """
     _refuse_hopeless(dataset)
-    train, heldout = _split(dataset, heldout_fraction)
+    train, heldout = split_chronologically(dataset, heldout_fraction)
     data = _tensors(train, drift_reference_s)
     floor_a2 = torch.as_tensor(dataset.converters.adc_lsb_a) ** 2 / 12.0
     shared, conductance_s = start_values(data)
@@ -153,7 +155,8 @@ def _refuse_hopeless(dataset: MvmDataset) -> None:
         raise CalibrationError("the recording cannot be calibrated: " + "; ".join(faults))
 
 
-def _split(dataset: MvmDataset, fraction: float) -> tuple[MvmDataset, MvmDataset]:
+def split_chronologically(dataset: MvmDataset, fraction: float) -> tuple[MvmDataset, MvmDataset]:
+    """Splits off the last part of every write: `(earlier, later)`."""
     held = np.zeros(len(dataset), dtype=np.bool_)
     for write in range(dataset.writes):
         members = np.flatnonzero(dataset.pattern == write)

@@ -1,8 +1,9 @@
-"""labrig's board protocol on the wire: frames, and the bytes of every message (docs/reference/board-protocol.md).
+"""labrig's board protocol on the wire: frames, and the bytes of every message.
 
-A frame is `magic "LR" | version u8 | type u8 | request id u32 | payload length u32 | payload | CRC32 u32`, all
-little endian; the CRC (that of zlib and Ethernet) covers everything before it. A host sends one request at a time,
-and the answer carries its request id, so that an answer is never taken for that of another request.
+The whole of it is in docs/reference/board-protocol.md. A frame is `magic "LR" | version u8 | type u8 |
+request id u32 | payload length u32 | payload | CRC32 u32`, all little endian; the CRC (that of zlib) covers
+everything before it. A host sends one request at a time, and the answer carries its id, so that it is never
+taken for the answer to another request.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ MAGIC: Final = b"LR"
 FRAME_VERSION: Final = 1
 PROTOCOL_VERSION: Final = 1
 MAX_PAYLOAD_BYTES: Final = 64 * 2**20
-# Of the payloads of Mvm and MvmAnswer, for those who split a batch.
+# What a payload holds beside its numbers, for those who split a batch or judge whether an array fits.
+PROGRAM_HEAD_BYTES: Final = 14
 MVM_HEAD_BYTES: Final = 8
 MVM_ANSWER_HEAD_BYTES: Final = 10
 

@@ -157,7 +157,8 @@ def test_script_prints_a_table_and_writes_every_number(
     report.main(report.Script("benchmarks.none", prepare, ["numpy"]))
     lines = capsys.readouterr().out.splitlines()
     assert "quick" in lines[0]
-    assert [line.split()[0] for line in lines if line][-3:] == ["case", "short", "long"]
+    assert [line.split()[:2] for line in lines if line][-2:] == [["1", "short"], ["2", "long"]]
+    assert lines[-1].endswith("  1")
     numbers = json.loads(output.read_text())
     assert [case["name"] for case in numbers["cases"]] == ["short", "long"]
     assert len(numbers["cases"][1]["seconds"]) == 3

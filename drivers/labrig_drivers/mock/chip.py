@@ -67,8 +67,8 @@ class ChipSettings:
     mismatch_sigma: float = 0.10
     stuck_fraction: float = 0.02
     wire_ohm: float = 1.5
-    gain_sigma: float = 0.15
-    offset_sigma_a: float = 4e-6
+    gain_sigma: float = 0.08
+    offset_sigma_a: float = 2e-6
     compression_a: float = 140e-6
     compression_sigma: float = 0.15
     amplifier_noise_a: float = 0.2e-6

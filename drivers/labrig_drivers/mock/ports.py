@@ -1,0 +1,168 @@
+"""Two ways to a host, one contract: a TCP connection, and a pseudo-terminal in place of a serial line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import termios
+import tty
+from typing import Final, Protocol
+
+_PIECE_BYTES: Final = 65536
+# How often a pseudo-terminal that nobody has open is looked at; the kernel offers nothing to wait for.
+_ABSENT_POLL_S: Final = 0.02
+# A host that takes no byte of an answer for so long is taken for gone.
+_STUCK_S: Final = 10.0
+
+
+class Port(Protocol):
+    """Bytes to and from one host."""
+
+    @property
+    def address(self) -> str:
+        """Where the host comes from, for the log."""
+        ...
+
+    @property
+    def outlives_host(self) -> bool:
+        """True for a line that stays when its host leaves, such as a serial one."""
+        ...
+
+    async def receive(self) -> bytes:
+        """Waits for bytes; empty when the host left."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Sends all of `data`, or drops it when the host has left."""
+        ...
+
+
+class TcpPort:
+    """One TCP connection of a server; keeps `Port`."""
+
+    outlives_host = False
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        # None when the host left before it was served.
+        host, port = (writer.get_extra_info("peername") or ("gone", 0))[:2]
+        self.address = f"tcp://{host}:{port}"
+        connection: socket.socket = writer.get_extra_info("socket")
+        # Without it a short answer waits for the acknowledgement of the one before.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # So that a host whose machine died does not keep the board for ever.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    async def receive(self) -> bytes:
+        """Waits for bytes; empty when the host left."""
+        try:
+            return await self._reader.read(_PIECE_BYTES)
+        except OSError:
+            return b""
+
+    async def send(self, data: bytes) -> None:
+        """Sends all of `data`, or drops it when the host left; cuts off one that takes nothing for long."""
+        self._writer.write(data)
+        try:
+            async with asyncio.timeout(_STUCK_S):
+                await self._writer.drain()
+        except TimeoutError:
+            self._writer.transport.abort()
+        except OSError:
+            return
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+class PtyPort:
+    """The device's end of a new pseudo-terminal in raw mode; keeps `Port`.
+
+    Attributes:
+        device: Path that a host opens like a serial port.
+        address: Where the host comes from, for the log.
+    """
+
+    outlives_host = True
+
+    def __init__(self) -> None:
+        self._master, host_end = os.openpty()
+        try:
+            # No echo and no translation even before the host has set its own end up.
+            tty.setraw(host_end)
+            self.device = os.ttyname(host_end)
+        finally:
+            os.close(host_end)
+        os.set_blocking(self._master, False)
+        self.address = f"serial://{self.device}"
+        self._host_was_there = False
+
+    async def receive(self) -> bytes:
+        """Waits for bytes; empty once when the host left, and then waits for the next host."""
+        while True:
+            try:
+                data = os.read(self._master, _PIECE_BYTES)
+            except BlockingIOError:
+                self._host_was_there = True
+                await self._ready(writing=False)
+                continue
+            except OSError as error:
+                # EIO: nobody has the other end open.
+                if error.errno != errno.EIO:
+                    raise
+                data = b""
+            if data:
+                self._host_was_there = True
+                return data
+            if self._host_was_there:
+                self._host_was_there = False
+                # The next host must not find what was meant for this one.
+                termios.tcflush(self._master, termios.TCOFLUSH)
+                return b""
+            await asyncio.sleep(_ABSENT_POLL_S)
+
+    async def send(self, data: bytes) -> None:
+        """Sends all of `data`, or drops the rest when the host left or takes nothing for long."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[os.write(self._master, rest) :]
+            except BlockingIOError:
+                try:
+                    async with asyncio.timeout(_STUCK_S):
+                        await self._ready(writing=True)
+                except TimeoutError:
+                    termios.tcflush(self._master, termios.TCOFLUSH)
+                    return
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                return
+
+    def close(self) -> None:
+        """Takes the pseudo-terminal away."""
+        os.close(self._master)
+
+    async def _ready(self, *, writing: bool) -> None:
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        add, remove = (
+            (loop.add_writer, loop.remove_writer) if writing else (loop.add_reader, loop.remove_reader)
+        )
+        add(self._master, _resolve, ready)
+        try:
+            await ready
+        finally:
+            remove(self._master)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

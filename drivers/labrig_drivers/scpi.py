@@ -1,0 +1,274 @@
+"""SCPI over a link: queries, settings that are checked in the error queue, and recovery after a timeout.
+
+Numbers that SCPI reserves (SCPI-99 volume 1, section 7.2.1.4 and the manuals of the instruments): 9.91e37 means "not
+a number", plus or minus 9.9e37 means "beyond the range".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from labrig_drivers.errors import (
+    IdentityError,
+    InstrumentError,
+    LinkDesyncedError,
+    ProtocolError,
+    StateError,
+)
+from labrig_drivers.instrument import Identity
+from labrig_drivers.links.base import Link, LinkState
+from labrig_drivers.links.framing import LineFraming
+
+_NAN = 9.91e37
+_OVERFLOW = 9.9e37
+_MAX_ERRORS = 50
+# A serial port cannot drop the answers to old questions; each attempt throws away what came during the one before.
+_RECOVERY_ATTEMPTS = 3
+
+_FLOAT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_ERROR = re.compile(r'([+-]?\d+)\s*,\s*"?(.*?)"?')
+_LINE = LineFraming()
+
+
+def format_float(value: float) -> str:
+    """Text of a number that reads back as the same double.
+
+    Raises:
+        ValueError: The number is not finite; no instrument has a text for that.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"{value} cannot be sent to an instrument")
+    return repr(float(value))
+
+
+def parse_float(text: str) -> float:
+    """Reads one number strictly; 9.91e37 becomes NaN, plus or minus 9.9e37 becomes infinite.
+
+    Raises:
+        ProtocolError: The text is not one decimal number.
+    """
+    stripped = text.strip()
+    if not _FLOAT.fullmatch(stripped):
+        raise ProtocolError(f"expected a number, got {text!r}")
+    value = float(stripped)
+    if value == _NAN:
+        return math.nan
+    if abs(value) == _OVERFLOW:
+        return math.copysign(math.inf, value)
+    return value
+
+
+class ScpiChannel:
+    """One SCPI instrument on one link: one task at a time, and no answer from before a fault.
+
+    After an exchange that did not complete, or an answer that made no sense, the next call first reopens the link
+    and has the identity confirmed; nothing is sent a second time. A connection that the peer closed is different:
+    every call raises `LinkLostError` until `recover()` is called, since the instrument may have been switched off.
+
+    Args:
+        link: The link; the channel owns it.
+        name: What messages call the instrument.
+        timeout_s: Deadline in s of one exchange, where a call names no other.
+    """
+
+    def __init__(self, link: Link, name: str, *, timeout_s: float = 5.0) -> None:
+        self._link = link
+        self._name = name
+        self._timeout_s = timeout_s
+        self._lock = asyncio.Lock()
+        self._owner: asyncio.Task[object] | None = None
+        self._identity: Identity | None = None
+        self._in_doubt = False
+
+    @property
+    def name(self) -> str:
+        """What messages call the instrument."""
+        return self._name
+
+    @property
+    def address(self) -> str:
+        """Where the link goes."""
+        return self._link.address
+
+    @property
+    def identity(self) -> Identity:
+        """What the instrument answered to `identify()`.
+
+        Raises:
+            StateError: It was not asked yet.
+        """
+        if self._identity is None:
+            raise StateError(f"{self._name}: not open; the identity is known after open()")
+        return self._identity
+
+    async def open(self) -> None:
+        """Opens the link."""
+        self._in_doubt = False
+        await self._link.open(timeout_s=self._timeout_s)
+
+    async def close(self) -> None:
+        """Closes the link and forgets the identity; harmless when closed."""
+        self._identity = None
+        await self._link.close()
+
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncIterator[None]:
+        """Keeps other tasks out for several calls; may be nested inside one task."""
+        task = asyncio.current_task()
+        if task is not None and task is self._owner:
+            yield
+            return
+        async with self._lock:
+            self._owner = task
+            try:
+                yield
+            finally:
+                self._owner = None
+
+    async def query(self, text: str, *, timeout_s: float | None = None) -> str:
+        """Sends one query and returns its answer without the line end.
+
+        Raises:
+            LinkError: The exchange failed, or the link could not be recovered after an earlier failure.
+            ProtocolError: The answer is not ASCII.
+        """
+        async with self.exclusive():
+            await self._synchronise()
+            return await self._ask(text, timeout_s)
+
+    async def query_floats(self, text: str, *, count: int, timeout_s: float | None = None) -> list[float]:
+        """Sends one query and returns its answer as `count` numbers, read strictly.
+
+        Raises:
+            LinkError: The exchange failed.
+            ProtocolError: The answer is not that many numbers.
+        """
+        async with self.exclusive():
+            answer = await self.query(text, timeout_s=timeout_s)
+            fields = answer.split(",")
+            if len(fields) != count:
+                raise self._doubt(f"{text!r} was answered {answer!r}, expected {count} numbers")
+            try:
+                return [parse_float(field) for field in fields]
+            except ProtocolError as error:
+                raise self._doubt(f"{text!r} was answered {answer!r}: {error}") from error
+
+    async def query_flag(self, text: str) -> bool:
+        """Sends one query whose answer is 0 or 1.
+
+        Raises:
+            LinkError: The exchange failed.
+            ProtocolError: The answer is neither.
+        """
+        async with self.exclusive():
+            answer = await self.query(text)
+            if answer.strip() not in {"0", "1"}:
+                raise self._doubt(f"{text!r} was answered {answer!r}, expected 0 or 1")
+            return answer.strip() == "1"
+
+    async def write(self, text: str) -> None:
+        """Sends one setting, then reads the error queue. Never sent twice.
+
+        Raises:
+            InstrumentError: The instrument put an error into its queue.
+            LinkError: The exchange failed; whether the setting took place is unknown.
+        """
+        async with self.exclusive():
+            await self._synchronise()
+            await self._link.exchange(_encode(text), None, timeout_s=self._timeout_s)
+            errors = await self.drain_errors()
+            if errors:
+                raise InstrumentError(errors[0][0], "; ".join(error[1] for error in errors), text, self._name)
+
+    async def drain_errors(self) -> list[tuple[int, str]]:
+        """Reads the error queue until it is empty: (code, text) pairs, oldest first.
+
+        Raises:
+            ProtocolError: An answer is no error entry, or the queue does not end.
+        """
+        errors: list[tuple[int, str]] = []
+        async with self.exclusive():
+            while len(errors) < _MAX_ERRORS:
+                answer = await self.query(":SYST:ERR?")
+                entry = _ERROR.fullmatch(answer.strip())
+                if entry is None:
+                    raise self._doubt(f"':SYST:ERR?' was answered {answer!r}, expected a code and a text")
+                if int(entry[1]) == 0:
+                    return errors
+                errors.append((int(entry[1]), entry[2]))
+        raise self._doubt(f"{_MAX_ERRORS} errors were read and the queue is not empty, the last is {errors[-1]}")
+
+    async def identify(self) -> Identity:
+        """Asks who the instrument is and remembers the answer for every later recovery.
+
+        Raises:
+            LinkError: The exchange failed.
+            ProtocolError: The answer is no identity.
+        """
+        async with self.exclusive():
+            self._identity = Identity.parse(await self._ask("*IDN?", None))
+            return self._identity
+
+    async def recover(self) -> None:
+        """Reopens the link and goes on only when the same instrument answers, and nothing old comes after it.
+
+        An instrument answers in the order of the questions: once the identity and then the 1 of `*OPC?` came as
+        asked, everything older is gone.
+
+        Raises:
+            StateError: The instrument was never identified.
+            IdentityError: Another instrument answers.
+            LinkError: The link could not be reopened, or no sensible answer came.
+        """
+        async with self.exclusive():
+            expected = self.identity
+            attempt = 1
+            while not await self._attempt_recovery(expected, last=attempt == _RECOVERY_ATTEMPTS):
+                attempt += 1
+            self._in_doubt = False
+
+    async def _attempt_recovery(self, expected: Identity, *, last: bool) -> bool:
+        self._in_doubt = True
+        await self._link.reopen(timeout_s=self._timeout_s)
+        try:
+            found = Identity.parse(await self._ask("*IDN?", None))
+            in_step = found == expected and (await self._ask("*OPC?", None)).strip() == "1"
+        except ProtocolError as error:
+            if not last:
+                return False
+            raise LinkDesyncedError(
+                f"{self._name} at {self.address} does not come back into step ({error}); switch it off and on"
+            ) from error
+        if in_step or not last:
+            return in_step
+        if found != expected:
+            raise IdentityError(str(expected), str(found), self.address)
+        raise LinkDesyncedError(
+            f"{self._name} at {self.address} keeps answering questions of before; switch it off and on"
+        )
+
+    async def _synchronise(self) -> None:
+        if self._in_doubt or self._link.state is LinkState.DESYNCHRONISED:
+            await self.recover()
+
+    async def _ask(self, text: str, timeout_s: float | None) -> str:
+        answer = await self._link.exchange(_encode(text), _LINE, timeout_s=timeout_s or self._timeout_s)
+        try:
+            return answer.decode("ascii")
+        except UnicodeDecodeError as error:
+            raise self._doubt(f"{text!r} was answered {answer[:60]!r}, which is not ASCII") from error
+
+    def _doubt(self, what: str) -> ProtocolError:
+        # An answer that makes no sense may belong to another question, so the link is not trusted any further.
+        self._in_doubt = True
+        return ProtocolError(f"{self._name} at {self.address}: {what}")
+
+
+def _encode(text: str) -> bytes:
+    if "\n" in text or not text.isascii():
+        raise ValueError(f"one line of ASCII is one command, not {text!r}")
+    return text.encode("ascii") + b"\n"

@@ -1,0 +1,118 @@
+"""Watches the array supply beside a run: what it reads, and the energy that it gives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from labrig_drivers.source_meter import Reading, SourceMeter
+
+from labrig.cleanup import finish
+from labrig.events import Alarm, EventBus, SupplyRead
+
+
+class EnergyMeter:
+    """Reads a source-meter again and again in a task of its own. Use as `async with EnergyMeter(...) as meter:`.
+
+    Args:
+        supply: The source-meter, its output on.
+        bus: Gets every reading, and an alarm when the supply is at its limit or can no longer be read.
+        record: Called with every reading, such as `RecordingWriter.append_supply`.
+        period_s: Pause in s between two readings.
+    """
+
+    def __init__(
+        self,
+        supply: SourceMeter,
+        bus: EventBus,
+        record: Callable[[Reading], Awaitable[object]] | None = None,
+        *,
+        period_s: float = 0.2,
+    ) -> None:
+        self._supply = supply
+        self._bus = bus
+        self._record = record
+        self._period_s = period_s
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._last: Reading | None = None
+        self._joules = 0.0
+        self._alarmed = False
+
+    async def start(self) -> None:
+        """Takes the first reading and goes on beside the caller."""
+        await self._read()
+        self._stopping.clear()
+        self._task = asyncio.create_task(self._watch(), name="labrig-energy-meter")
+
+    async def stop(self) -> None:
+        """Takes the last reading and ends. Harmless when not started.
+
+        Raises:
+            LabrigError: The supply could not be read, now or earlier.
+        """
+        await self._end_task()
+        self.check()
+        if self._task is not None:
+            self._task = None
+            await self._read()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if exc is None:
+            await self.stop()
+        else:
+            await self._end_task()
+
+    def joules(self) -> float:
+        """Energy in J since the start, voltage times current integrated by trapezoids."""
+        return self._joules
+
+    def check(self) -> None:
+        """Raises what ended the watching, if anything did: a run whose supply cannot be read should not go on."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+
+    async def _end_task(self) -> None:
+        # Asked to end, never cancelled: a reading that is cut in two leaves a link that cannot switch off at once.
+        self._stopping.set()
+        if self._task is not None:
+            await finish(self._ended(self._task))
+
+    async def _ended(self, task: asyncio.Task[None]) -> None:
+        await asyncio.wait([task])
+
+    async def _watch(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), self._period_s)
+                    return
+                await self._read()
+        except Exception as error:
+            self._bus.publish(Alarm(f"the array supply can no longer be read: {error}"))
+            raise
+
+    async def _read(self) -> None:
+        reading = await self._supply.measure()
+        if self._last is not None:
+            before_w = self._last.voltage_v * self._last.current_a
+            now_w = reading.voltage_v * reading.current_a
+            self._joules += 0.5 * (before_w + now_w) * (reading.time_s - self._last.time_s)
+        self._last = reading
+        if self._record is not None:
+            await self._record(reading)
+        self._bus.publish(SupplyRead(reading))
+        if reading.in_compliance and not self._alarmed:
+            self._alarmed = True
+            self._bus.publish(
+                Alarm(f"the array supply is at its limit ({reading.voltage_v:.4g} V, {reading.current_a:.4g} A)")
+            )

@@ -1,0 +1,213 @@
+"""What a recording looks like inside: every dataset of every stream, in one table.
+
+The file is NeXus (NXroot, NXentry, NXdata with signal and axes) and carries netCDF dimension scales, so that silx,
+H5Web and xarray open it without labrig.
+
+    entry/array_0            NXdata: one row for each MVM, `committed` says how many rows count
+    entry/array_0/writes     NXdata: one row for each programming of the array, with its own `committed`
+    entry/journal/array_0    one row for each block of MVMs: where it lies, its checksum, the hash of its point
+    entry/supply             NXdata: readings of the array supply
+    entry/instruments/NAME   NXinstrument: identity and settings
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from labrig_drivers.crossbar import BoardInfo
+from numpy.typing import DTypeLike, NDArray
+
+from labrig.plans.base import StreamCapacity
+
+FILE_FORMAT = "labrig-recording"
+FORMAT_MAJOR = 1
+FORMAT_VERSION = f"{FORMAT_MAJOR}.0"
+
+COMMITTED = "committed"
+# Two NeXus texts that change while a run ends; their size is fixed, so that nothing moves in the file.
+TEXT_BYTES = 40
+
+POINT_HASH_BYTES = 16
+JOURNAL_DTYPE = np.dtype(
+    [("point", "u1", (POINT_HASH_BYTES,)), ("start", "<i8"), ("rows", "<i8"), ("crc32", "<u4"), ("kind", "i1")]
+)
+
+# Each commit rewrites the chunk that it ends in, so chunks are small.
+_CHUNK_BYTES = 64 * 1024
+# What HDF5 needs for a dataset with its attributes and scales, and for one entry of a chunk index, from above.
+_DATASET_METADATA_BYTES = 8 * 1024
+_CHUNK_METADATA_BYTES = 160
+_LEAST_METADATA_BYTES = 256 * 1024
+_INDEX_BYTES = np.dtype("<i4").itemsize
+
+
+@dataclass(frozen=True)
+class Column:
+    """One dataset of a stream; its first axis is the stream's.
+
+    Attributes:
+        name: Name in the group.
+        dtype: Stored type.
+        shape: Shape of one row.
+        units: SI unit as text, empty for pure numbers and codes.
+        meaning: NeXus `long_name`.
+        fill: Value of rows that were never written.
+        dims: Names of the axes after the first.
+    """
+
+    name: str
+    dtype: DTypeLike
+    shape: tuple[int, ...]
+    units: str
+    meaning: str
+    fill: float
+    dims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A group of datasets that grow together, with one `committed` counter.
+
+    Attributes:
+        path: Group in the file.
+        axis: Name of the first axis.
+        columns: The datasets.
+        rows: How many rows are reserved.
+        signal: Which dataset a viewer plots.
+        axes: What NeXus calls the axes of the signal.
+    """
+
+    path: str
+    axis: str
+    columns: tuple[Column, ...]
+    rows: int
+    signal: str
+    axes: tuple[str, ...]
+
+    @property
+    def reserved(self) -> int:
+        """Rows that the datasets have from the start; at least one, an empty dataset cannot be allocated."""
+        return max(self.rows, 1)
+
+
+def mvm_stream(array: int, info: BoardInfo, capacity: StreamCapacity) -> Stream:
+    """The MVMs of one array."""
+    rows, columns = info.rows, info.columns
+    return Stream(
+        path=f"entry/array_{array}",
+        axis="mvm",
+        rows=capacity.rows,
+        signal="current_code",
+        axes=("mvm", "column"),
+        columns=(
+            Column("voltage_v", "<f4", (rows,), "V", "commanded word line voltage", math.nan, ("row",)),
+            Column("current_code", "<i2", (columns,), "", "raw ADC code", -32768, ("column",)),
+            Column("saturated", "u1", (columns,), "", "1 where the ADC was at an end", 255, ("column",)),
+            Column("write", "<i4", (), "", "which write of this file was read", -1),
+            Column("kind", "i1", (), "", "what the vector was for", -1),
+            Column("time_s", "<f8", (), "s", "board clock", math.nan),
+        ),
+    )
+
+
+def write_stream(array: int, info: BoardInfo, capacity: StreamCapacity) -> Stream:
+    """The programmings of one array."""
+    return Stream(
+        path=f"entry/array_{array}/writes",
+        axis="write",
+        rows=capacity.writes,
+        signal="target_conductance_s",
+        axes=("write", "row", "column"),
+        columns=(
+            Column(
+                "target_conductance_s",
+                "<f4",
+                (info.rows, info.columns),
+                "S",
+                "target conductance",
+                math.nan,
+                ("row", "column"),
+            ),
+            Column("programmed_at_s", "<f8", (), "s", "board clock at the end of the programming", math.nan),
+            Column("rms_error_s", "<f8", (), "S", "rms of read-back minus target", math.nan),
+            Column("pulses", "<i8", (), "", "programming pulses spent", -1),
+            Column("crc32", "<u4", (), "", "checksum of the other columns of this row", 0),
+        ),
+    )
+
+
+def supply_stream(rows: int) -> Stream:
+    """The readings of the array supply."""
+    return Stream(
+        path="entry/supply",
+        axis="reading",
+        rows=rows,
+        signal="current_a",
+        axes=("reading",),
+        columns=(
+            Column("time_s", "<f8", (), "s", "UTC", math.nan),
+            Column("voltage_v", "<f8", (), "V", "voltage at the array supply", math.nan),
+            Column("current_a", "<f8", (), "A", "current of the array supply", math.nan),
+            Column("in_compliance", "u1", (), "", "1 where the limit determined the output", 255),
+        ),
+    )
+
+
+def journal_path(array: int) -> str:
+    """The dataset that tells the blocks of one array apart."""
+    return f"entry/journal/array_{array}"
+
+
+def chunk_rows(row_bytes: int, rows: int) -> int:
+    """Rows in a chunk: 64 kB, but never more than there are rows."""
+    return max(1, min(rows, _CHUNK_BYTES // max(row_bytes, 1)))
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """How large a recording will be.
+
+    Attributes:
+        metadata_bytes: Room for everything that is not rows, in one block at the front of the file.
+        data_bytes: Room for all rows that are reserved.
+    """
+
+    metadata_bytes: int
+    data_bytes: int
+
+
+def file_size(streams: Iterable[Stream], capacity: Mapping[int, StreamCapacity], text_bytes: int) -> FileSize:
+    """Size of a file with these streams, from above for the metadata.
+
+    Args:
+        streams: All streams.
+        capacity: The reserved blocks of each array's journal.
+        text_bytes: Length of all texts that describe the run.
+    """
+    tables = [(_row_bytes(column), one.reserved) for one in streams for column in one.columns]
+    tables += [(_INDEX_BYTES, one.reserved) for one in streams]
+    tables += [(JOURNAL_DTYPE.itemsize, max(one.blocks, 1)) for one in capacity.values()]
+    data_bytes = chunks = 0
+    for row_bytes, rows in tables:
+        size = chunk_rows(row_bytes, rows)
+        count = -(-rows // size)
+        chunks += count
+        data_bytes += count * size * row_bytes
+    metadata_bytes = 2 * text_bytes + _DATASET_METADATA_BYTES * len(tables) + _CHUNK_METADATA_BYTES * chunks
+    return FileSize(max(_LEAST_METADATA_BYTES, metadata_bytes), data_bytes)
+
+
+def crc32_of(columns: Iterable[NDArray[np.generic]]) -> int:
+    """CRC-32 of the stored bytes of one block, column after column."""
+    crc = 0
+    for column in columns:
+        crc = zlib.crc32(np.ascontiguousarray(column).tobytes(), crc)
+    return crc
+
+
+def _row_bytes(column: Column) -> int:
+    return int(np.dtype(column.dtype).itemsize * np.prod(column.shape, dtype=np.int64))

@@ -1,0 +1,194 @@
+"""Builds the whole structure of a recording, so that nothing but rows changes while a run lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import h5py
+import numpy as np
+from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.errors import StorageError
+from numpy.typing import DTypeLike
+
+from labrig.plans.base import StreamCapacity
+from labrig.recording import layout
+from labrig.recording.header import RecordingHeader, board_info_to_json
+
+_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+
+
+def create_file(
+    path: Path,
+    header: RecordingHeader,
+    info: BoardInfo,
+    capacity: Mapping[int, StreamCapacity],
+    streams: Sequence[layout.Stream],
+) -> h5py.File:
+    """Creates a recording with all its structure and space, safely on disk.
+
+    Raises:
+        StorageError: The file exists already, the folder cannot be written, or the disk is too full. No file is left.
+    """
+    texts = _root_attributes(header, info)
+    text_bytes = sum(len(text.encode()) for text in texts.values())
+    size = layout.file_size(streams, capacity, text_bytes)
+    _reserve(path, size.metadata_bytes + size.data_bytes)
+    try:
+        file = h5py.File(path, "w", meta_block_size=size.metadata_bytes)
+        try:
+            _build(file, texts, header, info, capacity, streams)
+            file.flush()
+            os.fsync(file.id.get_vfd_handle())
+            _sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError, RuntimeError):
+                file.close()
+            raise
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise StorageError(f"{path}: cannot be created: {error}") from error
+        raise
+    return file
+
+
+def _reserve(path: Path, size_bytes: int) -> None:
+    """Takes the name and proves that the space is there; HDF5 then writes every byte of it."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+    except FileExistsError as error:
+        raise StorageError(f"{path}: exists already and is not overwritten; choose another name") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be created: {error.strerror}") from error
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in _NO_FALLOCATE:
+            path.unlink()
+            raise StorageError(
+                f"{path}: {size_bytes / 1e6:.1f} MB are needed for the whole run and cannot be reserved: "
+                f"{error.strerror}"
+            ) from error
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _root_attributes(header: RecordingHeader, info: BoardInfo) -> dict[str, str]:
+    return {
+        "NX_class": "NXroot",
+        "default": "entry",
+        "file_format": layout.FILE_FORMAT,
+        "format_version": layout.FORMAT_VERSION,
+        "versions": json.dumps(dict(header.versions)),
+        "git_commit": header.git_commit,
+        "rig_name": header.rig_name,
+        "rig_toml": header.rig_toml,
+        "plan": json.dumps(dict(header.plan)),
+        "board_info": board_info_to_json(info),
+        "chip_id": info.chip_id,
+        "identities": json.dumps({name: asdict(identity) for name, identity in header.identities.items()}),
+        "settings": json.dumps({name: dict(one) for name, one in header.settings.items()}),
+        "started_utc": header.started_utc,
+    }
+
+
+def _build(
+    file: h5py.File,
+    texts: Mapping[str, str],
+    header: RecordingHeader,
+    info: BoardInfo,
+    capacity: Mapping[int, StreamCapacity],
+    streams: Sequence[layout.Stream],
+) -> None:
+    # Metadata first: where the tail of a file is lost, what it was about is not.
+    file.attrs.update(texts)
+    entry = file.create_group("entry")
+    entry.attrs["NX_class"] = "NXentry"
+    entry.attrs["default"] = f"array_{min(capacity)}" if capacity else "supply"
+    entry["title"] = f"{header.plan.get('name', 'run')} on {header.rig_name}"
+    entry["definition"] = layout.FILE_FORMAT
+    entry["start_time"] = header.started_utc
+    for name, value in (("end_time", ""), ("status", "running")):
+        entry.create_dataset(name, data=np.bytes_(value), dtype=f"S{layout.TEXT_BYTES}")
+    _build_instruments(entry, header)
+    for stream in streams:
+        _build_stream(file, stream, info)
+    entry.create_group("journal").attrs["NX_class"] = "NXcollection"
+    for array, one in capacity.items():
+        journal = np.zeros((), layout.JOURNAL_DTYPE)
+        journal["start"] = -1
+        _create_table(file, layout.journal_path(array), layout.JOURNAL_DTYPE, (), max(one.blocks, 1), journal)
+
+
+def _build_instruments(entry: h5py.Group, header: RecordingHeader) -> None:
+    instruments = entry.create_group("instruments")
+    instruments.attrs["NX_class"] = "NXcollection"
+    for name, identity in header.identities.items():
+        group = instruments.create_group(name)
+        group.attrs["NX_class"] = "NXinstrument"
+        group["name"] = str(identity)
+        for key, value in asdict(identity).items():
+            group[key] = value
+        group["settings"] = json.dumps(dict(header.settings.get(name, {})))
+
+
+def _build_stream(file: h5py.File, stream: layout.Stream, info: BoardInfo) -> None:
+    group = file.create_group(stream.path)
+    group.attrs["NX_class"] = "NXdata"
+    group.attrs["signal"] = stream.signal
+    group.attrs["axes"] = np.array(stream.axes, dtype=h5py.string_dtype())
+    group.create_dataset(layout.COMMITTED, data=np.int64(0)).attrs["units"] = ""
+    _create_table(file, f"{stream.path}/{stream.axis}", "<i4", (), stream.reserved, np.int32(-1))
+    index = group[stream.axis]
+    index[...] = np.arange(stream.reserved, dtype=np.int32)
+    scales = {stream.axis: index}
+    for name, count in (("row", info.rows), ("column", info.columns)):
+        if any(name in column.dims for column in stream.columns):
+            scales[name] = group.create_dataset(name, data=np.arange(count, dtype=np.int32))
+    for name, scale in scales.items():
+        scale.make_scale(name)
+        scale.attrs["units"] = ""
+        scale.attrs["long_name"] = f"index of the {name}"
+    for column in stream.columns:
+        _create_table(
+            file, f"{stream.path}/{column.name}", column.dtype, column.shape, stream.reserved, column.fill
+        )
+        dataset = group[column.name]
+        dataset.attrs["units"] = column.units
+        dataset.attrs["long_name"] = column.meaning
+        for axis, name in enumerate((stream.axis, *column.dims)):
+            dataset.dims[axis].attach_scale(scales[name])
+    if stream.signal == "current_code":
+        lsb = group.create_dataset("adc_lsb_a", data=info.adc_lsb_a)
+        lsb.attrs["units"] = "A"
+        lsb.attrs["long_name"] = "current of one ADC step"
+        lsb.dims[0].attach_scale(scales["column"])
+
+
+def _create_table(
+    file: h5py.File, path: str, dtype: DTypeLike, row_shape: tuple[int, ...], rows: int, fill: object
+) -> None:
+    """A chunked dataset whose space is allocated and filled now."""
+    row_bytes = int(np.dtype(dtype).itemsize * np.prod(row_shape, dtype=np.int64))
+    shape = (rows, *row_shape)
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((layout.chunk_rows(row_bytes, rows), *row_shape))
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)
+    properties.set_fill_value(np.asarray(fill, dtype=dtype))
+    space = h5py.h5s.create_simple(shape, (h5py.h5s.UNLIMITED, *row_shape))
+    h5py.h5d.create(file.id, path.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, properties)

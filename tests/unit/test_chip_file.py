@@ -1,0 +1,84 @@
+"""`chip.safetensors`: what goes in comes out, and damaged files are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.io import load_chip, save_chip
+from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate
+from safetensors.numpy import save_file
+
+
+def random_array(index: int, rows: int, columns: int, writes: int, seed: int) -> ArrayParameters:
+    rng = np.random.default_rng(seed)
+
+    def estimate(unit: str, *shape: int) -> Estimate:
+        return Estimate(rng.normal(size=shape), rng.uniform(size=shape), unit)
+
+    return ArrayParameters(
+        array=index,
+        gain=estimate("1", columns),
+        offset=estimate("A", columns),
+        compression=estimate("1/A", columns),
+        drift=estimate("1", columns),
+        amplifier_noise=estimate("A^2", columns),
+        shot_noise=estimate("A", columns),
+        conductance_noise=estimate("1", columns),
+        programming=estimate("1", 3),
+        cell_slope=rng.normal(size=(rows, columns)),
+        cell_intercept_s=rng.normal(size=(rows, columns)),
+        stuck=rng.random((rows, columns)) < 0.5,
+        write_conductance_s=rng.normal(size=(writes, rows, columns)),
+        drift_reference_s=float(rng.uniform(0.1, 10)),
+        converters=ConverterRange(0.3, 0.002, rng.uniform(size=columns), -512, 511, 1e-6, 1e-4),
+    )
+
+
+@given(
+    arrays=st.lists(st.integers(0, 20), min_size=1, max_size=3, unique=True),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3)),
+    chip_id=st.text(min_size=1, max_size=12),
+)
+@settings(max_examples=30, deadline=None)
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, arrays: list[int], shape: tuple[int, int, int], chip_id: str
+) -> None:
+    path = tmp_path_factory.mktemp("chip") / "chip.safetensors"
+    chip = ChipParameters(chip_id, {index: random_array(index, *shape, seed=index) for index in arrays}, {"n": 3})
+    save_chip(path, chip)
+    loaded = load_chip(path)
+    assert loaded.chip_id == chip_id
+    assert loaded.provenance == {"n": 3}
+    assert sorted(loaded.arrays) == sorted(arrays)
+    for index, array in chip.arrays.items():
+        other = loaded.arrays[index]
+        for name, estimate in array.estimates().items():
+            np.testing.assert_array_equal(other.estimates()[name].value, estimate.value)
+            np.testing.assert_array_equal(other.estimates()[name].error, estimate.error)
+            assert other.estimates()[name].unit == estimate.unit
+        np.testing.assert_array_equal(other.stuck, array.stuck)
+        np.testing.assert_array_equal(other.write_conductance_s, array.write_conductance_s)
+        np.testing.assert_array_equal(other.converters.adc_lsb_a, array.converters.adc_lsb_a)
+        assert other.converters.code_max == 511
+        assert other.drift_reference_s == array.drift_reference_s
+    assert [file.name for file in path.parent.iterdir()] == ["chip.safetensors"]
+
+
+def test_missing_foreign_and_truncated_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "chip.safetensors"
+    with pytest.raises(SurrogateError, match="no such file; make it with `labrig calibrate"):
+        load_chip(path)
+    save_file({"x": np.zeros(3)}, path)
+    with pytest.raises(SurrogateError, match="not a labrig chip file"):
+        load_chip(path)
+    save_chip(path, ChipParameters("A", {0: random_array(0, 3, 3, 2, 0)}, {}))
+    whole = path.read_bytes()
+    for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(SurrogateError):
+            load_chip(path)
+    with pytest.raises(SurrogateError, match="cannot be written"):
+        save_chip(tmp_path / "absent" / "chip.safetensors", ChipParameters("A", {}, {}))
