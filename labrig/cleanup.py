@@ -14,7 +14,7 @@ async def finish(work: Coroutine[object, object, T]) -> T:
 
     Raises:
         asyncio.CancelledError: The caller was cancelled while `work` ran, and `work` ended well.
-        Exception: Whatever `work` raised; it outranks a cancellation, because it may say that an output is still on.
+        Exception: Whatever `work` raised; it outranks a cancellation: perhaps it says that an output is on.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

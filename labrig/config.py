@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
-import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Literal
 
-from labrig_drivers.errors import ConfigError
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 
 from labrig.toml_lines import key_lines, line_of
+from labrig.toml_models import Fault, Section, check_toml, read_toml
+from labrig_drivers.errors import ConfigError
 
 DRIVER_GROUP = "labrig.drivers"
-
-_SI_UNIT = re.compile(r"_(v_per_s|v|a|w)$")
-_UNIT = re.compile(r"_[a-z]+(_per_[a-z]+)?$", re.IGNORECASE)
 
 # Instruments are named groups in a recording, hence no slash and no dot.
 InstrumentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
@@ -28,20 +23,14 @@ LinkUrl = Annotated[str, StringConstraints(pattern=r"^[a-z]+://.+")]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class RigSection(_Section):
+class RigSection(Section):
     """The rig as a whole."""
 
     name: Annotated[str, Field(min_length=1)]
     """How messages and recordings call this rig."""
 
 
-class BoardConfig(_Section):
+class BoardConfig(Section):
     """The crossbar board."""
 
     driver: str
@@ -56,7 +45,7 @@ class BoardConfig(_Section):
     """Settings of a driver that runs in this process."""
 
 
-class SourceMeterConfig(_Section):
+class SourceMeterConfig(Section):
     """One source-meter."""
 
     driver: str
@@ -77,7 +66,7 @@ class SourceMeterConfig(_Section):
     """Integration time in power line cycles."""
 
 
-class SafetyConfig(_Section):
+class SafetyConfig(Section):
     """The envelope of the whole rig: what no request may exceed."""
 
     max_voltage_v: Positive
@@ -92,7 +81,7 @@ class SafetyConfig(_Section):
     """Highest voltage in V of the array's word lines, either sign."""
 
 
-class RigFile(_Section):
+class RigFile(Section):
     """A labrig rig file."""
 
     rig: RigSection
@@ -126,12 +115,6 @@ class RigConfig:
         return f"{self.path}:{line_of(key_lines(self.source_text), key.split('.'))}"
 
 
-@dataclass(frozen=True)
-class _Fault:
-    key: tuple[str, ...]
-    reason: str
-
-
 def installed_drivers() -> dict[str, EntryPoint]:
     """The drivers of this Python environment by entry point name (group `labrig.drivers`)."""
     return {point.name: point for point in sorted(entry_points(group=DRIVER_GROUP))}
@@ -141,16 +124,10 @@ def load_rig(path: Path | str) -> RigConfig:
     """Reads and checks a rig file.
 
     Raises:
-        ConfigError: The file cannot be read or is wrong; the message lists every fault as `file:line: key: reason`.
+        ConfigError: The file cannot be read, or is wrong; every fault is listed as `file:line: key: reason`.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    return parse_rig(text, path)
+    return parse_rig(read_toml(path), path)
 
 
 def parse_rig(text: str, path: Path, *, drivers: Collection[str] | None = None) -> RigConfig:
@@ -164,20 +141,8 @@ def parse_rig(text: str, path: Path, *, drivers: Collection[str] | None = None) 
     Raises:
         ConfigError: The text is wrong; the message lists every fault.
     """
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(_syntax_fault(error, text, path)) from error
-    faults = list(_cross_faults(raw, installed_drivers() if drivers is None else drivers))
-    checked: RigFile | None = None
-    try:
-        checked = RigFile.model_validate(raw)
-    except ValidationError as error:
-        faults += [_schema_fault(item["type"], item["loc"], item["msg"]) for item in error.errors()]
-    if faults or checked is None:
-        lines = key_lines(text)
-        located = sorted((line_of(lines, fault.key), ".".join(fault.key), fault.reason) for fault in faults)
-        raise ConfigError("\n".join(f"{path}:{line}: {key}: {reason}" for line, key, reason in located))
+    known = installed_drivers() if drivers is None else drivers
+    checked = check_toml(text, path, RigFile, lambda raw: _cross_faults(raw, known))
     return RigConfig(checked.rig, checked.board, checked.source_meters, checked.safety, path, text)
 
 
@@ -194,111 +159,59 @@ def shipped_rig(name: str) -> Path:
     """
     # In a wheel they lie inside the package, in a checkout beside it.
     package = Path(str(importlib.resources.files("labrig")))
-    folders = [
-        folder for folder in (package / "rig_configs", package.parent / "rig_configs") if folder.is_dir()
-    ]
+    folders = [folder for folder in (package / "rig_configs", package.parent / "rig_configs") if folder.is_dir()]
     for folder in folders:
         path = folder / f"{name}.toml"
         if path.is_file():
             return path
     known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
-    raise ConfigError(
-        f"no rig file named {name!r} comes with labrig; there are: {', '.join(known) or 'none'}"
-    )
+    raise ConfigError(f"no rig file named {name!r} comes with labrig; there are: {', '.join(known) or 'none'}")
 
 
-def _syntax_fault(error: tomllib.TOMLDecodeError, text: str, path: Path) -> str:
-    message = str(error)
-    found = re.search(r" \(at line (\d+), column \d+\)$", message)
-    line = int(found.group(1)) if found else len(text.splitlines()) or 1
-    return f"{path}:{line}: TOML: {message}"
-
-
-def _schema_fault(kind: str, loc: tuple[int | str, ...], message: str) -> _Fault:
-    # pydantic marks a bad key of a mapping by an extra "[key]" behind it.
-    key = tuple(str(part) for part in loc if part != "[key]")
-    if kind == "missing":
-        return _Fault(key, "is missing")
-    if kind == "extra_forbidden":
-        return _Fault(key, _unknown_key(key))
-    return _Fault(key, message[:1].lower() + message[1:])
-
-
-def _unknown_key(key: tuple[str, ...]) -> str:
-    known = _keys_at(key[:-1])
-    name = key[-1]
-    # The unit ends a name: level_voltage_mv and level_voltage both mean level_voltage_v.
-    stems = {name, _UNIT.sub("", name)}
-    for candidate in known:
-        if _SI_UNIT.search(candidate) and _SI_UNIT.sub("", candidate) in stems:
-            return f"unknown key; did you mean {candidate}? (SI units)"
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"unknown key; did you mean {close[0]}?"
-    return f"unknown key; known are {', '.join(known)}"
-
-
-def _keys_at(table: tuple[str, ...]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "rig": RigSection,
-        "board": BoardConfig,
-        "source_meters": SourceMeterConfig,
-        "safety": SafetyConfig,
-    }
-    model = sections[table[0]] if table else RigFile
-    return list(model.model_fields)
-
-
-def _cross_faults(raw: Mapping[str, object], drivers: Collection[str]) -> Iterator[_Fault]:
-    """Faults between keys, on values that are perhaps not valid by themselves, so that all come in one error."""
+def _cross_faults(raw: Mapping[str, object], drivers: Collection[str]) -> Iterator[Fault]:
+    """Faults between keys, on values that may be wrong by themselves, so that all come in one error."""
     board = _table(raw, "board")
     yield from _driver_fault(board, ("board",), drivers)
     if "link" in board and board.get("settings"):
-        yield _Fault(
-            ("board", "settings"), "only a driver without a link has settings; remove link or settings"
-        )
+        yield Fault(("board", "settings"), "only a driver without a link has settings; remove link or settings")
     supplies: list[str] = []
     for name, meter in _table(raw, "source_meters").items():
         if not isinstance(meter, dict):
             continue
         where = ("source_meters", name)
         if name == "board":
-            yield _Fault(where, "this name is taken by the crossbar board")
+            yield Fault(where, "this name is taken by the crossbar board")
         yield from _driver_fault(meter, where, drivers)
         yield from _envelope_faults(meter, where, _table(raw, "safety"))
         if meter.get("role") == "array-supply":
             for key in ("level_voltage_v", "limit_current_a"):
                 if key not in meter:
-                    yield _Fault((*where, key), "is missing; the role array-supply needs it")
+                    yield Fault((*where, key), "is missing; the role array-supply needs it")
             if supplies:
-                yield _Fault(
-                    (*where, "role"), f"only one array-supply is possible, {supplies[0]} is one already"
-                )
+                yield Fault((*where, "role"), f"only one array-supply is possible, {supplies[0]} is one already")
             supplies.append(name)
 
 
-def _driver_fault(
-    table: Mapping[str, object], where: tuple[str, ...], drivers: Collection[str]
-) -> Iterator[_Fault]:
+def _driver_fault(table: Mapping[str, object], where: tuple[str, ...], drivers: Collection[str]) -> Iterator[Fault]:
     driver = table.get("driver")
     if isinstance(driver, str) and driver not in drivers:
         known = ", ".join(sorted(drivers)) or "none"
-        yield _Fault((*where, "driver"), f"no driver named {driver!r} is installed; installed are: {known}")
+        yield Fault((*where, "driver"), f"no driver named {driver!r} is installed; installed are: {known}")
 
 
 def _envelope_faults(
     meter: Mapping[str, object], where: tuple[str, ...], safety: Mapping[str, object]
-) -> Iterator[_Fault]:
+) -> Iterator[Fault]:
     level_v, limit_a = _number(meter, "level_voltage_v"), _number(meter, "limit_current_a")
     max_v, max_a = _number(safety, "max_voltage_v"), _number(safety, "max_current_a")
     max_w = _number(safety, "max_power_w")
     if level_v is not None and max_v is not None and abs(level_v) > max_v:
-        yield _Fault((*where, "level_voltage_v"), f"{level_v:g} V exceeds safety.max_voltage_v = {max_v:g} V")
+        yield Fault((*where, "level_voltage_v"), f"{level_v:g} V exceeds safety.max_voltage_v = {max_v:g} V")
     if limit_a is not None and max_a is not None and limit_a > max_a:
-        yield _Fault((*where, "limit_current_a"), f"{limit_a:g} A exceeds safety.max_current_a = {max_a:g} A")
+        yield Fault((*where, "limit_current_a"), f"{limit_a:g} A exceeds safety.max_current_a = {max_a:g} A")
     if level_v is not None and limit_a is not None and max_w is not None and abs(level_v) * limit_a > max_w:
         power = f"{abs(level_v) * limit_a:g} W"
-        yield _Fault(
+        yield Fault(
             (*where, "limit_current_a"),
             f"level times limit is {power}, exceeds safety.max_power_w = {max_w:g} W",
         )

@@ -8,14 +8,13 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from labrig_drivers.source_meter import Reading, SourceMeter
-
 from labrig.cleanup import finish
 from labrig.events import Alarm, EventBus, SupplyRead
+from labrig_drivers.source_meter import Reading, SourceMeter
 
 
 class EnergyMeter:
-    """Reads a source-meter again and again in a task of its own. Use as `async with EnergyMeter(...) as meter:`.
+    """Reads a source-meter again and again in a task of its own: `async with EnergyMeter(...) as meter:`.
 
     Args:
         supply: The source-meter, its output on.
@@ -114,5 +113,7 @@ class EnergyMeter:
         if reading.in_compliance and not self._alarmed:
             self._alarmed = True
             self._bus.publish(
-                Alarm(f"the array supply is at its limit ({reading.voltage_v:.4g} V, {reading.current_a:.4g} A)")
+                Alarm(
+                    f"the array supply is at its limit ({reading.voltage_v:.4g} V, {reading.current_a:.4g} A)"
+                )
             )

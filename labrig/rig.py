@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from labrig.cleanup import finish
+from labrig.config import BoardConfig, RigConfig, SourceMeterConfig, installed_drivers, load_rig
+from labrig.safety import Envelope, GuardedBoard, GuardedSourceMeter
 from labrig_drivers.crossbar import CrossbarBoard
 from labrig_drivers.errors import ConfigError, LabrigError
 from labrig_drivers.instrument import ExpectedIdentity, Identity, Instrument
 from labrig_drivers.links import link_from_url
 from labrig_drivers.source_meter import SourceMeter
-
-from labrig.cleanup import finish
-from labrig.config import BoardConfig, RigConfig, SourceMeterConfig, installed_drivers, load_rig
-from labrig.safety import Envelope, GuardedBoard, GuardedSourceMeter
 
 BOARD_NAME = "board"
 
@@ -88,20 +87,18 @@ class Rig:
         Raises:
             RigError: At least one instrument failed; those that opened were closed again.
         """
-        failures: dict[str, BaseException] = {}
         instruments = self._instruments()
         try:
             results = await asyncio.gather(
                 *(one.open() for one in instruments.values()), return_exceptions=True
             )
         except BaseException:
-            await self._close_quietly(instruments)
+            await finish(_close_all(instruments))
             raise
-        for name, result in zip(instruments, results, strict=True):
-            if isinstance(result, BaseException):
-                failures[name] = result
+        failures = _failures(instruments, results)
         if failures:
-            await self._close_quietly(instruments)
+            # What went wrong in opening is the message; no output was touched, so closing has nothing to add.
+            await finish(_close_all(instruments))
             headline = (
                 f"rig {self.config.rig.name!r} ({self.config.path}): {len(failures)} of {len(instruments)} "
                 "instruments could not be opened, no output was touched"
@@ -109,7 +106,7 @@ class Rig:
             raise RigError(headline, failures, _places(self.config))
 
     async def close(self) -> None:
-        """Makes the source-meters safe, then the board, and disconnects; a cancellation waits until this is done.
+        """Makes the source-meters safe, then the board, and disconnects; a cancellation waits for that.
 
         Raises:
             RigError: An instrument failed to close; the others were closed all the same.
@@ -126,7 +123,7 @@ class Rig:
         await self.close()
 
     async def power_up(self) -> None:
-        """Feeds the board: configure, limit, level, output on, by a ramp from zero. Nothing without an array supply."""
+        """Feeds the board: configure, limit, level, output on, by a ramp; nothing without an array supply."""
         name = self._supply_name()
         if name is None:
             return
@@ -167,16 +164,12 @@ class Rig:
             )
             raise RigError(headline, failures, _places(self.config))
 
-    async def _close_quietly(self, instruments: Mapping[str, Instrument]) -> None:
-        """Disconnects after a failed opening: what went wrong there is the message, and no output was touched."""
-        await finish(_close_all(instruments))
-
 
 def open_rig(source: RigConfig | Path | str) -> Rig:
-    """Makes the rig of a rig file, not yet open: `async with open_rig("rig.toml") as rig:`.
+    """Makes the rig of a rig file. It is opened by `async with`, as in the example of `Rig`.
 
     Raises:
-        ConfigError: The rig file is wrong, or a driver does not take what the file gives it; every fault at once.
+        ConfigError: The rig file is wrong, or a driver refuses what it is given; every fault at once.
     """
     config = source if isinstance(source, RigConfig) else load_rig(source)
     faults: list[str] = []
@@ -204,7 +197,7 @@ def _try_build(
 
 
 def _build(section: str, settings: BoardConfig | SourceMeterConfig) -> object:
-    """Calls `from_settings(link, expected, name)` or, in drivers without a link, `(settings, expected, name)`."""
+    """Calls `from_settings(link, expected, name)`, or `(settings, expected, name)` where there is no link."""
     make = _load_driver(section, settings.driver)
     expected = ExpectedIdentity(settings.expect_model, settings.expect_serial)
     name = section.rpartition(".")[2]
@@ -234,11 +227,12 @@ def _load_driver(section: str, driver: str) -> Callable[..., object]:
 
 async def _close_all(instruments: Mapping[str, Instrument]) -> dict[str, BaseException]:
     results = await asyncio.gather(*(one.close() for one in instruments.values()), return_exceptions=True)
-    return {
-        name: result
-        for name, result in zip(instruments, results, strict=True)
-        if isinstance(result, BaseException)
-    }
+    return _failures(instruments, results)
+
+
+def _failures(names: Iterable[str], results: Iterable[object]) -> dict[str, BaseException]:
+    pairs = zip(names, results, strict=True)
+    return {name: result for name, result in pairs if isinstance(result, BaseException)}
 
 
 def _places(config: RigConfig) -> dict[str, str]:

@@ -13,6 +13,9 @@ from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
+
+from labrig.cleanup import finish
+from labrig.config import SafetyConfig
 from labrig_drivers.crossbar import (
     BoardInfo,
     CrossbarBoard,
@@ -25,9 +28,6 @@ from labrig_drivers.crossbar import (
 from labrig_drivers.errors import SafetyError
 from labrig_drivers.instrument import Identity
 from labrig_drivers.source_meter import Reading, SourceKind, SourceMeter
-
-from labrig.cleanup import finish
-from labrig.config import SafetyConfig
 
 # An output that is on moves in steps of this duration.
 RAMP_STEP_S = 0.01
@@ -150,9 +150,9 @@ class GuardedBoard:
 
 
 class GuardedSourceMeter:
-    """A source-meter whose levels and limits keep the envelope, and whose output is never moved faster than its ramp.
+    """A source-meter whose levels and limits keep the envelope, and whose output moves by a ramp.
 
-    A cancellation waits for the exchange in flight: an exchange cut in two leaves a link that cannot switch off at once.
+    A cancellation waits for the exchange in flight: cut in two, it would leave a link that cannot switch off.
 
     Args:
         inner: The instrument.
@@ -181,7 +181,7 @@ class GuardedSourceMeter:
         await self._inner.open()
 
     async def close(self) -> None:
-        """Ramps an output that is on to zero, switches it off and disconnects, even when cancelled meanwhile."""
+        """Ramps an output that is on to zero, switches it off, disconnects; a cancellation waits for that."""
         await finish(self._close())
 
     async def __aenter__(self) -> Self:
@@ -203,25 +203,25 @@ class GuardedSourceMeter:
     async def set_limit(self, *, current_a: float | None = None, voltage_v: float | None = None) -> None:
         """Sets the compliance limit; `SafetyError` where it leaves the envelope."""
         self._demand_inside([(self._level_v, current_a), (voltage_v, self._level_a)])
-        await finish(self._inner.set_limit(current_a=current_a, voltage_v=voltage_v))
         self._limit_a, self._limit_v = current_a, voltage_v
+        await finish(self._inner.set_limit(current_a=current_a, voltage_v=voltage_v))
 
     async def set_level(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
         """Sets the level, by a ramp while the output is on; `SafetyError` where it leaves the envelope."""
         self._demand_inside([(voltage_v, self._limit_a), (self._limit_v, current_a)])
+        self._level_v, self._level_a = voltage_v, current_a
         if voltage_v is not None and self._on:
             await self._ramp(voltage_v)
         else:
-            await finish(self._inner.set_level(voltage_v=voltage_v, current_a=current_a))
             self._output_v = voltage_v or 0.0
-        self._level_v, self._level_a = voltage_v, current_a
+            await finish(self._inner.set_level(voltage_v=voltage_v, current_a=current_a))
 
     async def output_on(self) -> None:
         """Switches the output on at 0 V and ramps to the level."""
         level_v = self._level_v
         if level_v:
-            await finish(self._inner.set_level(voltage_v=0.0))
             self._output_v = 0.0
+            await finish(self._inner.set_level(voltage_v=0.0))
         # Before the request: an exchange that is cancelled may have switched it on.
         self._on = True
         await finish(self._inner.output_on())
@@ -246,7 +246,7 @@ class GuardedSourceMeter:
         return await finish(self._inner.measure())
 
     async def sweep(self, *, voltage_v: list[float]) -> list[Reading]:
-        """Takes one reading at each level; steps that are too large for the ramp are ramped, point by point."""
+        """Takes one reading at each level; where a step is too large for the ramp, point by point."""
         self._demand_inside([(level, self._limit_a) for level in voltage_v])
         if not voltage_v:
             return []
@@ -279,8 +279,8 @@ class GuardedSourceMeter:
         steps = max(1, math.ceil(distance_v / (self._envelope.max_ramp_v_per_s * RAMP_STEP_S) - 1e-9))
         for step in range(1, steps + 1):
             level_v = target_v if step == steps else start_v + (target_v - start_v) * step / steps
-            await finish(self._inner.set_level(voltage_v=level_v))
             self._output_v = level_v
+            await finish(self._inner.set_level(voltage_v=level_v))
             if step < steps:
                 await asyncio.sleep(RAMP_STEP_S)
 

@@ -11,8 +11,8 @@ KeyPath = tuple[str, ...]
 def key_lines(text: str) -> dict[KeyPath, int]:
     """Maps every table and key of a valid TOML text to the line (from 1) on which it begins.
 
-    Lines are gathered until they parse on their own, so that values over several lines, dotted and quoted keys and
-    inline tables need no grammar of ours.
+    Lines are gathered until they parse on their own, so that values over several lines, dotted and quoted
+    keys and inline tables need no grammar of ours.
     """
     lines: dict[KeyPath, int] = {(): 1}
     table: KeyPath = ()

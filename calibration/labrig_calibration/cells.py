@@ -118,7 +118,11 @@ def _spread_of_slopes(relative: FloatArray, error: FloatArray, healthy: NDArray[
 
 
 def _column_gains(
-    raw: FloatArray, variance: FloatArray, spread2: FloatArray, healthy: NDArray[np.bool_], fallback: FloatArray
+    raw: FloatArray,
+    variance: FloatArray,
+    spread2: FloatArray,
+    healthy: NDArray[np.bool_],
+    fallback: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
     """The mean slope of this chip's own cells: the error is that of their slopes, not of their spread."""
     counted = healthy & (np.abs(raw - fallback) < _OUTLIER * np.sqrt(variance + spread2))
@@ -131,7 +135,7 @@ def _column_gains(
 def _programming_sigma_s(coefficients: FloatArray, target_s: FloatArray, conductance_max_s: float) -> FloatArray:
     relative = target_s / conductance_max_s
     p0, p1, p2 = coefficients
-    return conductance_max_s * np.maximum(p0 + p1 * relative + p2 * relative**2, 1e-4)
+    return np.asarray(conductance_max_s * np.maximum(p0 + p1 * relative + p2 * relative**2, 1e-4))
 
 
 def _fit_programming(
@@ -165,7 +169,7 @@ def _fit_programming(
         return float(value.detach()), gradient.numpy()
 
     solution = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B").x
-    hessian = torch.autograd.functional.hessian(loss, torch.tensor(solution))
+    hessian = torch.func.hessian(loss)(torch.tensor(solution))
     covariance = torch.linalg.pinv(hessian, hermitian=True)
     # Residuals of one cell share its slope: (writes - 1) / writes of them are independent.
     dependent = residual_s.shape[0] / max(residual_s.shape[0] - 1, 1)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from labrig_surrogates.array_surrogate import ArraySurrogate
-from labrig_surrogates.parameters import ArrayParameters
 from numpy.typing import NDArray
 
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.divergence import Divergence, compare
+from labrig_surrogates.array_surrogate import ArraySurrogate
+from labrig_surrogates.parameters import ArrayParameters
 
 FloatArray = NDArray[np.float64]
 
@@ -46,8 +46,6 @@ class Diagnostics:
         z_std: Their standard deviation.
         divergence: Jensen-Shannon divergence of measured and predicted outputs.
         divergence_nominal: The same for the data sheet's ideal chip: the negative control.
-        iterations: Gauss-Newton steps of the last pass.
-        converged: Whether it ended by its tolerance.
     """
 
     heldout: int
@@ -59,8 +57,6 @@ class Diagnostics:
     z_std: float
     divergence: Divergence
     divergence_nominal: Divergence
-    iterations: int
-    converged: bool
 
     @property
     def error_over_noise(self) -> float:
@@ -102,9 +98,7 @@ def through_adc(parameters: ArrayParameters, current_a: FloatArray) -> FloatArra
     return np.asarray(code * converters.adc_lsb_a)
 
 
-def diagnose(
-    parameters: ArrayParameters, heldout: MvmDataset, *, rng: np.random.Generator, iterations: int, converged: bool
-) -> Diagnostics:
+def diagnose(parameters: ArrayParameters, heldout: MvmDataset, *, rng: np.random.Generator) -> Diagnostics:
     """Judges a fit on held-out data; saturated outputs do not count."""
     prediction = predict_recorded(parameters, heldout)
     nominal_a = predict_nominal(heldout)
@@ -124,6 +118,4 @@ def diagnose(
         z_std=float(z.std()),
         divergence=compare(heldout.current_a[kept], through_adc(parameters, drawn_a)[kept], rng=rng),
         divergence_nominal=compare(heldout.current_a[kept], through_adc(parameters, nominal_a)[kept], rng=rng),
-        iterations=iterations,
-        converged=converged,
     )

@@ -39,7 +39,12 @@ def jensen_shannon(p: FloatArray, q: FloatArray) -> float:
 
 
 def compare(
-    measured: FloatArray, predicted: FloatArray, *, rng: np.random.Generator, bins: int = 64, permutations: int = 200
+    measured: FloatArray,
+    predicted: FloatArray,
+    *,
+    rng: np.random.Generator,
+    bins: int = 64,
+    permutations: int = 200,
 ) -> Divergence:
     """Compares two samples in equal-mass bins of the pooled data.
 

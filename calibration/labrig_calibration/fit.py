@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from labrig_calibration.columns import ColumnData, ColumnFit, fit_columns, predi
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.diagnostics import Diagnostics, diagnose
 from labrig_calibration.noise_law import NoiseLaw, fit_noise_law, variance
+from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate
 
 Progress = Callable[[str, float], None]
 
@@ -61,7 +61,7 @@ def fit(
         progress: Called with the name of a stage and the fraction of it that is done.
 
     Raises:
-        CalibrationError: Fewer than two different targets, no zero inputs, or too few MVMs.
+        CalibrationError: Fewer than two different targets, no zero inputs, too few MVMs, or no convergence.
     """
     _refuse_hopeless(dataset)
     train, heldout = split_chronologically(dataset, heldout_fraction)
@@ -71,11 +71,13 @@ def fit(
     # First with equal weights, then with the noise law found; a third pass changes nothing measurable.
     columns = fit_columns(data, shared, conductance_s, progress=_stage(progress, "equal weights"))
     law = _noise(data, columns, floor_a2)
-    for number in (1, 2):
-        data = _reweighted(data, columns, law, floor_a2)
-        label = f"noise weights {number}"
-        columns = fit_columns(data, columns.shared, columns.conductance_s, progress=_stage(progress, label))
-        law = _noise(data, columns, floor_a2)
+    data = _reweighted(data, columns, law, floor_a2)
+    columns = fit_columns(data, columns.shared, columns.conductance_s, progress=_stage(progress, "noise weights"))
+    law = _noise(data, columns, floor_a2)
+    if not columns.converged:
+        raise CalibrationError(
+            f"the fit did not converge in {columns.iterations} steps; are inputs and outputs of the same MVMs?"
+        )
     cells = fit_cells(
         columns.conductance_s.numpy(),
         columns.conductance_error_s.numpy(),
@@ -99,7 +101,7 @@ def fit(
         drift_reference_s=drift_reference_s,
         converters=converter_range(dataset),
     )
-    diagnostics = diagnose(parameters, heldout, rng=rng, iterations=columns.iterations, converged=columns.converged)
+    diagnostics = diagnose(parameters, heldout, rng=rng)
     return ArrayFit(parameters, diagnostics, dataset)
 
 
@@ -144,8 +146,10 @@ def _refuse_hopeless(dataset: MvmDataset) -> None:
         faults.append("at least two different programmed patterns are needed to tell gains from conductances")
     counts = np.bincount(dataset.pattern, minlength=dataset.writes)
     needed = dataset.rows + 3
-    for write in np.flatnonzero(counts < 2 * needed):
-        faults.append(f"write {write} has {counts[write]} MVMs, at least {2 * needed} are needed for {dataset.rows} rows")
+    faults += [
+        f"write {write} has {counts[write]} MVMs, at least {2 * needed} are needed for {dataset.rows} rows"
+        for write in np.flatnonzero(counts < 2 * needed)
+    ]
     if not (np.abs(dataset.voltage_v).max(axis=1) == 0.0).any():
         faults.append("no zero input vector, so offsets cannot be told from leakage")
     dead = np.flatnonzero(dataset.saturated.mean(axis=0) > 0.5) if len(dataset) else np.array([])

@@ -1,13 +1,14 @@
 """Which conductance patterns and input vectors tell the parameters of a crossbar array apart. Numpy only.
 
-Every kind of vector answers one question: zero vectors the offsets, one-hot vectors single cells, Hadamard vectors
-all cells at once with the least variance (Hotelling weighing design), sparse and dense vectors the load that a network
-makes, the amplitude ladder the transfer curve, and repeats the read noise. Each is measured on several writes, because
-one write cannot tell a cell's programming error from a column's gain.
+Every kind of vector answers one question: zero vectors the offsets, one-hot vectors single cells, Hadamard
+vectors all cells at once with the least variance (Hotelling's weighing design), sparse and dense vectors the load
+that a network makes, the amplitude ladder the transfer curve, and repeats the read noise. Each is measured on
+several writes, because one write cannot tell a cell's programming error from a column's gain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -138,10 +139,10 @@ def design_mvm_calibration(
     """Designs the calibration of one array.
 
     Targets are uniform over the whole conductance range; every second write is the complement
-    `g_max + g_min - g` of the one before, so that each cell is seen low and high. The blocks of one write come in
-    random order, so that neither the kind nor the row is confounded with time. Vectors of the dense kinds are scaled
-    down where the ideal current of their most loaded column would leave the ADC. All numbers are exact in float32,
-    so that a recording holds what was sent.
+    `g_max + g_min - g` of the one before, so that each cell is seen low and high. The blocks of one write come
+    in random order, so that neither the kind nor the row is confounded with time. Vectors of the dense kinds are
+    scaled down where the ideal current of their most loaded column would leave the ADC. All numbers are exact in
+    float32, so that a recording holds what was sent.
 
     Args:
         rows: Word lines.
@@ -159,7 +160,8 @@ def design_mvm_calibration(
     """
     counts = counts or StimulusCounts()
     amplitude_v = _amplitude_v(converters, max_voltage_v)
-    _demand_valid(rows, columns, writes, batch, amplitude_v, converters)
+    counted = {"rows": rows, "columns": columns, "writes": writes, "batch": batch}
+    _demand_valid(counted, amplitude_v, converters)
     generator = np.random.default_rng([seed, stream])
     shapes = _Shapes(rows, amplitude_v, counts, generator)
     designs: list[WriteDesign] = []
@@ -207,12 +209,14 @@ class _Shapes:
         counts, rows, high_v = self._counts, self._rows, self._amplitude_v
 
         def fitted(vectors: FloatArray) -> FloatArray:
-            load = np.max(np.abs(vectors @ target_s) / full_scale_a, axis=1, initial=0.0)
-            return vectors / np.maximum(load, 1.0)[:, None]
+            load: FloatArray = np.max(np.abs(vectors @ target_s) / full_scale_a, axis=1, initial=0.0)
+            scaled: FloatArray = vectors / np.maximum(load, 1.0)[:, None]
+            return scaled
 
         def graded(vectors: FloatArray) -> FloatArray:
             fractions = np.resize(LOAD_FRACTIONS, vectors.shape[0])
-            return fitted(vectors) * fractions[:, None]
+            scaled: FloatArray = fitted(vectors) * fractions[:, None]
+            return scaled
 
         one_hot = np.tile(np.eye(rows) * high_v, (counts.one_hot_repeats, 1))
         hadamard = fitted(hadamard_signs(rows) * high_v)
@@ -239,9 +243,7 @@ class _Shapes:
         return (self._generator.random((count, self._rows)) < density).astype(np.float64)
 
 
-def _blocks(
-    vectors: dict[StimulusKind, FloatArray], batch: int, generator: np.random.Generator
-) -> list[StimulusBlock]:
+def _blocks(vectors: dict[StimulusKind, FloatArray], batch: int, generator: np.random.Generator) -> list[StimulusBlock]:
     blocks: list[StimulusBlock] = []
     for kind, kind_vectors in vectors.items():
         count = kind_vectors.shape[0]
@@ -257,18 +259,13 @@ def _amplitude_v(converters: Converters, max_voltage_v: float | None) -> float:
     return amplitude_v if max_voltage_v is None else min(amplitude_v, max_voltage_v)
 
 
-def _demand_valid(
-    rows: int, columns: int, writes: int, batch: int, amplitude_v: float, converters: Converters
-) -> None:
-    faults = [
-        f"{name} is {value}, must be at least 1"
-        for name, value in (("rows", rows), ("columns", columns), ("writes", writes), ("batch", batch))
-        if value < 1
-    ]
+def _demand_valid(counted: Mapping[str, int], amplitude_v: float, converters: Converters) -> None:
+    faults = [f"{name} is {value}, must be at least 1" for name, value in counted.items() if value < 1]
     if not amplitude_v > 0:
         faults.append("the input voltage must reach both signs, and its limit must be above zero")
-    if converters.adc_full_scale_a.shape != (columns,):
-        faults.append(f"adc_full_scale_a has shape {list(converters.adc_full_scale_a.shape)}, expected [{columns}]")
+    shape = converters.adc_full_scale_a.shape
+    if shape != (counted["columns"],):
+        faults.append(f"adc_full_scale_a has shape {list(shape)}, expected [{counted['columns']}]")
     if faults:
         raise StimulusError("no calibration can be designed: " + "; ".join(faults))
 

@@ -12,7 +12,7 @@ import time
 from types import TracebackType
 from typing import Literal, Self
 
-from labrig_drivers.errors import InstrumentError, LabrigError, ProtocolError, SafetyError, StateError
+from labrig_drivers.errors import LabrigError, ProtocolError, SafetyError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, Identity
 from labrig_drivers.links.base import Link
 from labrig_drivers.links.guard import settle
@@ -31,6 +31,8 @@ _CONVERSIONS_PER_READING = 6
 _SLOWEST_LINE_HZ = 50.0
 # A current has no ramp rate of its own: it is ramped in this many steps, at the time of one voltage step each.
 _CURRENT_RAMP_STEPS = 20
+
+_OFF_ATTEMPTS = 2
 
 _SCPI_NAME: dict[SourceKind, str] = {"voltage": "VOLT", "current": "CURR"}
 
@@ -188,13 +190,12 @@ class Keithley2400:
         """
         if self._configured() == "voltage":
             limit = self._only("limit", "current_a", current_a, voltage_v)
-            self._refuse([] if 0.0 < limit <= _MAX_CURRENT_A else [f"limit {limit} A is not in 0 to {_MAX_CURRENT_A} A"])
-            command = f":SENS:CURR:PROT {format_float(limit)}"
+            maximum, limited = _MAX_CURRENT_A, "CURR"
         else:
             limit = self._only("limit", "voltage_v", voltage_v, current_a)
-            self._refuse([] if 0.0 < limit <= _MAX_VOLTAGE_V else [f"limit {limit} V is not in 0 to {_MAX_VOLTAGE_V} V"])
-            command = f":SENS:VOLT:PROT {format_float(limit)}"
-        await self._channel.write(command)
+            maximum, limited = _MAX_VOLTAGE_V, "VOLT"
+        self._refuse([] if 0.0 < limit <= maximum else [f"limit {limit} is not in 0 to {maximum}"])
+        await self._channel.write(f":SENS:{limited}:PROT {format_float(limit)}")
         self._limit_is_set = True
 
     async def set_level(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
@@ -238,7 +239,7 @@ class Keithley2400:
         """Ramps to zero, switches the output off and reads the state back. The level has to be set again after it.
 
         Raises:
-            StateError: Not open; or the output could not be switched off, or not seen to be off: a person must do it.
+            StateError: Not open; or the output could not be switched off, or not seen to be off: a person must.
         """
         self._require_open()
         async with self._channel.exclusive():
@@ -291,8 +292,9 @@ class Keithley2400:
             ]
         )
         readings = []
-        async with self._channel.exclusive():
-            for level in voltage_v:
+        for level in voltage_v:
+            # Point by point, so that closing need not wait for the end of a long sweep.
+            async with self._channel.exclusive():
                 await self.set_level(voltage_v=level)
                 readings.append(await self.measure())
         return readings
@@ -317,23 +319,39 @@ class Keithley2400:
         try:
             await self._ramp_down()
         except LabrigError:
-            # Whatever is wrong with the level, off is what matters now; a dead link shows there again.
-            await self._recover_quietly()
-        try:
-            await self._channel.write(":OUTP 0")
-        except InstrumentError:
-            # An error in the queue does not say that the output stayed on: the instrument is asked below.
-            pass
-        except LabrigError:
-            await self._recover_quietly()
-        try:
-            still_on = await self._channel.query_flag(":OUTP?")
-        except LabrigError as error:
-            raise StateError(self._press_off(f"it cannot be seen whether the output is off ({error})")) from error
+            # Whatever is wrong with the level, off is what matters now.
+            await self._recover_if_lost()
+        # Off is the one setting that may be sent again: it cannot do harm twice.
+        still_on = True
+        for _ in range(_OFF_ATTEMPTS):
+            if still_on:
+                still_on = await self._try_off()
         if still_on:
             raise StateError(self._press_off("the output is still on"))
         self._must_switch_off = False
         self._level_is_set = False
+
+    async def _try_off(self) -> bool:
+        """Sends one `:OUTP 0` and returns whether the output is on after it."""
+        try:
+            await self._channel.write(":OUTP 0")
+        except LabrigError:
+            # Neither an error in the queue nor a lost exchange says whether it is off: the instrument is asked.
+            await self._recover_if_lost()
+        try:
+            return await self._channel.query_flag(":OUTP?")
+        except LabrigError as error:
+            raise StateError(
+                self._press_off(f"it cannot be asked whether the output is off ({error})")
+            ) from error
+
+    async def _recover_if_lost(self) -> None:
+        """Connects anew when the peer closed the connection; the channel itself recovers from everything else."""
+        try:
+            await self._channel.recover_if_lost()
+        except LabrigError:
+            # The next exchange meets the same fault and reports it, with what it means for the output.
+            return
 
     async def _ramp_down(self) -> None:
         # The instrument, not this object, knows what is at its terminals: an earlier command may have been lost.
@@ -349,9 +367,33 @@ class Keithley2400:
         change = level - present
         step = self._ramp_step_v if sourced == "VOLT" else abs(change) / _CURRENT_RAMP_STEPS
         # A tiny part of a step less, so that rounding does not make eleven steps out of ten.
-        steps = math.ceil(abs(change) / step - 1e-9) if change else 1
+        steps = math.ceil(abs(change) / step - 1e-9) if change else 0
         for index in range(1, steps + 1):
             await asyncio.sleep(max(0.0, self._next_step_s - time.monotonic()))
             target = level if index == steps else present + change * index / steps
             await self._channel.write(f":SOUR:{sourced}:LEV {format_float(target)}")
-            self._next_step_s = time.monotonic() + self._ramp_pause_s * min(1.0, abs(change) / steps / step)
+            self._next_step_s = time.monotonic() + self._ramp_pause_s * abs(change) / (steps * step)
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise StateError(f"{self._name}: not open")
+
+    def _configured(self) -> SourceKind:
+        self._require_open()
+        if self._source is None:
+            raise StateError(f"{self._name}: configure it first")
+        return self._source
+
+    def _only(self, what: str, wanted: str, value: float | None, other: float | None) -> float:
+        if value is None or other is not None:
+            raise StateError(
+                f"{self._name}: sourcing {self._source}, so the {what} is given as {wanted}, and only that"
+            )
+        return value
+
+    def _refuse(self, faults: list[str]) -> None:
+        if faults:
+            raise SafetyError([f"{self._name}: {fault}" for fault in faults])
+
+    def _press_off(self, why: str) -> str:
+        return f"{self._name} at {self._channel.address}: {why}; press OUTPUT OFF on its front panel now"

@@ -200,7 +200,9 @@ class ScpiChannel:
                 if int(entry[1]) == 0:
                     return errors
                 errors.append((int(entry[1]), entry[2]))
-        raise self._doubt(f"{_MAX_ERRORS} errors were read and the queue is not empty, the last is {errors[-1]}")
+        raise self._doubt(
+            f"{_MAX_ERRORS} errors were read and the queue is not empty, the last is {errors[-1]}"
+        )
 
     async def identify(self) -> Identity:
         """Asks who the instrument is and remembers the answer for every later recovery.
@@ -230,6 +232,17 @@ class ScpiChannel:
             while not await self._attempt_recovery(expected, last=attempt == _RECOVERY_ATTEMPTS):
                 attempt += 1
             self._in_doubt = False
+
+    async def recover_if_lost(self) -> None:
+        """Recovers a connection that the peer closed; does nothing while the connection stands.
+
+        Raises:
+            LinkError: The instrument cannot be reached, or does not answer.
+            IdentityError: Another instrument answers.
+        """
+        async with self.exclusive():
+            if self._link.state is LinkState.BROKEN:
+                await self.recover()
 
     async def _attempt_recovery(self, expected: Identity, *, last: bool) -> bool:
         self._in_doubt = True

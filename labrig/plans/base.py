@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+
 from labrig_drivers.crossbar import BoardInfo, FloatArray
 
 
@@ -45,7 +46,9 @@ class ProgramPoint:
     @cached_property
     def hash(self) -> str:
         """32 hex digits that depend on the content only."""
-        return _content_hash({"point": "program", "array": self.array, "write": self.write}, self.conductance_s)
+        return _content_hash(
+            {"point": "program", "array": self.array, "write": self.write}, self.conductance_s
+        )
 
 
 @dataclass(frozen=True, eq=False)

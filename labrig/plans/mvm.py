@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from labrig.plans.base import MvmPoint, Point, ProgramPoint, StreamCapacity
 from labrig_calibration.dataset import Converters
 from labrig_calibration.stimulus import MvmDesign, design_mvm_calibration
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import CapabilityError
-
-from labrig.plans.base import MvmPoint, Point, ProgramPoint, StreamCapacity
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class MvmCalibrationPlan:
         }
 
     async def points(self, info: BoardInfo) -> AsyncIterator[Point]:
-        """The points: each write of each array in turn, so that no array is measured only early or only late."""
+        """The points: write by write over all arrays, so that none is measured only early or only late."""
         designs = self._designs(info)
         for write in range(self.writes):
             for array, design in designs.items():

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from labrig_drivers.errors import ConfigError
-
 from labrig.plans.base import Plan
 from labrig.plans.mvm import MvmCalibrationPlan
+from labrig_drivers.errors import ConfigError
 
 PLANS: Mapping[str, Callable[..., Plan]] = MappingProxyType({"mvm": MvmCalibrationPlan})
 

@@ -1,4 +1,4 @@
-"""Recordings: one run, one HDF5 file, nothing acknowledged is ever lost. The only modules that import h5py."""
+"""Recordings: one run, one file, nothing acknowledged is ever lost. The only modules that import h5py."""
 
 from labrig.plans.base import StreamCapacity
 from labrig.recording.file import Durability

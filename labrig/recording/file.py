@@ -10,14 +10,14 @@ from typing import Literal
 
 import h5py
 import numpy as np
-from labrig_drivers.crossbar import BoardInfo
-from labrig_drivers.errors import StateError, StorageError
 from numpy.typing import NDArray
 
 from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, utc_now
 from labrig.recording.structure import create_file
+from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.errors import StateError, StorageError
 
 Durability = Literal["process", "power"]
 
@@ -89,7 +89,9 @@ class RecordingFile:
         stream, journal = self._mvms[array], self._journals[array]
         write = self._writes[array].committed - 1
         if write < 0:
-            raise StateError(f"{self._path}: array {array} has MVMs before its first write; record the write first")
+            raise StateError(
+                f"{self._path}: array {array} has MVMs before its first write; record the write first"
+            )
         count = columns["voltage_v"].shape[0]
         rows = {
             **columns,
@@ -150,7 +152,9 @@ class RecordingFile:
     def _demand_array(self, array: int) -> None:
         if array not in self._mvms:
             arrays = ", ".join(str(one) for one in self._mvms) or "none"
-            raise StateError(f"{self._path}: has no room for array {array}, it was created for arrays: {arrays}")
+            raise StateError(
+                f"{self._path}: has no room for array {array}, it was created for arrays: {arrays}"
+            )
 
     def _open_stream(self, stream: layout.Stream) -> _OpenStream:
         group = self._file[stream.path]

@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from labrig_drivers.crossbar import BoardInfo
-from labrig_drivers.instrument import Identity
-
 import labrig
 from labrig.rig import BOARD_NAME, Rig
+from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.instrument import Identity
 
 
 @dataclass(frozen=True)

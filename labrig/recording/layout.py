@@ -1,7 +1,7 @@
 """What a recording looks like inside: every dataset of every stream, in one table.
 
-The file is NeXus (NXroot, NXentry, NXdata with signal and axes) and carries netCDF dimension scales, so that silx,
-H5Web and xarray open it without labrig.
+The file is NeXus (NXroot, NXentry, NXdata with signal and axes) and carries netCDF dimension scales, so that
+silx, H5Web and xarray open it without labrig.
 
     entry/array_0            NXdata: one row for each MVM, `committed` says how many rows count
     entry/array_0/writes     NXdata: one row for each programming of the array, with its own `committed`
@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from labrig_drivers.crossbar import BoardInfo
 from numpy.typing import DTypeLike, NDArray
 
 from labrig.plans.base import StreamCapacity
+from labrig_drivers.crossbar import BoardInfo
 
 FILE_FORMAT = "labrig-recording"
 FORMAT_MAJOR = 1
@@ -33,7 +33,13 @@ TEXT_BYTES = 40
 
 POINT_HASH_BYTES = 16
 JOURNAL_DTYPE = np.dtype(
-    [("point", "u1", (POINT_HASH_BYTES,)), ("start", "<i8"), ("rows", "<i8"), ("crc32", "<u4"), ("kind", "i1")]
+    [
+        ("point", "u1", (POINT_HASH_BYTES,)),
+        ("start", "<i8"),
+        ("rows", "<i8"),
+        ("crc32", "<u4"),
+        ("kind", "i1"),
+    ]
 )
 
 # Each commit rewrites the chunk that it ends in, so chunks are small.

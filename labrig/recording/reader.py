@@ -11,16 +11,16 @@ from typing import Self, TypeVar
 
 import h5py
 import numpy as np
-from labrig_calibration.dataset import MvmDataset
-from labrig_drivers.crossbar import BoardInfo, FloatArray
-from labrig_drivers.errors import StorageError
-from labrig_drivers.instrument import Identity
 from numpy.typing import NDArray
 
 from labrig.plans.base import StreamCapacity
 from labrig.plans.mvm import board_converters
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, board_info_from_json
+from labrig_calibration.dataset import MvmDataset
+from labrig_drivers.crossbar import BoardInfo, FloatArray
+from labrig_drivers.errors import StorageError
+from labrig_drivers.instrument import Identity
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class Recording:
         path: The file.
         header: What was known before the run.
         info: The board that was measured.
-        status: `finished`, `aborted`, or `interrupted` where the writer died; what is committed counts all the same.
+        status: `finished`, `aborted`, or `interrupted` where the writer died; what is committed counts anyway.
         ended_utc: End of the run, ISO 8601; empty where the writer died.
         arrays: The arrays that it was made for.
     """
@@ -122,8 +122,8 @@ class Recording:
         """Opens a recording.
 
         Raises:
-            StorageError: There is no such file, it is no labrig recording, it was cut short, it comes from a newer
-                labrig, or it is being written.
+            StorageError: There is no such file, it is no labrig recording, it was cut short, it comes from a
+                newer labrig, or it is being written.
         """
         path = Path(path)
         if not path.is_file():
@@ -170,8 +170,8 @@ class Recording:
         """The committed measurements of one array, every block checked against its checksum.
 
         Raises:
-            StorageError: There is no such array, nothing of it is committed, or committed rows are not those that
-                were written.
+            StorageError: There is no such array, nothing of it is committed, or committed rows are not those
+                that were written.
         """
         self._demand_array(array)
         return _believed(self.path, lambda: self._dataset(array))
@@ -258,7 +258,7 @@ class Recording:
         return mvms, writes
 
     def _journal(self, array: int) -> NDArray[np.void]:
-        """The journal's rows for committed MVMs, in order; the last one written may be about rows that do not count."""
+        """The journal's rows for committed MVMs, in order; one more may be about rows that do not count."""
         committed = self._committed(f"entry/array_{array}")
         table: NDArray[np.void] = self._file[layout.journal_path(array)][...]
         counts = (table["start"] >= 0) & (table["start"] + table["rows"] <= committed)
@@ -291,7 +291,9 @@ def read_mvms(path: Path | str, array: int = 0) -> MvmDataset:
 def _demand_format(path: Path, file: h5py.File) -> None:
     file_format = file.attrs.get("file_format")
     if file_format != layout.FILE_FORMAT:
-        raise StorageError(f"{path}: is an HDF5 file, but no labrig recording (file_format is {file_format!r})")
+        raise StorageError(
+            f"{path}: is an HDF5 file, but no labrig recording (file_format is {file_format!r})"
+        )
     version = str(file.attrs.get("format_version", ""))
     if version.partition(".")[0] != str(layout.FORMAT_MAJOR):
         raise StorageError(
@@ -309,7 +311,9 @@ def _believed(path: Path, read: Callable[[], T]) -> T:
 
 
 def _damaged(path: Path, what: str) -> StorageError:
-    return StorageError(f"{path}: {what}: committed, but not what was written (checksum); the file is damaged")
+    return StorageError(
+        f"{path}: {what}: committed, but not what was written (checksum); the file is damaged"
+    )
 
 
 def _reason(error: OSError) -> str:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from labrig_drivers.crossbar import BoardInfo
-from labrig_drivers.errors import StorageError
 from numpy.typing import DTypeLike
 
 from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, board_info_to_json
+from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.errors import StorageError
 
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
@@ -33,7 +33,7 @@ def create_file(
     """Creates a recording with all its structure and space, safely on disk.
 
     Raises:
-        StorageError: The file exists already, the folder cannot be written, or the disk is too full. No file is left.
+        StorageError: The file exists already, the folder cannot be written, or the disk is too full. None is left.
     """
     texts = _root_attributes(header, info)
     text_bytes = sum(len(text.encode()) for text in texts.values())

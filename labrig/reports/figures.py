@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.diagnostics import Prediction
 from labrig_calibration.fit import dac_levels
-from labrig_calibration.dataset import MvmDataset
 from labrig_surrogates.parameters import ArrayParameters
-from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from labrig_calibration.dataset import MvmDataset
-from labrig_drivers.crossbar import CrossbarBoard, FloatArray, MvmResult, ProgramReport
 
 from labrig.plans.base import Plan, ProgramPoint
 from labrig.plans.mvm import board_converters
+from labrig_calibration.dataset import MvmDataset
+from labrig_drivers.crossbar import CrossbarBoard, FloatArray, MvmResult, ProgramReport
 
 
 async def measure_dataset(board: CrossbarBoard, plan: Plan) -> dict[int, MvmDataset]:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from labrig_surrogates.array_surrogate import ArraySurrogate
-from labrig_surrogates.backend import NominalBackend, SurrogateBackend
-from labrig_surrogates.layers import set_backend
-from labrig_surrogates.parameters import ChipParameters, ConverterRange
-from labrig_surrogates.tilemap import ArrayGeometry
 from torch import nn
 
 from labrig.placement import geometry_of_calibration, place
 from labrig.training.datasets import ImageSet
 from labrig.training.network import accuracy, analog_network, deploy, tile_names
+from labrig_surrogates.array_surrogate import ArraySurrogate
+from labrig_surrogates.backend import NominalBackend, SurrogateBackend
+from labrig_surrogates.layers import set_backend
+from labrig_surrogates.parameters import ChipParameters, ConverterRange
+from labrig_surrogates.tilemap import ArrayGeometry
 
 # Part of the weights, and of the inputs, that is clipped: the grid from which deployment takes the best.
 _QUANTILES = (1.0, 0.999, 0.99, 0.97)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from labrig_drivers.errors import ConfigError
 from torch import Tensor
+
+from labrig_drivers.errors import ConfigError
 
 # Every result on digits uses this one split: a quarter of each class for the test.
 _DIGITS_TEST_PART = 0.25

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from labrig_surrogates.backend import Backend
-from labrig_surrogates.layers import set_backend
 from torch import nn
 
 from labrig.training.datasets import ImageSet
 from labrig.training.network import accuracy
+from labrig_surrogates.backend import Backend
+from labrig_surrogates.layers import set_backend
 
 
 class ReprogrammableBackend(Backend, Protocol):

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from labrig_surrogates.backend import SurrogateBackend
-from labrig_surrogates.layers import analog_layers, set_backend
 from torch import Tensor, nn
 
 from labrig.training.datasets import ImageSet
 from labrig.training.physical import PhysicalBackend
 from labrig.training.policy import AlternationPolicy
+from labrig_surrogates.backend import SurrogateBackend
+from labrig_surrogates.layers import analog_layers, set_backend
 
 OnStep = Callable[[str, int, int, float], None]
 

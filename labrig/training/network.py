@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import torch
-from labrig_surrogates.layers import AnalogLinear, analog_layers
-from labrig_surrogates.tilemap import ArrayGeometry
 from torch import Tensor, nn
 
 from labrig.training.datasets import ImageSet
+from labrig_surrogates.layers import AnalogLinear, analog_layers
+from labrig_surrogates.tilemap import ArrayGeometry
 
 
 def digital_network(pixels: int, hidden: int, classes: int, generator: torch.Generator) -> nn.Sequential:
     """Two `nn.Linear` layers with a ReLU between; initial weights from `generator`."""
     network = nn.Sequential(nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, classes))
     with torch.no_grad():
-        for layer in (network[0], network[2]):
+        for layer in (module for module in network if isinstance(module, nn.Linear)):
             bound = layer.in_features**-0.5
             layer.weight.uniform_(-bound, bound, generator=generator)
             layer.bias.zero_()
@@ -49,7 +49,12 @@ def layer_inputs(digital: nn.Sequential, x: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def deploy(
-    digital: nn.Sequential, analog: nn.Sequential, data: ImageSet, *, weight_quantile: float, input_quantile: float
+    digital: nn.Sequential,
+    analog: nn.Sequential,
+    data: ImageSet,
+    *,
+    weight_quantile: float,
+    input_quantile: float,
 ) -> None:
     """Copies digital weights onto analog layers and fixes the ranges.
 

@@ -12,12 +12,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from labrig_drivers.crossbar import MvmResult, ProgramReport
-from labrig_surrogates.backend import SurrogateBackend, TileName
 from numpy.typing import NDArray
 from torch import Tensor
 
 from labrig.training.ledger import Ledger
+from labrig_drivers.crossbar import MvmResult, ProgramReport
+from labrig_surrogates.backend import SurrogateBackend, TileName
 
 FloatArray = NDArray[np.float64]
 
@@ -45,7 +45,11 @@ class PhysicalBackend:
     """
 
     def __init__(
-        self, board: BlockingBoard, surrogate: SurrogateBackend, placement: Mapping[TileName, int], ledger: Ledger
+        self,
+        board: BlockingBoard,
+        surrogate: SurrogateBackend,
+        placement: Mapping[TileName, int],
+        ledger: Ledger,
     ) -> None:
         self._board = board
         self._surrogate = surrogate

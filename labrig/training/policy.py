@@ -36,7 +36,8 @@ class FixedRatio:
     def steps(self) -> Iterator[StepKind]:
         """The steps of one training, in order."""
         for _ in range(self.cycles):
-            yield from ("surrogate",) * self.surrogate_steps
+            for _ in range(self.surrogate_steps):
+                yield "surrogate"
             yield "physical"
 
     def count(self, kind: StepKind) -> int:

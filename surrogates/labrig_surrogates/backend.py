@@ -102,12 +102,15 @@ class SurrogateBackend:
             self._programming[tile] = torch.randn(target_s.shape, generator=self._generator)
         conductance_s = surrogate.new_write(target_s, self._programming[tile])
         read_draw = torch.randn((voltage_v.shape[0], surrogate.columns), generator=self._generator)
-        return surrogate(conductance_s, voltage_v, age_s=self._draw_age(), read_draw=read_draw)
+        current_a: Tensor = surrogate(conductance_s, voltage_v, age_s=self._draw_age(), read_draw=read_draw)
+        return current_a
 
     def mean_currents(self, tile: TileName, target_s: Tensor, voltage_v: Tensor) -> Tensor:
         """The noiseless, unquantised surrogate: what a physical forward pass borrows its gradient from."""
         surrogate = self._surrogates[self._placement[tile]]
-        return surrogate(surrogate.new_write(target_s), voltage_v, age_s=self._age_range_s[0], convert=False)
+        conductance_s = surrogate.new_write(target_s)
+        current_a: Tensor = surrogate(conductance_s, voltage_v, age_s=self._age_range_s[0], convert=False)
+        return current_a
 
     def _draw_age(self) -> Tensor:
         low, high = (torch.log(torch.tensor(bound)) for bound in self._age_range_s)

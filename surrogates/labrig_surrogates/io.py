@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +53,7 @@ def save_chip(path: Path, chip: ChipParameters) -> None:
     unfinished = path.with_name(path.name + ".part")
     try:
         save_file(tensors, unfinished, metadata=header)
-        os.replace(unfinished, path)
+        unfinished.replace(path)
     except (OSError, SafetensorError) as error:
         unfinished.unlink(missing_ok=True)
         raise SurrogateError(f"{path}: cannot be written ({error}); choose a folder that you may write to") from error
@@ -79,7 +78,9 @@ def load_chip(path: Path) -> ChipParameters:
                     f"({SCHEMA_VERSION}); update labrig"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        arrays = {int(key): _load_array(int(key), entry, tensors) for key, entry in json.loads(header["arrays"]).items()}
+        arrays = {
+            int(key): _load_array(int(key), entry, tensors) for key, entry in json.loads(header["arrays"]).items()
+        }
         return ChipParameters(header["chip_id"], arrays, json.loads(header["provenance"]))
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise SurrogateError(f"{path}: damaged or incomplete chip file ({error}); calibrate again") from error
@@ -91,19 +92,24 @@ def _load_array(index: int, entry: dict[str, object], tensors: dict[str, np.ndar
     converters = entry["converters"]
     if not isinstance(units, dict) or not isinstance(converters, dict):
         raise KeyError(f"header of array {index}")
-    estimates = {
-        name: Estimate(tensors[f"{prefix}{name}.value"], tensors[f"{prefix}{name}.error"], unit)
-        for name, unit in units.items()
-    }
-    plain = {name: tensors[prefix + name] for name in _PLAIN_ARRAYS}
-    expected = {field.name for field in fields(ArrayParameters)}
-    missing = expected - set(estimates) - set(plain) - {"array", "drift_reference_s", "converters"}
-    if missing:
-        raise KeyError(f"array {index} lacks {', '.join(sorted(missing))}")
+
+    def estimate(name: str) -> Estimate:
+        return Estimate(tensors[f"{prefix}{name}.value"], tensors[f"{prefix}{name}.error"], str(units[name]))
+
     return ArrayParameters(
         array=index,
-        **estimates,
-        **plain,
+        gain=estimate("gain"),
+        offset=estimate("offset"),
+        compression=estimate("compression"),
+        drift=estimate("drift"),
+        amplifier_noise=estimate("amplifier_noise"),
+        shot_noise=estimate("shot_noise"),
+        conductance_noise=estimate("conductance_noise"),
+        programming=estimate("programming"),
+        cell_slope=tensors[f"{prefix}cell_slope"],
+        cell_intercept_s=tensors[f"{prefix}cell_intercept_s"],
+        stuck=tensors[f"{prefix}stuck"],
+        write_conductance_s=tensors[f"{prefix}write_conductance_s"],
         drift_reference_s=float(str(entry["drift_reference_s"])),
         converters=ConverterRange(adc_lsb_a=tensors[f"{prefix}adc_lsb_a"], **converters),
     )

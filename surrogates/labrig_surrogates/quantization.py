@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+Level = Tensor | float
 
-def quantize(x: Tensor, step: Tensor | float, low: Tensor | float, high: Tensor | float) -> Tensor:
+
+def quantize(x: Tensor, step: Level, low: Level, high: Level) -> Tensor:
     """Rounds to multiples of `step` within `[low, high]`; gradient one inside the range, zero outside.
 
     The straight-through estimator of Bengio, Leonard and Courville (arXiv 1308.3432), with the clipping of a
@@ -22,6 +24,7 @@ def quantize(x: Tensor, step: Tensor | float, low: Tensor | float, high: Tensor 
         Quantised values, the shape of `x`.
     """
     wide = x if x.dtype == torch.float64 else x.float()
-    clipped = torch.clamp(wide, low, high)
+    lowest, highest = torch.as_tensor(low).to(wide), torch.as_tensor(high).to(wide)
+    clipped = torch.clamp(wide, lowest, highest)
     rounded = torch.round(clipped.detach() / step) * step
-    return clipped + (torch.clamp(rounded, low, high) - clipped.detach())
+    return clipped + (torch.clamp(rounded, lowest, highest) - clipped.detach())

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.io import load_chip, save_chip
 from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate
-from safetensors.numpy import save_file
 
 
 def random_array(index: int, rows: int, columns: int, writes: int, seed: int) -> ArrayParameters:

@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 from iminuit import Minuit
-from labrig_calibration.columns import ColumnData, fit_columns, start_values
-from labrig_calibration.noise_law import fit_noise_law
 from numpy.typing import NDArray
 from scipy.optimize import curve_fit
+
+from labrig_calibration.columns import ColumnData, fit_columns, start_values
+from labrig_calibration.noise_law import fit_noise_law
 
 ROWS, COLUMNS, COUNT = 3, 4, 400
 

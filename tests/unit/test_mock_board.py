@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from labrig_drivers.crossbar import FloatArray
 from labrig_drivers.errors import CapabilityError, ConfigError, IdentityError, SafetyError, StateError
 from labrig_drivers.instrument import ExpectedIdentity

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from labrig_surrogates.array_surrogate import ArraySurrogate
 from labrig_surrogates.backend import DigitalBackend, NominalBackend, SurrogateBackend
 from labrig_surrogates.errors import SurrogateError

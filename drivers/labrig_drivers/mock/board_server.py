@@ -35,8 +35,6 @@ from labrig_drivers.errors import CapabilityError, LinkError, ProtocolError, Saf
 from labrig_drivers.mock.event_log import BoardEvent, BoardEventKind
 from labrig_drivers.mock.ports import Port, PtyPort, TcpPort
 
-# Part of a frame without its rest for so long is thrown away, so that a line comes back into step by itself.
-_GAP_S: Final = 0.5
 _KEPT_KEYS: Final = 1024
 _FAULT_TEXT_LENGTH: Final = 1000
 
@@ -56,6 +54,8 @@ class BoardServer:
             board feeds itself.
         max_payload_bytes: Longest payload that is taken or sent.
         silence_s: Lines are grounded when the host sends nothing for longer than this; 0 is never.
+        gap_s: Part of a frame is thrown away when its rest does not follow for so long, so that a serial line comes
+            back into step by itself.
         handover_s: How long a new host waits for the one before it to leave, before it is told `BUSY`.
     """
 
@@ -69,6 +69,7 @@ class BoardServer:
         supply_is_on: Callable[[], bool] | None = None,
         max_payload_bytes: int = 4 * 2**20,
         silence_s: float = 10.0,
+        gap_s: float = 0.5,
         handover_s: float = 0.5,
     ) -> None:
         self._board = board
@@ -79,6 +80,7 @@ class BoardServer:
         self._max_payload_bytes = max_payload_bytes
         self._framing = BoardFraming(max_payload_bytes)
         self._silence_s = silence_s
+        self._gap_s = gap_s
         self._handover_s = handover_s
         self._host: Port | None = None
         self._host_left = asyncio.Event()
@@ -178,7 +180,7 @@ class BoardServer:
 
     async def _receive(self, port: Port, buffer: bytearray) -> bytes:
         while True:
-            patience_s = _GAP_S if buffer else self._silence_s or None
+            patience_s = self._gap_s if buffer else self._silence_s or None
             try:
                 async with asyncio.timeout(patience_s):
                     return await port.receive()
@@ -272,9 +274,7 @@ class BoardServer:
                 async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
                     await self._host_left.wait()
             except TimeoutError:
-                raise _BusyError(
-                    "the board serves another host; it is free when that one disconnects"
-                ) from None
+                raise _BusyError("the board serves another host; it is free when that one disconnects") from None
         if self._host is None:
             self._host = port
             self._note("connect", port)

@@ -1,0 +1,151 @@
+"""Runs a plan on a rig: point, reading, committed block, event."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from labrig.cleanup import finish
+from labrig.config import RigConfig
+from labrig.energy_meter import EnergyMeter
+from labrig.events import BlockCommitted, EventBus, RunFinished, RunStarted, RunStatus
+from labrig.plans.base import MvmPoint, Plan, ProgramPoint
+from labrig.recording.file import Durability
+from labrig.recording.header import RecordingHeader
+from labrig.recording.writer import RecordingWriter
+from labrig.rig import Rig, open_rig
+from labrig_drivers.crossbar import MvmResult
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run cost.
+
+    Attributes:
+        mvms: MVMs committed.
+        writes: Programmings committed.
+        seconds: Wall time in s.
+        joules: Energy in J from the array supply; None without one.
+    """
+
+    mvms: int
+    writes: int
+    seconds: float
+    joules: float | None
+
+
+class _Progress:
+    """What is committed so far, also for a run that ends early."""
+
+    def __init__(self) -> None:
+        self.mvms = 0
+        self.writes = 0
+        self.meter: EnergyMeter | None = None
+        self._started_s = time.monotonic()
+
+    def summary(self) -> RunSummary:
+        joules = None if self.meter is None else self.meter.joules()
+        return RunSummary(self.mvms, self.writes, time.monotonic() - self._started_s, joules)
+
+
+async def acquire(rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus) -> RunSummary:
+    """Runs all points of a plan on a powered rig; the next block is measured while the last one is written.
+
+    When cancelled, or when anything fails, the block in hand is committed or left out as a whole, a
+    `RunFinished` with the status `aborted` is published, and the error goes on. The caller closes the writer.
+
+    Raises:
+        LabrigError: The board, the supply or the recording failed.
+    """
+    capacity = plan.capacity(rig.board.info)
+    mvms, writes = sum(one.rows for one in capacity.values()), sum(one.writes for one in capacity.values())
+    bus.publish(RunStarted(plan.name, mvms, writes, writer.path))
+    progress = _Progress()
+    status: RunStatus = "aborted"
+    try:
+        async with AsyncExitStack() as stack:
+            if rig.supply is not None:
+                progress.meter = EnergyMeter(rig.supply, bus, writer.append_supply)
+                await stack.enter_async_context(progress.meter)
+            await _run_points(rig, plan, writer, bus, progress)
+        status = "finished"
+    finally:
+        summary = progress.summary()
+        bus.publish(RunFinished(status, summary.mvms, summary.writes, summary.seconds, summary.joules))
+    return summary
+
+
+async def run_sweep(
+    rig: RigConfig | Rig,
+    plan: Plan,
+    output: Path | str,
+    bus: EventBus,
+    durability: Durability = "process",
+) -> RunSummary:
+    """Opens a rig, records a plan on it, and leaves all safe: supply off, file closed, instruments closed.
+
+    Args:
+        rig: A rig file that was read, or a rig that is not open yet.
+        plan: What to measure.
+        output: The recording; it must not exist. It is complete on disk before any output is switched on.
+        bus: Gets every event.
+        durability: What an acknowledged row survives, `process` or `power`.
+
+    Raises:
+        LabrigError: Opening, measuring, recording or closing failed.
+    """
+    async with rig if isinstance(rig, Rig) else open_rig(rig) as opened:
+        info = opened.board.info
+        header = RecordingHeader.for_rig(opened, plan.describe())
+        writer = await RecordingWriter.create(
+            output, header, info, plan.capacity(info), durability=durability
+        )
+        # Leaving: first the supply, then the file, then the instruments.
+        async with writer:
+            try:
+                await opened.power_up()
+                return await acquire(opened, plan, writer, bus)
+            finally:
+                await opened.power_down()
+
+
+async def _run_points(
+    rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus, progress: _Progress
+) -> None:
+    pending: asyncio.Task[None] | None = None
+    try:
+        async for point in plan.points(rig.board.info):
+            if progress.meter is not None:
+                progress.meter.check()
+            if isinstance(point, ProgramPoint):
+                # The recording counts writes by their order, so the last block of the old one comes first.
+                if pending is not None:
+                    await asyncio.shield(pending)
+                report = await rig.board.program(point.array, point.conductance_s)
+                await writer.append_write(point.array, point.conductance_s, report)
+                progress.writes += 1
+                continue
+            result = await rig.board.mvm(point.array, point.voltage_v)
+            if pending is not None:
+                await asyncio.shield(pending)
+            pending = asyncio.create_task(_commit(point, result, writer, bus, progress))
+    finally:
+        if pending is not None:
+            await finish(_ended(pending))
+    if pending is not None:
+        pending.result()
+
+
+async def _commit(
+    point: MvmPoint, result: MvmResult, writer: RecordingWriter, bus: EventBus, progress: _Progress
+) -> None:
+    await writer.append_mvms(point.array, point.kind, point.voltage_v, result, point.hash)
+    progress.mvms += len(point.voltage_v)
+    bus.publish(BlockCommitted(point.array, point.write, len(point.voltage_v), progress.mvms))
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.gather(task, return_exceptions=True)

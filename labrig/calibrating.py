@@ -1,0 +1,147 @@
+"""From recordings on disk to a fitted chip: what `labrig calibrate` and `labrig train --recording` do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from labrig.events import EventBus, Message, StepDone
+from labrig.recording import Recording
+from labrig.recording.header import utc_now
+from labrig_calibration.dataset import DatasetError, MvmDataset, join
+from labrig_calibration.diagnostics import diagnose
+from labrig_calibration.fit import (
+    HELDOUT_FRACTION,
+    ArrayFit,
+    CalibrationError,
+    chip_parameters,
+    fit,
+    split_chronologically,
+)
+from labrig_drivers.errors import StorageError
+from labrig_surrogates.io import load_chip
+from labrig_surrogates.parameters import ChipParameters
+
+# A fit reports fractions; events count steps.
+_FRACTION_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted chip, and the fits that it was made of.
+
+    Attributes:
+        chip: The parameters, ready for `chip.safetensors`.
+        fits: One for each array, with data and diagnostics.
+    """
+
+    chip: ChipParameters
+    fits: tuple[ArrayFit, ...]
+
+
+def datasets_of(paths: Sequence[Path]) -> list[MvmDataset]:
+    """Reads every array of one or more recordings of one chip; recordings of the same array are joined.
+
+    Raises:
+        StorageError: A file cannot be read or believed, holds no MVMs, or the files belong to different chips.
+    """
+    parts: dict[int, list[MvmDataset]] = {}
+    chips: dict[str, Path] = {}
+    for path in paths:
+        with Recording.open(path) as recording:
+            chips.setdefault(recording.info.chip_id, path)
+            for array in recording.arrays:
+                if recording.committed(array):
+                    parts.setdefault(array, []).append(recording.dataset(array))
+    if len(chips) > 1:
+        listed = ", ".join(f"{path} is of chip {chip}" for chip, path in chips.items())
+        raise StorageError(f"these recordings are of different chips, calibrate them apart: {listed}")
+    if not parts:
+        raise StorageError(f"{', '.join(map(str, paths))}: no committed MVMs, nothing to calibrate")
+    return [join(parts[array]) for array in sorted(parts)]
+
+
+def calibrate_recordings(paths: Sequence[Path], seed: int, bus: EventBus) -> Calibration:
+    """Fits every array of a chip.
+
+    Args:
+        paths: Recordings of one chip.
+        seed: Of the draws in the diagnostics; the fit itself draws nothing.
+        bus: Gets the progress.
+
+    Raises:
+        StorageError: See `datasets_of`.
+        CalibrationError: The data cannot carry a fit.
+    """
+    rng = np.random.default_rng(seed)
+    fits = []
+    for dataset in datasets_of(paths):
+
+        def progress(stage: str, fraction: float, array: int = dataset.array) -> None:
+            done = round(_FRACTION_STEPS * fraction)
+            bus.publish(StepDone(f"fit of array {array}, {stage}", done, _FRACTION_STEPS, float("nan")))
+
+        try:
+            fitted = fit(dataset, rng=rng, progress=progress)
+        except (CalibrationError, DatasetError) as error:
+            raise CalibrationError(f"array {dataset.array} of {', '.join(map(str, paths))}: {error}") from error
+        fits.append(fitted)
+        bus.publish(
+            Message(
+                f"array {dataset.array}: {len(dataset)} MVMs of {dataset.writes} writes, held-out error "
+                f"{fitted.diagnostics.error_over_noise:.3f} x noise floor, "
+                f"{int(fitted.parameters.stuck.sum())} stuck cells"
+            )
+        )
+    provenance: dict[str, str | float | int] = {
+        "recordings": ", ".join(path.name for path in paths),
+        "calibrated_utc": utc_now(),
+        "labrig": version("labrig"),
+        "seed": seed,
+    }
+    for fitted in fits:
+        array = fitted.parameters.array
+        provenance[f"array_{array}_data_sha256"] = fitted.dataset.sha256()
+        provenance[f"array_{array}_error_over_noise"] = fitted.diagnostics.error_over_noise
+        provenance[f"array_{array}_coverage_90"] = fitted.diagnostics.coverage_90
+    return Calibration(chip_parameters(fits, provenance), tuple(fits))
+
+
+def judged_again(paths: Sequence[Path], chip_path: Path, rng: np.random.Generator) -> list[ArrayFit]:
+    """A fitted chip beside the recordings that it was fitted to, judged anew on their held-out part.
+
+    Raises:
+        StorageError: The recordings cannot be read, or are not those that the chip was fitted to.
+        SurrogateError: The chip file cannot be read.
+    """
+    chip = load_chip(chip_path)
+    fits = []
+    for dataset in datasets_of(paths):
+        fitted_to = chip.provenance.get(f"array_{dataset.array}_data_sha256")
+        if chip.chip_id != dataset.chip_id or fitted_to != dataset.sha256():
+            raise StorageError(
+                f"{chip_path}: chip {chip.chip_id} was not fitted to these data of array {dataset.array} of chip "
+                f"{dataset.chip_id} ({', '.join(map(str, paths))}); run `labrig calibrate` on them"
+            )
+        parameters = chip.arrays[dataset.array]
+        _, heldout = split_chronologically(dataset, HELDOUT_FRACTION)
+        fits.append(ArrayFit(parameters, diagnose(parameters, heldout, rng=rng), dataset))
+    return fits
+
+
+def report_conditions(paths: Sequence[Path]) -> dict[str, str]:
+    """What the report prints as its conditions: read from the first recording."""
+    with Recording.open(paths[0]) as recording:
+        header = recording.header
+        return {
+            "recordings": ", ".join(path.name for path in paths),
+            "rig": header.rig_name,
+            "board": str(header.identities["board"]),
+            "measured": header.started_utc,
+            "labrig": header.versions.get("labrig", "unknown"),
+            "commit": header.git_commit or "unknown",
+        }

@@ -1,0 +1,52 @@
+"""The command `labrig`: one function for each verb, in `labrig.commands`, and one place where errors end."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+import typer
+
+from labrig.commands.config import config_app
+from labrig_drivers.errors import LabrigError
+
+VERBS = ("demo", "check", "simulate", "sweep", "show", "calibrate", "report", "train", "evaluate", "doctor")
+
+# Errors of the packages that know no LabrigError, each with the module that defines it. None can be raised before
+# that module is loaded, so none needs to be imported here.
+_FOREIGN_ERRORS = (
+    ("labrig_calibration.dataset", "DatasetError"),
+    ("labrig_calibration.stimulus", "StimulusError"),
+    ("labrig_calibration.fit", "CalibrationError"),
+    ("labrig_surrogates.errors", "SurrogateError"),
+)
+
+app = typer.Typer(
+    name="labrig",
+    help="Closes the loop between an analog in-memory-computing chip and the network trained for it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for _verb in VERBS:
+    if find_spec(f"labrig.commands.{_verb}") is not None:
+        app.command(_verb)(getattr(import_module(f"labrig.commands.{_verb}"), _verb))
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """Runs the command line; an error that labrig raises on purpose becomes one message and exit code 2."""
+    try:
+        app()
+    except Exception as error:
+        if not isinstance(error, (LabrigError, *_foreign_errors())):
+            raise
+        print(f"labrig: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _foreign_errors() -> tuple[type[Exception], ...]:
+    loaded = [(sys.modules[module], name) for module, name in _FOREIGN_ERRORS if module in sys.modules]
+    return tuple(getattr(module, name) for module, name in loaded)

@@ -1,0 +1,34 @@
+"""`labrig evaluate`: how good a trained network is on its chip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labrig.extras import demand_extra
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder, made by `labrig train`.", metavar="RUN")],
+    rig: Annotated[Path | None, typer.Option(help="Rig file; the run's own by default.")] = None,
+    writes: Annotated[int | None, typer.Option(min=1, help="Programmings; the training file's by default.")] = None,
+) -> None:
+    """Judge a trained network on the chip, over several programmings.
+
+    Example: labrig evaluate runs/digits --writes 5
+    """
+    demand_extra("evaluate", "train")
+    from labrig.events import EventBus
+    from labrig.progress import ProgressListener
+    from labrig.training.run import evaluate_run
+
+    bus = EventBus()
+    with ProgressListener() as progress:
+        bus.subscribe(progress)
+        result, where = evaluate_run(run, rig, writes, bus)
+    print(
+        f"{run}: {100 * result.mean:.2f} % ± {100 * result.error:.2f} on {result.images} test images ({where}; "
+        f"spread over programmings {100 * result.spread_writes:.2f})"
+    )

@@ -1,0 +1,106 @@
+"""Progress of a run in the terminal, as a listener of the event bus."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from labrig.events import (
+    Alarm,
+    BlockCommitted,
+    Event,
+    Message,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    SupplyRead,
+)
+
+
+class ProgressListener:
+    """Shows a bar in a terminal; elsewhere prints a line every few seconds.
+
+    Use as `with ProgressListener() as progress: bus.subscribe(progress)`.
+
+    Args:
+        console: Where to print; standard error when None, so that a table on standard output stays clean.
+        line_every_s: Least time in s between two lines where there is no terminal.
+    """
+
+    def __init__(self, console: Console | None = None, *, line_every_s: float = 5.0) -> None:
+        self._console = console or Console(stderr=True)
+        self._line_every_s = line_every_s
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._mvms = 0
+        self._last_line_s = -float("inf")
+        if self._console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+            )
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Shows one event."""
+        match event:
+            case RunStarted():
+                where = f" -> {event.path}" if event.path else ""
+                self._print(f"plan {event.plan}: {event.mvms} MVMs, {event.writes} writes{where}")
+                self._mvms = event.mvms
+            case BlockCommitted():
+                self._show("MVMs", event.total_mvms, self._mvms)
+            case StepDone():
+                accuracy = "" if event.accuracy is None else f", accuracy {100 * event.accuracy:.1f} %"
+                self._show(event.phase, event.step, event.steps, f"loss {event.loss:.4f}{accuracy}")
+            case Message():
+                self._print(event.text)
+            case Alarm():
+                self._print(f"ALARM: {event.text}", style="bold red")
+            case RunFinished():
+                energy = "" if event.joules is None else f", {event.joules:.3g} J from the array supply"
+                self._print(
+                    f"{event.status}: {event.mvms} MVMs, {event.writes} writes, {event.seconds:.1f} s{energy}"
+                )
+            case SupplyRead():
+                pass
+
+    def _show(self, name: str, done: int, total: int, note: str = "") -> None:
+        if self._bars is not None:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=total, note=note)
+            self._bars.update(self._tasks[name], completed=done, total=total, note=note)
+            return
+        now_s = time.monotonic()
+        if done >= total or now_s - self._last_line_s >= self._line_every_s:
+            self._last_line_s = now_s
+            self._print(f"{name}: {done} of {total} {note}".rstrip())
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        # Paths and messages are text, not markup, and a line that is piped must stay one line.
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

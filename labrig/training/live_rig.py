@@ -1,0 +1,141 @@
+"""A rig that training can call from ordinary code: opened, recorded, metered, and made safe at the end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from labrig.config import RigConfig
+from labrig.energy_meter import EnergyMeter
+from labrig.events import BlockCommitted, EventBus
+from labrig.plans.base import MvmPoint, StreamCapacity
+from labrig.portal import LoopPortal
+from labrig.recording import RecordingHeader, RecordingWriter
+from labrig.rig import open_rig
+from labrig_calibration.stimulus import StimulusKind
+from labrig_drivers.crossbar import BoardInfo, CrossbarBoard, FloatArray, MvmResult, ProgramReport
+from labrig_drivers.errors import IdentityError, PlanAbortedError
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """What a training does on a rig.
+
+    Attributes:
+        config: The rig file.
+        chip_id: The chip that the calibration belongs to; another one is refused.
+        path: The recording to make.
+        plan: Description for the recording, seeds included.
+        capacity: Sizes the recording, given the board.
+    """
+
+    config: RigConfig
+    chip_id: str
+    path: Path
+    plan: Mapping[str, object]
+    capacity: Callable[[BoardInfo], Mapping[int, StreamCapacity]]
+
+
+@dataclass
+class _RecordedBoard:
+    """A board whose every programming and pass goes into the recording."""
+
+    board: CrossbarBoard
+    writer: RecordingWriter
+    meter: EnergyMeter | None
+    bus: EventBus
+    mvms: int = 0
+    blocks: int = 0
+    writes: dict[int, int] = field(default_factory=dict)
+
+    async def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
+        report = await self.board.program(array, conductance_s)
+        self.writes[array] = await self.writer.append_write(array, conductance_s, report)
+        return report
+
+    async def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
+        if self.meter is not None:
+            self.meter.check()
+        result = await self.board.mvm(array, voltage_v)
+        write = self.writes[array]
+        point = MvmPoint(array, write, self.blocks, int(StimulusKind.ACTIVATION), voltage_v)
+        await self.writer.append_mvms(array, point.kind, voltage_v, result, point.hash)
+        self.blocks += 1
+        self.mvms += voltage_v.shape[0]
+        self.bus.publish(BlockCommitted(array, write, voltage_v.shape[0], self.mvms))
+        return result
+
+
+@asynccontextmanager
+async def _recorded_board(run: LiveRun, bus: EventBus) -> AsyncIterator[_RecordedBoard]:
+    async with AsyncExitStack() as stack:
+        rig = await stack.enter_async_context(open_rig(run.config))
+        info = rig.board.info
+        if info.chip_id != run.chip_id:
+            raise IdentityError(
+                f"chip {run.chip_id!r} of the calibration", f"chip {info.chip_id!r}", str(run.config.path)
+            )
+        header = RecordingHeader.for_rig(rig, run.plan)
+        writer = await RecordingWriter.create(run.path, header, info, run.capacity(info))
+        await stack.enter_async_context(writer)
+        stack.push_async_callback(rig.power_down)
+        await rig.power_up()
+        meter = None
+        if rig.supply is not None:
+            meter = EnergyMeter(rig.supply, bus, writer.append_supply)
+            await stack.enter_async_context(meter)
+        yield _RecordedBoard(rig.board, writer, meter, bus)
+
+
+class LiveRig:
+    """A chip for `PhysicalBackend`. Use as `with LiveRig(run, bus) as board:`; Ctrl-C leaves everything safe."""
+
+    def __init__(self, run: LiveRun, bus: EventBus) -> None:
+        self._run = run
+        self._bus = bus
+        self._portal = LoopPortal()
+        self._context: AbstractAsyncContextManager[_RecordedBoard] | None = None
+        self._board: _RecordedBoard | None = None
+
+    def __enter__(self) -> Self:
+        self._portal.__enter__()
+        try:
+            self._context = _recorded_board(self._run, self._bus)
+            self._board = self._portal.call(self._context.__aenter__())
+        except BaseException:
+            self._portal.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        assert self._context is not None
+        if exc is not None and not isinstance(exc, Exception):
+            # A KeyboardInterrupt inside the loop's thread would end the loop before the outputs are off.
+            exc_type, exc = PlanAbortedError, PlanAbortedError("stopped by the user")
+        try:
+            self._portal.call(self._context.__aexit__(exc_type, exc, tb))
+        finally:
+            self._portal.__exit__(None, None, None)
+
+    def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
+        """Programs one array and records it."""
+        return self._portal.call(self._opened().program(array, conductance_s))
+
+    def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
+        """Measures one batch and records it."""
+        return self._portal.call(self._opened().mvm(array, voltage_v))
+
+    def joules(self) -> float | None:
+        """Energy in J from the array supply since the start; None without a supply meter."""
+        meter = self._opened().meter
+        return None if meter is None else meter.joules()
+
+    def _opened(self) -> _RecordedBoard:
+        assert self._board is not None, "use LiveRig as a context manager"
+        return self._board

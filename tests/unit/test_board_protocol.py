@@ -1,0 +1,300 @@
+"""The board protocol: every message survives the wire, and no damage to a frame ever passes for a message."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as nst
+
+from labrig_drivers.board_messages import (
+    Conductance,
+    Done,
+    Fault,
+    FaultCode,
+    Hello,
+    Message,
+    Mvm,
+    MvmAnswer,
+    Ping,
+    Pong,
+    Program,
+    Programmed,
+    ReadConductance,
+    Safe,
+    Welcome,
+    info_from_json,
+    info_to_json,
+)
+from labrig_drivers.board_protocol import MAX_PAYLOAD_BYTES, BoardFraming, decode, encode, request_id_of
+from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.errors import ProtocolError
+from labrig_drivers.instrument import Identity
+
+U8, U16 = st.integers(0, 2**8 - 1), st.integers(0, 2**16 - 1)
+U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+FLOAT64, FLOAT32 = st.floats(allow_nan=False), st.floats(width=32, allow_nan=False)
+# A text of n characters has at most 4 n bytes.
+TEXT = st.text(st.characters(codec="utf-8"), max_size=50)
+SHAPES = nst.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
+MATRICES = SHAPES.flatmap(lambda shape: nst.arrays(np.float32, shape))
+
+
+@st.composite
+def mvm_answers(draw: st.DrawFn) -> MvmAnswer:
+    shape = draw(SHAPES)
+    return MvmAnswer(
+        write_index=draw(U32),
+        time_s=draw(nst.arrays(np.float64, shape[0])),
+        code=draw(nst.arrays(np.int16, shape)),
+        saturated=draw(nst.arrays(np.bool_, shape)),
+    )
+
+
+MESSAGES: st.SearchStrategy[Message] = st.one_of(
+    st.builds(Hello, U8, U8),
+    st.builds(Welcome, U8, U32, U32, FLOAT32, st.builds(Identity, TEXT, TEXT, TEXT, TEXT), TEXT),
+    st.builds(Program, U16, U64, MATRICES),
+    st.builds(Programmed, U32, FLOAT64, U64, FLOAT64),
+    st.builds(Mvm, U16, MATRICES),
+    mvm_answers(),
+    st.builds(ReadConductance, U16),
+    st.builds(Conductance, MATRICES),
+    st.builds(Ping, U64),
+    st.builds(Pong, U64),
+    st.builds(Safe),
+    st.builds(Done),
+    st.builds(Fault, U16, TEXT),
+)
+
+INFO = BoardInfo(
+    chip_id="chip-7",
+    arrays=2,
+    rows=3,
+    columns=2,
+    conductance_min_s=1e-6,
+    conductance_max_s=0.1 + 0.2,
+    voltage_min_v=-0.3,
+    voltage_max_v=0.3,
+    dac_bits=8,
+    adc_bits=10,
+    adc_full_scale_a=(1.1e-4, 1.2e-4),
+    mvm_latency_s=1e-5,
+    program_latency_s=5e-3,
+    capabilities=frozenset({"temperature", "floating-lines"}),
+)
+
+
+def assert_same(left: Message, right: Message) -> None:
+    assert type(left) is type(right)
+    for field in dataclasses.fields(left):
+        one, other = getattr(left, field.name), getattr(right, field.name)
+        if isinstance(one, np.ndarray):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+        else:
+            assert one == other
+
+
+@given(MESSAGES, U32)
+def test_every_message_comes_back_equal(message: Message, request_id: int) -> None:
+    frame = encode(message, request_id)
+    buffer = bytearray(frame + b"LR")
+    taken = BoardFraming().take(buffer)
+    assert taken == frame
+    assert buffer == b"LR"
+    assert request_id_of(taken) == request_id
+    back_id, back = decode(taken)
+    assert back_id == request_id
+    assert_same(back, message)
+
+
+@given(MESSAGES, U32, st.data())
+def test_no_flipped_bit_passes_for_a_message(message: Message, request_id: int, data: st.DataObject) -> None:
+    frame = bytearray(encode(message, request_id))
+    position = data.draw(st.integers(0, 8 * len(frame) - 1))
+    frame[position // 8] ^= 1 << position % 8
+    with pytest.raises(ProtocolError):
+        decode(bytes(frame))
+    with contextlib.suppress(ProtocolError):
+        # A longer length can only be waited for; the deadline of the exchange ends that.
+        assert BoardFraming().take(frame) is None
+
+
+def test_no_flipped_bit_of_one_frame_passes_at_all() -> None:
+    good = encode(Mvm(1, np.ones((2, 3), dtype=np.float32)), 77)
+    for position in range(8 * len(good)):
+        frame = bytearray(good)
+        frame[position // 8] ^= 1 << position % 8
+        with pytest.raises(ProtocolError):
+            decode(bytes(frame))
+
+
+@given(st.lists(MESSAGES, min_size=1, max_size=4), st.lists(st.integers(1, 40), min_size=1, max_size=20))
+def test_any_split_into_pieces_gives_the_same_messages(messages: list[Message], sizes: list[int]) -> None:
+    stream = b"".join(encode(message, index) for index, message in enumerate(messages))
+    framing, buffer, received = BoardFraming(), bytearray(), []
+    start = piece = 0
+    while start < len(stream):
+        size = sizes[piece % len(sizes)]
+        buffer += stream[start : start + size]
+        start, piece = start + size, piece + 1
+        while (frame := framing.take(buffer)) is not None:
+            received.append(decode(frame))
+    assert [request_id for request_id, _ in received] == list(range(len(messages)))
+    for (_, back), message in zip(received, messages, strict=True):
+        assert_same(back, message)
+    assert not buffer
+
+
+@given(st.binary(max_size=200))
+def test_garbage_never_crashes(garbage: bytes) -> None:
+    buffer = bytearray(garbage)
+    with contextlib.suppress(ProtocolError):
+        assert BoardFraming().take(buffer) is None
+    assert buffer == garbage
+    with pytest.raises(ProtocolError):
+        decode(garbage)
+
+
+@given(U8, st.binary(max_size=60))
+def test_a_sound_frame_around_garbage_gives_a_message_or_a_protocol_error(kind: int, payload: bytes) -> None:
+    frame = _framed(kind, payload)
+    try:
+        _, message = decode(frame)
+    except ProtocolError:
+        return
+    # One encoding for each message; only the bits inside a NaN may differ.
+    again = encode(message, 9)
+    assert again[:12] == frame[:12]
+    assert len(again) == len(frame)
+
+
+@given(MESSAGES, st.integers(1, 30))
+def test_a_payload_cut_short_or_too_long_is_refused(message: Message, cut: int) -> None:
+    frame = encode(message, 9)
+    kind, payload = frame[3], frame[12:-4]
+    with pytest.raises(ProtocolError, match=r"too many|too short|padding"):
+        decode(_framed(kind, payload + bytes(cut)))
+    if payload:
+        with pytest.raises(ProtocolError):
+            decode(_framed(kind, payload[:-cut]))
+
+
+def test_the_bytes_of_the_reference_page() -> None:
+    ping = encode(Ping(0x1122334455667788), 5)
+    assert ping.hex(" ") == "4c 52 01 05 05 00 00 00 08 00 00 00 88 77 66 55 44 33 22 11 61 08 5a dc"
+    assert encode(Safe(), 6).hex(" ") == "4c 52 01 06 06 00 00 00 00 00 00 00 c8 43 d9 34"
+    answer = MvmAnswer(
+        2,
+        np.array([0.5]),
+        np.array([[1, -2, 511]], dtype=np.int16),
+        np.array([[False, False, True]]),
+    )
+    payload = "02 00 00 00 01 00 00 00 03 00 00 00 00 00 00 00 e0 3f 01 00 fe ff ff 01 04"
+    assert encode(answer, 1)[12:-4].hex(" ") == payload
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        (b"X", "not a frame"),
+        (b"LX", "not a frame"),
+        (b"LR\x02", "version 2"),
+        (b"LR\x01\x05" + b"\xff" * 8, "limit"),
+    ],
+)
+def test_a_wrong_start_is_refused_before_the_rest_came(start: bytes, reason: str) -> None:
+    with pytest.raises(ProtocolError, match=reason):
+        BoardFraming().take(bytearray(start))
+
+
+def test_a_frame_over_the_limit_of_the_receiver_is_refused() -> None:
+    frame = encode(Mvm(0, np.zeros((10, 10), dtype=np.float32)), 1)
+    assert BoardFraming(max_payload_bytes=408).take(bytearray(frame)) == frame
+    with pytest.raises(ProtocolError, match="over the limit of 407"):
+        BoardFraming(max_payload_bytes=407).take(bytearray(frame))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ReadConductance(2**16),
+        Ping(-1),
+        Fault(FaultCode.INTERNAL, "x" * 70_000),
+        Fault(FaultCode.INTERNAL, "\ud800"),
+        Mvm(0, np.zeros((MAX_PAYLOAD_BYTES // 4, 1), dtype=np.float32)),
+        Conductance(np.zeros((2**16, 1), dtype=np.float32)),
+    ],
+)
+def test_what_does_not_fit_is_not_sent(message: Message) -> None:
+    with pytest.raises(ProtocolError):
+        encode(message, 1)
+
+
+def test_padding_of_the_flags_has_to_be_zero() -> None:
+    answer = MvmAnswer(0, np.zeros(1), np.zeros((1, 3), dtype=np.int16), np.zeros((1, 3), dtype=np.bool_))
+    payload = bytearray(encode(answer, 9)[12:-4])
+    payload[-1] |= 0x80
+    with pytest.raises(ProtocolError, match="padding"):
+        decode(_framed(0x83, bytes(payload)))
+
+
+def test_the_description_of_a_board_keeps_every_digit() -> None:
+    assert info_from_json(info_to_json(INFO)) == INFO
+
+
+def test_unknown_keys_of_a_newer_board_are_left_aside() -> None:
+    values = {**json.loads(info_to_json(INFO)), "colour": "green"}
+    assert info_from_json(json.dumps(values)) == INFO
+
+
+def test_a_wrong_description_names_every_fault() -> None:
+    values = {**json.loads(info_to_json(INFO)), "rows": 0, "voltage_max_v": math.nan, "chip_id": 7}
+    values["adc_full_scale_a"] = [1.0]
+    with pytest.raises(ProtocolError) as caught:
+        info_from_json(json.dumps(values))
+    for name in ("rows", "voltage_max_v", "chip_id", "adc_full_scale_a"):
+        assert name in str(caught.value)
+
+
+@given(
+    st.text()
+    | st.recursive(st.none() | st.booleans() | FLOAT64 | st.text(), st.lists, max_leaves=5).map(json.dumps)
+)
+def test_no_text_crashes_the_reader_of_descriptions(text: str) -> None:
+    with pytest.raises(ProtocolError):
+        info_from_json(text)
+
+
+@given(
+    st.sampled_from(sorted(dataclasses.asdict(INFO))),
+    st.none() | st.booleans() | st.text() | st.integers() | FLOAT64 | st.lists(st.integers() | st.text()),
+)
+def test_any_value_of_a_field_is_read_or_refused(field: str, value: object) -> None:
+    values = {**json.loads(info_to_json(INFO)), field: value}
+    try:
+        info = info_from_json(json.dumps(values))
+    except ProtocolError:
+        return
+    assert json.loads(info_to_json(info)).keys() == values.keys()
+
+
+def test_numbers_that_json_cannot_hold_are_refused() -> None:
+    for text in ("1e999", "9" * 400, "true"):
+        with pytest.raises(ProtocolError, match="mvm_latency_s"):
+            info_from_json(info_to_json(INFO).replace('"mvm_latency_s": 1e-05', f'"mvm_latency_s": {text}'))
+
+
+def _framed(kind: int, payload: bytes) -> bytes:
+    """A frame with a right checksum, whatever is in it."""
+    body = struct.pack("<2sBBII", b"LR", 1, kind, 9, len(payload)) + payload
+    return body + struct.pack("<I", zlib.crc32(body))
