@@ -54,11 +54,7 @@ class Effort:
     @classmethod
     def of(cls, *, quick: bool) -> Effort:
         """The usual effort, or the one that only shows that the benchmark works."""
-        return (
-            cls(rounds=3, case_s=0.05, most_repeats=3)
-            if quick
-            else cls(rounds=9, case_s=0.3, most_repeats=27)
-        )
+        return cls(rounds=3, case_s=0.05, most_repeats=3) if quick else cls(rounds=9, case_s=0.3, most_repeats=27)
 
 
 class LoadMeter(Protocol):
@@ -170,9 +166,7 @@ async def measure(
         done = len(rounds.seconds[cases[0].name])
         start = done % len(cases)
         load.start()
-        seconds = {
-            case.name: await _time(case, calls[case.name], clock) for case in [*cases[start:], *cases[:start]]
-        }
+        seconds = {case.name: await _time(case, calls[case.name], clock) for case in [*cases[start:], *cases[:start]]}
         disturbed = load.other_cores() > DISTURBED_CORES
         if disturbed and rounds.repeated < effort.most_repeats:
             rounds.repeated += 1

@@ -1,9 +1,10 @@
 """The way of an MVM: from an array of voltages to an array of currents, along each path that labrig has.
 
 Each path is measured with requests of one vector, as a careless loop sends them, and of 128, as plans and
-layers do. The reference is a bare asyncio exchange of the same numbers of bytes with another process: no checks,
-no checksum, no chip. The simulated chip takes time of its own, which the case "in this process" shows; a board
-made of silicon does not. Client and server share one core.
+layers do. The reference is a bare asyncio exchange of the same numbers of bytes with another process: no
+checks, no checksum, no chip. "Instant board" speaks the whole protocol but has no chip, as hardware does not
+need the time that a simulation takes; "simulated bench" is what `labrig simulate` runs, and "in this process" is the
+same chip without a link. Client and servers share one core.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from benchmarks.byte_server import bare_exchange, byte_server
 from benchmarks.harness import Case
+from benchmarks.instant_board import instant_board_process
 from benchmarks.report import Script, Suite, main
 from labrig_drivers.board_messages import Mvm, MvmAnswer
 from labrig_drivers.board_protocol import encode
@@ -66,34 +68,41 @@ def mvm(board: CrossbarBoard, voltage_v: FloatArray) -> Callable[[], Awaitable[N
     return run
 
 
+async def open_boards(stack: AsyncExitStack, direct: CrossbarBoard) -> tuple[dict[str, CrossbarBoard], list[int]]:
+    """Every board by the name of its path, open and programmed, and the process ids of their servers."""
+    # A board serves one host at a time, so each path gets a server of its own.
+    boards, helpers = {"MockBoard in this process": direct}, []
+    for serial, path in ((False, "TCP"), (True, "a pty")):
+        instant = await stack.enter_async_context(instant_board_process(direct.info.rows, direct.info.columns))
+        link = link_from_url(instant.serial if serial else instant.tcp)
+        boards[f"instant board over {path}"] = await stack.enter_async_context(WireBoard(link))
+        simulated, pid = await powered_board(stack, serial=serial)
+        boards[f"simulated bench over {path}"] = simulated
+        helpers += [instant.pid, pid]
+    for board in boards.values():
+        info = board.info
+        await board.program(0, np.full((info.rows, info.columns), info.conductance_max_s / 2.0))
+    return boards, helpers
+
+
 @asynccontextmanager
 async def prepare(quick: bool) -> AsyncIterator[Suite]:  # noqa: ARG001 - the effort alone makes a run quick
-    """Starts two benches and the bare server, and programs every board with the same pattern."""
+    """Starts the servers, and programs every board with the same pattern."""
     async with AsyncExitStack() as stack:
-        # A board serves one host at a time, so each path gets a bench of its own.
-        over_tcp, tcp_pid = await powered_board(stack, serial=False)
-        over_pty, pty_pid = await powered_board(stack, serial=True)
         direct = await stack.enter_async_context(MockBoard())
-        info = direct.info
-        target_s = np.full((info.rows, info.columns), (info.conductance_min_s + info.conductance_max_s) / 2.0)
-        for board in (direct, over_tcp, over_pty):
-            await board.program(0, target_s)
+        boards, helpers = await open_boards(stack, direct)
         cases: list[Case] = []
-        helpers = [tcp_pid, pty_pid]
         for batch in BATCHES:
-            voltage_v = vectors(info, batch)
+            voltage_v = vectors(direct.info, batch)
             request, answer_bytes = bytes_of(voltage_v, await direct.mvm(0, voltage_v))
             server = await stack.enter_async_context(byte_server(len(request), answer_bytes))
             helpers.append(server.pid)
             exchange = await stack.enter_async_context(bare_exchange(server, request, answer_bytes))
             bare = f"bare exchange of {len(request)} + {answer_bytes} bytes, batch {batch}"
-            cases += [
-                Case(bare, exchange.run, batch),
-                Case(f"MockBoard in this process, batch {batch}", mvm(direct, voltage_v), batch, bare),
-                Case(f"WireBoard over TCP, batch {batch}", mvm(over_tcp, voltage_v), batch, bare),
-                Case(f"WireBoard over a pty, batch {batch}", mvm(over_pty, voltage_v), batch, bare),
-            ]
-        yield Suite(f"MVMs of {info.rows} x {info.columns} by each path", "MVM", cases, helpers)
+            cases.append(Case(bare, exchange.run, batch))
+            for name, board in sorted(boards.items(), key=lambda item: item[0].lower()):
+                cases.append(Case(f"{name}, batch {batch}", mvm(board, voltage_v), batch, bare))
+        yield Suite(f"MVMs of {direct.info.rows} x {direct.info.columns}", "MVM", cases, helpers)
 
 
 if __name__ == "__main__":

@@ -102,9 +102,7 @@ class Run:
             sets = {}
             for name, column in self.block.columns.items():
                 row = column.shape[1:]
-                sets[name] = file.create_dataset(
-                    name, (self.rows, *row), column.dtype, chunks=(self.block_rows, *row)
-                )
+                sets[name] = file.create_dataset(name, (self.rows, *row), column.dtype, chunks=(self.block_rows, *row))
             for number in range(self.blocks):
                 start = number * self.block_rows
                 for name, column in self.block.columns.items():

@@ -53,9 +53,7 @@ class Script:
 def main(script: Script) -> None:
     """Parses the command line, measures, prints the table and writes the JSON file where one is asked for."""
     parser = argparse.ArgumentParser(prog=f"python -m {script.module}")
-    parser.add_argument(
-        "--quick", action="store_true", help="few short rounds: shows that it works, proves nothing"
-    )
+    parser.add_argument("--quick", action="store_true", help="few short rounds: shows that it works, proves nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
     options = parser.parse_args()
     settle(module=script.module, threads=script.threads, pin_one_core=script.pin_one_core)
@@ -80,8 +78,7 @@ def table(suite: Suite, result: Measurement, machine: Machine, *, threads: int, 
     lines = [
         suite.title + (" (quick: a check, not a result)" if quick else ""),
         f"{machine.processor}, {machine.cores} cores{pinned}, BLAS threads {threads}; {machine.system}",
-        f"Python {machine.python}, "
-        + ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
+        f"Python {machine.python}, " + ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
         f"commit {machine.commit}; {rounds} rounds, {result.repeated} measured again, "
         f"{result.disturbed} disturbed ones kept",
         "",
@@ -107,9 +104,7 @@ def _row(case: CaseResult, numbers: dict[str, str]) -> tuple[str, ...]:
     return (*own, f"{ratio.median:.3g}", f"[{ratio.lower:.3g} - {ratio.upper:.3g}]", numbers[case.reference])
 
 
-def as_json(
-    suite: Suite, result: Measurement, machine: Machine, *, threads: int, quick: bool
-) -> dict[str, object]:
+def as_json(suite: Suite, result: Measurement, machine: Machine, *, threads: int, quick: bool) -> dict[str, object]:
     """The run with every number, ready for `json.dumps`."""
     return {
         "title": suite.title,

@@ -100,9 +100,7 @@ async def run_sweep(
     async with rig if isinstance(rig, Rig) else open_rig(rig) as opened:
         info = opened.board.info
         header = RecordingHeader.for_rig(opened, plan.describe())
-        writer = await RecordingWriter.create(
-            output, header, info, plan.capacity(info), durability=durability
-        )
+        writer = await RecordingWriter.create(output, header, info, plan.capacity(info), durability=durability)
         # Leaving: first the supply, then the file, then the instruments.
         async with writer:
             try:
@@ -112,9 +110,7 @@ async def run_sweep(
                 await opened.power_down()
 
 
-async def _run_points(
-    rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus, progress: _Progress
-) -> None:
+async def _run_points(rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus, progress: _Progress) -> None:
     pending: asyncio.Task[None] | None = None
     try:
         async for point in plan.points(rig.board.info):

@@ -83,7 +83,7 @@ def calibrate_recordings(paths: Sequence[Path], seed: int, bus: EventBus) -> Cal
 
         def progress(stage: str, fraction: float, array: int = dataset.array) -> None:
             done = round(_FRACTION_STEPS * fraction)
-            bus.publish(StepDone(f"fit of array {array}, {stage}", done, _FRACTION_STEPS, float("nan")))
+            bus.publish(StepDone(f"fit of array {array}, {stage}", done, _FRACTION_STEPS, None))
 
         try:
             fitted = fit(dataset, rng=rng, progress=progress)

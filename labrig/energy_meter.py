@@ -113,7 +113,5 @@ class EnergyMeter:
         if reading.in_compliance and not self._alarmed:
             self._alarmed = True
             self._bus.publish(
-                Alarm(
-                    f"the array supply is at its limit ({reading.voltage_v:.4g} V, {reading.current_a:.4g} A)"
-                )
+                Alarm(f"the array supply is at its limit ({reading.voltage_v:.4g} V, {reading.current_a:.4g} A)")
             )

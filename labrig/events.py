@@ -64,14 +64,14 @@ class StepDone:
         phase: Which part of the training, such as `surrogate` or `in-loop`.
         step: Steps done so far in this phase.
         steps: Steps that this phase will take.
-        loss: Training loss of the step.
+        loss: Training loss of the step; None where there is none.
         accuracy: Accuracy between 0 and 1, where it was evaluated.
     """
 
     phase: str
     step: int
     steps: int
-    loss: float
+    loss: float | None
     accuracy: float | None = None
 
 

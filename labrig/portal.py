@@ -22,7 +22,8 @@ class LoopPortal:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="labrig-instruments")
+        # A daemon, so that a Ctrl-C in the middle of `start()` cannot keep the process alive; `__exit__` joins it.
+        self._thread = threading.Thread(target=self._run, name="labrig-instruments", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -37,30 +38,31 @@ class LoopPortal:
     def call(self, coroutine: Coroutine[object, object, T]) -> T:
         """Runs a coroutine in the loop and returns its result or raises its error.
 
-        A KeyboardInterrupt cancels the coroutine, waits for its clean-up, and is raised again.
+        A KeyboardInterrupt cancels the coroutine, waits for its clean-up, and is raised again; what the clean-up
+        itself raises (an output that could not be switched off) takes its place.
         """
-        task_done: Future[T] = Future()
-        task_holder: list[asyncio.Task[T]] = []
+        answer: Future[T] = Future()
+        tasks: list[asyncio.Task[T]] = []
 
         def start() -> None:
-            task = self._loop.create_task(coroutine)
-            task_holder.append(task)
-            task.add_done_callback(finish)
+            tasks.append(self._loop.create_task(coroutine))
+            tasks[0].add_done_callback(lambda task: _hand_over(task, answer))
 
-        def finish(task: asyncio.Task[T]) -> None:
-            if task.cancelled():
-                task_done.set_exception(asyncio.CancelledError())
-            elif (error := task.exception()) is not None:
-                task_done.set_exception(error)
-            else:
-                task_done.set_result(task.result())
+        def cancel() -> None:
+            if tasks:
+                tasks[0].cancel()
+            elif not answer.done():  # interrupted before it could start
+                coroutine.close()
+                answer.set_exception(asyncio.CancelledError())
 
-        self._loop.call_soon_threadsafe(start)
         try:
-            return task_done.result()
+            self._loop.call_soon_threadsafe(start)
+            return answer.result()
         except KeyboardInterrupt:
-            self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in task_holder])
-            _wait_stubbornly(task_done)
+            self._loop.call_soon_threadsafe(cancel)
+            error = _wait_stubbornly(answer)
+            if error is not None and not isinstance(error, asyncio.CancelledError):
+                raise error from None
             raise
 
     def _run(self) -> None:
@@ -68,14 +70,29 @@ class LoopPortal:
         try:
             self._loop.run_forever()
         finally:
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
 
-def _wait_stubbornly(done: Future[T]) -> None:
+def _hand_over(task: asyncio.Task[T], answer: Future[T]) -> None:
+    if task.cancelled():
+        answer.set_exception(asyncio.CancelledError())
+        return
+    error = task.exception()
+    if error is None:
+        answer.set_result(task.result())
+    else:
+        answer.set_exception(error)
+
+
+def _wait_stubbornly(answer: Future[T]) -> BaseException | None:
     """Waits for a cancelled call to clean up; further Ctrl-C must not cut that short, outputs may still be on."""
-    while not done.done():
+    while True:
         try:
-            done.exception()
+            return answer.exception()
         except KeyboardInterrupt:
             continue

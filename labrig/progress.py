@@ -77,16 +77,15 @@ class ProgressListener:
                 self._show("MVMs", event.total_mvms, self._mvms)
             case StepDone():
                 accuracy = "" if event.accuracy is None else f", accuracy {100 * event.accuracy:.1f} %"
-                self._show(event.phase, event.step, event.steps, f"loss {event.loss:.4f}{accuracy}")
+                loss = "" if event.loss is None else f"loss {event.loss:.4f}"
+                self._show(event.phase, event.step, event.steps, loss + accuracy)
             case Message():
                 self._print(event.text)
             case Alarm():
                 self._print(f"ALARM: {event.text}", style="bold red")
             case RunFinished():
                 energy = "" if event.joules is None else f", {event.joules:.3g} J from the array supply"
-                self._print(
-                    f"{event.status}: {event.mvms} MVMs, {event.writes} writes, {event.seconds:.1f} s{energy}"
-                )
+                self._print(f"{event.status}: {event.mvms} MVMs, {event.writes} writes, {event.seconds:.1f} s{energy}")
             case SupplyRead():
                 pass
 

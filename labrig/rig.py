@@ -28,9 +28,7 @@ class RigError(LabrigError):
         failures: What happened to each instrument, by name.
     """
 
-    def __init__(
-        self, headline: str, failures: Mapping[str, BaseException], places: Mapping[str, str]
-    ) -> None:
+    def __init__(self, headline: str, failures: Mapping[str, BaseException], places: Mapping[str, str]) -> None:
         self.failures = dict(failures)
         lines = [headline]
         for name, error in failures.items():
@@ -51,15 +49,11 @@ class Rig:
         source_meters: The source-meters by the names of the rig file, not yet open.
     """
 
-    def __init__(
-        self, config: RigConfig, board: CrossbarBoard, source_meters: Mapping[str, SourceMeter]
-    ) -> None:
+    def __init__(self, config: RigConfig, board: CrossbarBoard, source_meters: Mapping[str, SourceMeter]) -> None:
         envelope = Envelope.from_config(config.safety)
         self.config = config
         self._board = GuardedBoard(board, envelope)
-        self._source_meters = {
-            name: GuardedSourceMeter(meter, envelope, name) for name, meter in source_meters.items()
-        }
+        self._source_meters = {name: GuardedSourceMeter(meter, envelope, name) for name, meter in source_meters.items()}
 
     @property
     def board(self) -> CrossbarBoard:
@@ -89,9 +83,7 @@ class Rig:
         """
         instruments = self._instruments()
         try:
-            results = await asyncio.gather(
-                *(one.open() for one in instruments.values()), return_exceptions=True
-            )
+            results = await asyncio.gather(*(one.open() for one in instruments.values()), return_exceptions=True)
         except BaseException:
             await finish(_close_all(instruments))
             raise
@@ -206,9 +198,7 @@ def _build(section: str, settings: BoardConfig | SourceMeterConfig) -> object:
             raise ConfigError(f"{section}.link: is missing; the driver {settings.driver!r} needs it")
         return make(link_from_url(settings.link), expected, name)
     if settings.link is not None:
-        raise ConfigError(
-            f"{section}.link: the driver {settings.driver!r} runs in this process and takes no link"
-        )
+        raise ConfigError(f"{section}.link: the driver {settings.driver!r} runs in this process and takes no link")
     return make(settings.settings if isinstance(settings, BoardConfig) else {}, expected, name)
 
 
@@ -219,9 +209,7 @@ def _load_driver(section: str, driver: str) -> Callable[..., object]:
     try:
         make: Callable[..., object] = point.load().from_settings
     except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"{section}.driver: {driver!r} ({point.value}) cannot be loaded: {error}"
-        ) from error
+        raise ConfigError(f"{section}.driver: {driver!r} ({point.value}) cannot be loaded: {error}") from error
     return make
 
 

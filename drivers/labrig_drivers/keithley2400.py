@@ -12,8 +12,9 @@ import time
 from types import TracebackType
 from typing import Literal, Self
 
-from labrig_drivers.errors import LabrigError, ProtocolError, SafetyError, StateError
+from labrig_drivers.errors import ProtocolError, SafetyError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, Identity
+from labrig_drivers.keithley_output import KeithleyOutput, ScpiQuantity
 from labrig_drivers.links.base import Link
 from labrig_drivers.links.guard import settle
 from labrig_drivers.scpi import ScpiChannel, format_float
@@ -34,7 +35,7 @@ _CURRENT_RAMP_STEPS = 20
 
 _OFF_ATTEMPTS = 2
 
-_SCPI_NAME: dict[SourceKind, str] = {"voltage": "VOLT", "current": "CURR"}
+_SCPI_NAME: dict[SourceKind, ScpiQuantity] = {"voltage": "VOLT", "current": "CURR"}
 
 
 class Keithley2400:
@@ -66,15 +67,12 @@ class Keithley2400:
         name: str = "keithley2400",
         timeout_s: float = 5.0,
     ) -> None:
-        if not (ramp_v_per_s > 0.0 and ramp_step_v > 0.0):
-            raise ValueError(f"ramp of {ramp_v_per_s} V/s in steps of {ramp_step_v} V: both must be positive")
         wanted = expected or ExpectedIdentity()
         self._expected = ExpectedIdentity(model=wanted.model or "2400", serial=wanted.serial)
         self._channel = ScpiChannel(link, name, timeout_s=timeout_s)
         self._name = name
         self._timeout_s = timeout_s
-        self._ramp_step_v = ramp_step_v
-        self._ramp_pause_s = ramp_step_v / ramp_v_per_s
+        self._output = KeithleyOutput(self._channel, ramp_v_per_s=ramp_v_per_s, ramp_step_v=ramp_step_v)
         self._utc_offset_s = time.time() - time.monotonic()
         self._is_open = False
         self._source: SourceKind | None = None
@@ -83,7 +81,6 @@ class Keithley2400:
         self._level_is_set = False
         # True from before the output may have been switched on, or its level changed, until it is known to be off.
         self._must_switch_off = False
-        self._next_step_s = -math.inf
 
     @classmethod
     def from_settings(cls, link: Link, expected: ExpectedIdentity, name: str) -> Keithley2400:
@@ -216,7 +213,7 @@ class Keithley2400:
         async with self._channel.exclusive():
             if await self.output_is_on():
                 self._must_switch_off = True
-                await self._ramp(sourced, level)
+                await self._output.ramp(sourced, level)
             else:
                 await self._channel.write(f":SOUR:{sourced}:LEV {format_float(level)}")
         self._level_is_set = True
@@ -314,65 +311,10 @@ class Keithley2400:
             await self._channel.close()
 
     async def _switch_off(self) -> None:
-        """Ramps, switches off and looks; every step is tried even when the one before it failed."""
         self._must_switch_off = True
-        try:
-            await self._ramp_down()
-        except LabrigError:
-            # Whatever is wrong with the level, off is what matters now.
-            await self._recover_if_lost()
-        # Off is the one setting that may be sent again: it cannot do harm twice.
-        still_on = True
-        for _ in range(_OFF_ATTEMPTS):
-            if still_on:
-                still_on = await self._try_off()
-        if still_on:
-            raise StateError(self._press_off("the output is still on"))
+        await self._output.switch_off()
         self._must_switch_off = False
         self._level_is_set = False
-
-    async def _try_off(self) -> bool:
-        """Sends one `:OUTP 0` and returns whether the output is on after it."""
-        try:
-            await self._channel.write(":OUTP 0")
-        except LabrigError:
-            # Neither an error in the queue nor a lost exchange says whether it is off: the instrument is asked.
-            await self._recover_if_lost()
-        try:
-            return await self._channel.query_flag(":OUTP?")
-        except LabrigError as error:
-            raise StateError(
-                self._press_off(f"it cannot be asked whether the output is off ({error})")
-            ) from error
-
-    async def _recover_if_lost(self) -> None:
-        """Connects anew when the peer closed the connection; the channel itself recovers from everything else."""
-        try:
-            await self._channel.recover_if_lost()
-        except LabrigError:
-            # The next exchange meets the same fault and reports it, with what it means for the output.
-            return
-
-    async def _ramp_down(self) -> None:
-        # The instrument, not this object, knows what is at its terminals: an earlier command may have been lost.
-        if await self._channel.query_flag(":OUTP?"):
-            function = (await self._channel.query(":SOUR:FUNC?")).strip().upper()
-            await self._ramp("CURR" if function.startswith("CURR") else "VOLT", 0.0)
-
-    async def _ramp(self, sourced: str, level: float) -> None:
-        """Goes from the instrument's level to `level` in steps, never faster than the ramp rate."""
-        (present,) = await self._channel.query_floats(f":SOUR:{sourced}:LEV?", count=1)
-        if not math.isfinite(present):
-            raise ProtocolError(f"{self._name}: {present} is no source level")
-        change = level - present
-        step = self._ramp_step_v if sourced == "VOLT" else abs(change) / _CURRENT_RAMP_STEPS
-        # A tiny part of a step less, so that rounding does not make eleven steps out of ten.
-        steps = math.ceil(abs(change) / step - 1e-9) if change else 0
-        for index in range(1, steps + 1):
-            await asyncio.sleep(max(0.0, self._next_step_s - time.monotonic()))
-            target = level if index == steps else present + change * index / steps
-            await self._channel.write(f":SOUR:{sourced}:LEV {format_float(target)}")
-            self._next_step_s = time.monotonic() + self._ramp_pause_s * abs(change) / (steps * step)
 
     def _require_open(self) -> None:
         if not self._is_open:
@@ -394,6 +336,3 @@ class Keithley2400:
     def _refuse(self, faults: list[str]) -> None:
         if faults:
             raise SafetyError([f"{self._name}: {fault}" for fault in faults])
-
-    def _press_off(self, why: str) -> str:
-        return f"{self._name} at {self._channel.address}: {why}; press OUTPUT OFF on its front panel now"

@@ -200,9 +200,7 @@ class ScpiChannel:
                 if int(entry[1]) == 0:
                     return errors
                 errors.append((int(entry[1]), entry[2]))
-        raise self._doubt(
-            f"{_MAX_ERRORS} errors were read and the queue is not empty, the last is {errors[-1]}"
-        )
+        raise self._doubt(f"{_MAX_ERRORS} errors were read and the queue is not empty, the last is {errors[-1]}")
 
     async def identify(self) -> Identity:
         """Asks who the instrument is and remembers the answer for every later recovery.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from labrig.commands.interruptible import interruptible
 from labrig.extras import demand_extra
 
 _DEFAULT_OUTPUT = Path("chip.safetensors")
@@ -29,7 +30,7 @@ def calibrate(
     from labrig_surrogates.io import save_chip
 
     bus = EventBus()
-    with ProgressListener() as progress:
+    with interruptible(), ProgressListener() as progress:
         bus.subscribe(progress)
         calibration = calibrate_recordings(files, seed, bus)
     save_chip(output, calibration.chip)

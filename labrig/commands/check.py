@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check(rig: RigArgument) -> None:
-    """Opens a rig, identifies its instruments, prints them and closes, without touching an output.
+    """Open a rig, identify its instruments, print them and close, without touching an output.
 
     Example: labrig check rig_configs/mock.toml
     """

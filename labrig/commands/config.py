@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-config_app = typer.Typer(help="Helps with rig files.", no_args_is_help=True)
+config_app = typer.Typer(help="Help with rig files.", no_args_is_help=True)
 
 
 @config_app.callback()
 def config() -> None:
-    """Helps with rig files."""
+    """Help with rig files."""
 
 
 @config_app.command()
@@ -23,7 +23,7 @@ def schema(
         typer.Option("--output", "-o", metavar="FILE", help="Where to write; by default it is printed."),
     ] = None,
 ) -> None:
-    """Writes the JSON schema of rig files, by which an editor completes and checks them.
+    """Write the JSON schema of rig files, by which an editor completes and checks them.
 
     Example: labrig config schema -o rig_configs/labrig.schema.json
     """

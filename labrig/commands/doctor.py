@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from labrig.extras import EXTRAS, missing_modules
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-BASE_PACKAGES = ("labrig", "numpy", "h5py", "pydantic", "pyserial", "pyvisa", "pyvisa-py", "rich", "typer")
-EXTRAS = {
-    "train": ("torch", "scipy", "scikit-learn", "safetensors"),
-    "report": ("jinja2", "plotly"),
+# Distributions, whose names differ from those of the modules that an extra is known by.
+PACKAGES = {
+    "base": (
+        "labrig",
+        "numpy",
+        "h5py",
+        "pydantic",
+        "pyserial",
+        "pyvisa",
+        "pyvisa-py",
+        "rich",
+        "safetensors",
+        "typer",
+    ),
+    "extra train": ("torch", "scipy", "scikit-learn"),
+    "extra report": ("jinja2", "plotly"),
 }
 
 
 def doctor() -> None:
-    """Prints versions, extras and drivers, and the line to run for what is missing.
+    """Print versions, extras and drivers, and the line to run for what is missing.
 
     Example: labrig doctor
     """
@@ -27,8 +41,8 @@ def doctor() -> None:
     console.print(f"Python {platform.python_version()} on {platform.platform()}", soft_wrap=True)
     for table in (_packages(), _drivers()):
         console.print(table)
-    for extra, packages in EXTRAS.items():
-        missing = [name for name in packages if _version(name) is None]
+    for extra in EXTRAS:
+        missing = missing_modules(extra)
         if missing:
             console.print(
                 f"extra {extra}: {', '.join(missing)} missing; run: pip install 'labrig[{extra}]'",
@@ -42,11 +56,9 @@ def _packages() -> Table:
     from rich.table import Table
 
     table = Table("package", "version", "for")
-    for name in BASE_PACKAGES:
-        table.add_row(name, _version(name) or "missing", "base")
-    for extra, packages in EXTRAS.items():
-        for name in packages:
-            table.add_row(name, _version(name) or "missing", f"extra {extra}")
+    for purpose, names in PACKAGES.items():
+        for name in names:
+            table.add_row(name, _version(name) or "missing", purpose)
     return table
 
 

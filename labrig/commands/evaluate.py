@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from labrig.commands.interruptible import interruptible
 from labrig.extras import demand_extra
 
 
@@ -25,7 +26,7 @@ def evaluate(
     from labrig.training.run import evaluate_run
 
     bus = EventBus()
-    with ProgressListener() as progress:
+    with interruptible(), ProgressListener() as progress:
         bus.subscribe(progress)
         result, where = evaluate_run(run, rig, writes, bus)
     print(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TypeVar
 
 import typer
@@ -46,5 +48,35 @@ def run_interruptible(work: Coroutine[object, object, T]) -> T:
     except asyncio.CancelledError:
         if not received:
             raise
-        typer.echo("labrig: stopped; outputs are off and files are closed", err=True)
-        raise typer.Exit(128 + received[0]) from None
+        raise _stopped(received[0]) from None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """The same for a verb that blocks: the first SIGINT or SIGTERM raises KeyboardInterrupt inside.
+
+    Later ones are ignored while context managers switch outputs off, close files and end child processes.
+
+    Raises:
+        typer.Exit: With code 130 or 143, after a signal ended the block.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _stopped(received[0] if received else signal.SIGINT) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopped(number: int) -> typer.Exit:
+    typer.echo("labrig: stopped; outputs are off and files are closed", err=True)
+    return typer.Exit(128 + number)

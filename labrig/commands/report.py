@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from labrig.commands.interruptible import interruptible
 from labrig.extras import demand_extra
 
 _DEFAULT_CHIP = Path("chip.safetensors")
@@ -30,5 +31,6 @@ def report(
     from labrig.reports.calibration import write_report
 
     rng = np.random.default_rng(seed)
-    write_report(output, judged_again(files, chip, rng), report_conditions(files), rng)
+    with interruptible():
+        write_report(output, judged_again(files, chip, rng), report_conditions(files), rng)
     print(f"{output}: open it in a browser")

@@ -11,7 +11,7 @@ import typer
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording (HDF5).", show_default=False)],
 ) -> None:
-    """Prints what a recording holds, after checking every committed row.
+    """Print what a recording holds, after checking every committed row.
 
     Example: labrig show run.h5
     """

@@ -37,7 +37,7 @@ def sweep(
     seed: Annotated[int, typer.Option(min=0, help="Determines every random choice of the plan.")] = 0,
     writes: Annotated[int, typer.Option(min=1, help="Programmings of each array.")] = 4,
 ) -> None:
-    """Runs a plan on a rig and records it; Ctrl-C switches the outputs off and closes the file.
+    """Run a plan on a rig and record it; Ctrl-C switches the outputs off and closes the file.
 
     Example: labrig sweep rig_configs/mock.toml --plan mvm -o run.h5
     """

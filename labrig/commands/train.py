@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from labrig.commands.interruptible import interruptible
 from labrig.extras import demand_extra
 
 
@@ -30,7 +31,7 @@ def train(
 
     config = load_training(file).overridden(rig=rig, recording=recording)
     bus = EventBus()
-    with ProgressListener() as progress:
+    with interruptible(), ProgressListener() as progress:
         bus.subscribe(progress)
         result = train_run(config, bus)
     print(f"{result.folder}: trained {result.method}; the digital network has {100 * result.digital_accuracy:.1f} %")

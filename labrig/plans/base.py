@@ -46,9 +46,7 @@ class ProgramPoint:
     @cached_property
     def hash(self) -> str:
         """32 hex digits that depend on the content only."""
-        return _content_hash(
-            {"point": "program", "array": self.array, "write": self.write}, self.conductance_s
-        )
+        return _content_hash({"point": "program", "array": self.array, "write": self.write}, self.conductance_s)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, utc_now
+from labrig.recording.nodes import dataset_at, group_at
 from labrig.recording.structure import create_file
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StateError, StorageError
@@ -72,11 +73,9 @@ class RecordingFile:
         self._mvms = {array: self._open_stream(one) for array, one in mvms.items()}
         self._writes = {array: self._open_stream(one) for array, one in writes.items()}
         self._supply = self._open_stream(supply)
-        self._journals = {array: _OpenJournal(self._file[layout.journal_path(array)]) for array in capacity}
+        self._journals = {array: _OpenJournal(dataset_at(self._file, layout.journal_path(array))) for array in capacity}
 
-    def append_mvms(
-        self, array: int, columns: Mapping[str, NDArray[np.generic]], kind: int, point_hash: bytes
-    ) -> int:
+    def append_mvms(self, array: int, columns: Mapping[str, NDArray[np.generic]], kind: int, point_hash: bytes) -> int:
         """Commits one block of MVMs of the latest write; returns how many MVMs of this array are committed.
 
         Args:
@@ -89,9 +88,7 @@ class RecordingFile:
         stream, journal = self._mvms[array], self._journals[array]
         write = self._writes[array].committed - 1
         if write < 0:
-            raise StateError(
-                f"{self._path}: array {array} has MVMs before its first write; record the write first"
-            )
+            raise StateError(f"{self._path}: array {array} has MVMs before its first write; record the write first")
         count = columns["voltage_v"].shape[0]
         rows = {
             **columns,
@@ -125,9 +122,8 @@ class RecordingFile:
 
     def close(self, status: str) -> None:
         """Cuts off the rows that were reserved and not used, notes end and status, and closes."""
-        entry = self._file["entry"]
-        entry["end_time"][()] = np.bytes_(utc_now())
-        entry["status"][()] = np.bytes_(status)
+        dataset_at(self._file, "entry/end_time")[()] = np.bytes_(utc_now())
+        dataset_at(self._file, "entry/status")[()] = np.bytes_(status)
         self._sync(force=True)
         for stream in (*self._mvms.values(), *self._writes.values(), self._supply):
             for dataset in (stream.index, *stream.columns.values()):
@@ -152,14 +148,12 @@ class RecordingFile:
     def _demand_array(self, array: int) -> None:
         if array not in self._mvms:
             arrays = ", ".join(str(one) for one in self._mvms) or "none"
-            raise StateError(
-                f"{self._path}: has no room for array {array}, it was created for arrays: {arrays}"
-            )
+            raise StateError(f"{self._path}: has no room for array {array}, it was created for arrays: {arrays}")
 
     def _open_stream(self, stream: layout.Stream) -> _OpenStream:
-        group = self._file[stream.path]
-        columns = {column.name: group[column.name] for column in stream.columns}
-        return _OpenStream(stream, group[stream.axis], columns, group[layout.COMMITTED])
+        group = group_at(self._file, stream.path)
+        columns = {column.name: dataset_at(group, column.name) for column in stream.columns}
+        return _OpenStream(stream, dataset_at(group, stream.axis), columns, dataset_at(group, layout.COMMITTED))
 
     def _append(self, stream: _OpenStream, rows: Mapping[str, NDArray[np.generic]]) -> None:
         start = stream.committed

@@ -17,6 +17,7 @@ from labrig.plans.base import StreamCapacity
 from labrig.plans.mvm import board_converters
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, board_info_from_json
+from labrig.recording.nodes import dataset_at, fixed_text, group_at, text_attribute, values_of
 from labrig_calibration.dataset import MvmDataset
 from labrig_drivers.crossbar import BoardInfo, FloatArray
 from labrig_drivers.errors import StorageError
@@ -97,24 +98,24 @@ class Recording:
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path
         self._file = file
-        attributes = file.attrs
-        self.info: BoardInfo = board_info_from_json(attributes["board_info"])
+        self.info: BoardInfo = board_info_from_json(text_attribute(file, "board_info"))
         self.header = RecordingHeader(
-            rig_name=attributes["rig_name"],
-            rig_toml=attributes["rig_toml"],
-            plan=json.loads(attributes["plan"]),
-            identities={name: Identity(**one) for name, one in json.loads(attributes["identities"]).items()},
-            settings=json.loads(attributes["settings"]),
-            started_utc=attributes["started_utc"],
-            versions=json.loads(attributes["versions"]),
-            git_commit=attributes["git_commit"],
+            rig_name=text_attribute(file, "rig_name"),
+            rig_toml=text_attribute(file, "rig_toml"),
+            plan=json.loads(text_attribute(file, "plan")),
+            identities={name: Identity(**one) for name, one in json.loads(text_attribute(file, "identities")).items()},
+            settings=json.loads(text_attribute(file, "settings")),
+            started_utc=text_attribute(file, "started_utc"),
+            versions=json.loads(text_attribute(file, "versions")),
+            git_commit=text_attribute(file, "git_commit"),
         )
-        status = file["entry/status"][()].decode()
+        status = fixed_text(dataset_at(file, "entry/status"))
         # Nobody writes into a file that opens for reading: its writer died.
         self.status: str = "interrupted" if status == "running" else status
-        self.ended_utc: str = file["entry/end_time"][()].decode()
+        self.ended_utc: str = fixed_text(dataset_at(file, "entry/end_time"))
+        names = [str(name) for name in group_at(file, "entry")]
         self.arrays: tuple[int, ...] = tuple(
-            sorted(int(name.removeprefix("array_")) for name in file["entry"] if name.startswith("array_"))
+            sorted(int(name.removeprefix("array_")) for name in names if name.startswith("array_"))
         )
 
     @classmethod
@@ -182,9 +183,9 @@ class Recording:
         def read() -> SupplyTrace:
             columns = self._columns(layout.supply_stream(0))
             return SupplyTrace(
-                columns["time_s"],
-                columns["voltage_v"],
-                columns["current_a"],
+                columns["time_s"].astype(np.float64),
+                columns["voltage_v"].astype(np.float64),
+                columns["current_a"].astype(np.float64),
                 columns["in_compliance"].astype(np.bool_),
             )
 
@@ -230,8 +231,8 @@ class Recording:
             current_a=current_a,
             pattern=mvms["write"].astype(np.int64),
             target_conductance_s=writes["target_conductance_s"].astype(np.float64),
-            time_s=mvms["time_s"],
-            programmed_at_s=writes["programmed_at_s"],
+            time_s=mvms["time_s"].astype(np.float64),
+            programmed_at_s=writes["programmed_at_s"].astype(np.float64),
             saturated=mvms["saturated"].astype(np.bool_),
             converters=board_converters(self.info),
             chip_id=self.info.chip_id,
@@ -260,17 +261,20 @@ class Recording:
     def _journal(self, array: int) -> NDArray[np.void]:
         """The journal's rows for committed MVMs, in order; one more may be about rows that do not count."""
         committed = self._committed(f"entry/array_{array}")
-        table: NDArray[np.void] = self._file[layout.journal_path(array)][...]
+        table: NDArray[np.void] = np.asarray(
+            dataset_at(self._file, layout.journal_path(array)), dtype=layout.JOURNAL_DTYPE
+        )
         counts = (table["start"] >= 0) & (table["start"] + table["rows"] <= committed)
-        return table[counts]
+        journal: NDArray[np.void] = table[counts]
+        return journal
 
     def _columns(self, stream: layout.Stream) -> dict[str, NDArray[np.generic]]:
         committed = self._committed(stream.path)
-        group = self._file[stream.path]
-        return {column.name: group[column.name][:committed] for column in stream.columns}
+        group = group_at(self._file, stream.path)
+        return {column.name: values_of(dataset_at(group, column.name), committed) for column in stream.columns}
 
     def _committed(self, path: str) -> int:
-        return int(self._file[path][layout.COMMITTED][()])
+        return int(values_of(dataset_at(self._file, f"{path}/{layout.COMMITTED}")))
 
     def _demand_array(self, array: int) -> None:
         if array not in self.arrays:
@@ -291,9 +295,7 @@ def read_mvms(path: Path | str, array: int = 0) -> MvmDataset:
 def _demand_format(path: Path, file: h5py.File) -> None:
     file_format = file.attrs.get("file_format")
     if file_format != layout.FILE_FORMAT:
-        raise StorageError(
-            f"{path}: is an HDF5 file, but no labrig recording (file_format is {file_format!r})"
-        )
+        raise StorageError(f"{path}: is an HDF5 file, but no labrig recording (file_format is {file_format!r})")
     version = str(file.attrs.get("format_version", ""))
     if version.partition(".")[0] != str(layout.FORMAT_MAJOR):
         raise StorageError(
@@ -311,9 +313,7 @@ def _believed(path: Path, read: Callable[[], T]) -> T:
 
 
 def _damaged(path: Path, what: str) -> StorageError:
-    return StorageError(
-        f"{path}: {what}: committed, but not what was written (checksum); the file is damaged"
-    )
+    return StorageError(f"{path}: {what}: committed, but not what was written (checksum); the file is damaged")
 
 
 def _reason(error: OSError) -> str:

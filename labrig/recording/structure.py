@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, board_info_to_json
+from labrig.recording.nodes import dataset_at
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 
@@ -153,7 +154,7 @@ def _build_stream(file: h5py.File, stream: layout.Stream, info: BoardInfo) -> No
     group.attrs["axes"] = np.array(stream.axes, dtype=h5py.string_dtype())
     group.create_dataset(layout.COMMITTED, data=np.int64(0)).attrs["units"] = ""
     _create_table(file, f"{stream.path}/{stream.axis}", "<i4", (), stream.reserved, np.int32(-1))
-    index = group[stream.axis]
+    index = dataset_at(group, stream.axis)
     index[...] = np.arange(stream.reserved, dtype=np.int32)
     scales = {stream.axis: index}
     for name, count in (("row", info.rows), ("column", info.columns)):
@@ -164,10 +165,8 @@ def _build_stream(file: h5py.File, stream: layout.Stream, info: BoardInfo) -> No
         scale.attrs["units"] = ""
         scale.attrs["long_name"] = f"index of the {name}"
     for column in stream.columns:
-        _create_table(
-            file, f"{stream.path}/{column.name}", column.dtype, column.shape, stream.reserved, column.fill
-        )
-        dataset = group[column.name]
+        _create_table(file, f"{stream.path}/{column.name}", column.dtype, column.shape, stream.reserved, column.fill)
+        dataset = dataset_at(group, column.name)
         dataset.attrs["units"] = column.units
         dataset.attrs["long_name"] = column.meaning
         for axis, name in enumerate((stream.axis, *column.dims)):

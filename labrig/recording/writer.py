@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from labrig.cleanup import finish
 from labrig.events import RunStatus
@@ -134,7 +135,7 @@ class RecordingWriter:
         if len(point) != POINT_HASH_BYTES:
             raise ValueError(f"point_hash must be {2 * POINT_HASH_BYTES} hex digits, got {point_hash!r}")
         # Copies: the caller may reuse its arrays while the block waits.
-        columns = {
+        columns: dict[str, NDArray[np.generic]] = {
             "voltage_v": np.array(voltage_v, dtype=np.float32),
             "current_code": np.array(result.code, dtype=np.int16),
             "saturated": np.array(result.saturated, dtype=np.uint8),
@@ -190,16 +191,12 @@ class RecordingWriter:
 
     def _guarded(self, work: Callable[[], T]) -> T:
         if self._failure is not None:
-            raise StorageError(
-                f"{self.path}: an earlier write failed ({self._failure}), nothing more is written"
-            )
+            raise StorageError(f"{self.path}: an earlier write failed ({self._failure}), nothing more is written")
         try:
             return work()
         except (OSError, RuntimeError) as error:
             self._failure = error
-            raise StorageError(
-                f"{self.path}: cannot be written: {error}; the rows before are safe"
-            ) from error
+            raise StorageError(f"{self.path}: cannot be written: {error}; the rows before are safe") from error
 
 
 async def _run(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:

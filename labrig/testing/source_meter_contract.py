@@ -33,9 +33,10 @@ async def check_source_meter(
         await meter.output_off()
         require(not await meter.output_is_on(), "output_off() switches the output off")
         await must_raise(StateError, meter.measure, "measure() with the output off")
-        require(
-            await meter.errors() == [], "nothing that the driver did left an error in the instrument's queue"
-        )
+        require(await meter.errors() == [], "nothing that the driver did left an error in the instrument's queue")
+        # A level does not have to outlive its output.
+        await meter.set_limit(current_a=limit_a)
+        await meter.set_level(voltage_v=voltage_v)
         await meter.output_on()
     await meter.close()
     async with make_meter() as meter:
@@ -55,9 +56,7 @@ async def _check_closed_meter(meter: SourceMeter) -> None:
 
 async def _check_meter_order(meter: SourceMeter, voltage_v: float, limit_a: float) -> None:
     await meter.configure(source="voltage", nplc=0.1)
-    await must_raise(
-        StateError, lambda: meter.set_level(voltage_v=voltage_v), "set_level() before set_limit()"
-    )
+    await must_raise(StateError, lambda: meter.set_level(voltage_v=voltage_v), "set_level() before set_limit()")
     await must_raise(StateError, meter.output_on, "output_on() before limit and level")
     await must_raise(StateError, meter.measure, "measure() with the output off")
     await meter.set_limit(current_a=limit_a)

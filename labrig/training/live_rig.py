@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Self
 
 from labrig.config import RigConfig
 from labrig.energy_meter import EnergyMeter
-from labrig.events import BlockCommitted, EventBus
+from labrig.events import BlockCommitted, EventBus, RunFinished, RunStarted, RunStatus
 from labrig.plans.base import MvmPoint, StreamCapacity
 from labrig.portal import LoopPortal
 from labrig.recording import RecordingHeader, RecordingWriter
@@ -50,11 +51,13 @@ class _RecordedBoard:
     bus: EventBus
     mvms: int = 0
     blocks: int = 0
+    programmed: int = 0
     writes: dict[int, int] = field(default_factory=dict)
 
     async def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
         report = await self.board.program(array, conductance_s)
         self.writes[array] = await self.writer.append_write(array, conductance_s, report)
+        self.programmed += 1
         return report
 
     async def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
@@ -80,7 +83,8 @@ async def _recorded_board(run: LiveRun, bus: EventBus) -> AsyncIterator[_Recorde
                 f"chip {run.chip_id!r} of the calibration", f"chip {info.chip_id!r}", str(run.config.path)
             )
         header = RecordingHeader.for_rig(rig, run.plan)
-        writer = await RecordingWriter.create(run.path, header, info, run.capacity(info))
+        capacity = run.capacity(info)
+        writer = await RecordingWriter.create(run.path, header, info, capacity)
         await stack.enter_async_context(writer)
         stack.push_async_callback(rig.power_down)
         await rig.power_up()
@@ -88,7 +92,18 @@ async def _recorded_board(run: LiveRun, bus: EventBus) -> AsyncIterator[_Recorde
         if rig.supply is not None:
             meter = EnergyMeter(rig.supply, bus, writer.append_supply)
             await stack.enter_async_context(meter)
-        yield _RecordedBoard(rig.board, writer, meter, bus)
+        mvms, writes = sum(one.rows for one in capacity.values()), sum(one.writes for one in capacity.values())
+        bus.publish(RunStarted(str(run.plan["name"]), mvms, writes, run.path))
+        board = _RecordedBoard(rig.board, writer, meter, bus)
+        started_s = time.monotonic()
+        status: RunStatus = "aborted"
+        try:
+            yield board
+            status = "finished"
+        finally:
+            joules = None if meter is None else meter.joules()
+            seconds = time.monotonic() - started_s
+            bus.publish(RunFinished(status, board.mvms, board.programmed, seconds, joules))
 
 
 class LiveRig:
@@ -102,8 +117,8 @@ class LiveRig:
         self._board: _RecordedBoard | None = None
 
     def __enter__(self) -> Self:
-        self._portal.__enter__()
         try:
+            self._portal.__enter__()
             self._context = _recorded_board(self._run, self._bus)
             self._board = self._portal.call(self._context.__aenter__())
         except BaseException:

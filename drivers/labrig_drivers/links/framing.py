@@ -96,9 +96,7 @@ class BlockFraming:
             stop += 1
             tail = bytes(buffer[stop : stop + 1])
         if not self.terminator.startswith(tail):
-            raise ProtocolError(
-                f"after a block of {length} bytes came {tail!r} instead of {self.terminator!r}"
-            )
+            raise ProtocolError(f"after a block of {length} bytes came {tail!r} instead of {self.terminator!r}")
         if len(tail) < len(self.terminator):
             return None
         data = bytes(buffer[start : start + length])
@@ -128,9 +126,7 @@ class BlockFraming:
         digits = buffer[1] - ord("0")
         if digits == 0:
             if not self.terminator:
-                raise ProtocolError(
-                    "an indefinite block came, but without a terminator nothing marks its end"
-                )
+                raise ProtocolError("an indefinite block came, but without a terminator nothing marks its end")
             return 2, None
         count = bytes(buffer[2 : 2 + digits])
         if count and not count.isdigit():
@@ -139,9 +135,7 @@ class BlockFraming:
             return None
         length = int(count)
         if length > self.max_bytes:
-            raise ProtocolError(
-                f"a block of {length} bytes was announced, more than {self.max_bytes} are not believed"
-            )
+            raise ProtocolError(f"a block of {length} bytes was announced, more than {self.max_bytes} are not believed")
         return 2 + digits, length
 
     def _take_indefinite(self, buffer: bytearray) -> bytes | None:

@@ -88,9 +88,7 @@ class LinkGuard:
                 "reopen the link and check the identity first"
             )
         if self._state is LinkState.BROKEN:
-            raise LinkLostError(
-                f"{self.address}: the connection is lost; reopen the link and check the identity first"
-            )
+            raise LinkLostError(f"{self.address}: the connection is lost; reopen the link and check the identity first")
         raise StateError(f"{self.address}: the link is {self._state.value}; open it first")
 
     @contextmanager

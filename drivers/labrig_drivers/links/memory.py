@@ -53,9 +53,7 @@ class MemoryLink:
         """
         async with self._guard.exchanging():
             if self._buffer:
-                raise ProtocolError(
-                    f"{self.address}: bytes came that nobody asked for ({bytes(self._buffer[:60])!r})"
-                )
+                raise ProtocolError(f"{self.address}: bytes came that nobody asked for ({bytes(self._buffer[:60])!r})")
             self._buffer += self._handler(request)
             if framing is None:
                 return b""

@@ -110,7 +110,8 @@ async def _next_message(inbox: Inbox, framing: Framing, address: str) -> bytes:
     while (message := framing.take(inbox.buffer)) is None:
         if inbox.lost:
             raise LinkLostError(
-                f"{address}: the peer {inbox.lost} in the middle of an exchange ({len(inbox.buffer)} bytes of the answer came)"
+                f"{address}: the peer {inbox.lost} in the middle of an exchange "
+                f"({len(inbox.buffer)} bytes of the answer came)"
             )
         await inbox.wait()
     return message
@@ -124,7 +125,8 @@ async def _require_silence(stream: ByteStream, address: str) -> None:
         await inbox.wait()
     if inbox.buffer:
         raise ProtocolError(
-            f"{address}: {len(inbox.buffer)} bytes came that nobody asked for ({bytes(inbox.buffer[:60])!r}); nothing was sent"
+            f"{address}: {len(inbox.buffer)} bytes came that nobody asked for ({bytes(inbox.buffer[:60])!r}); "
+            "nothing was sent"
         )
     if inbox.lost:
         raise LinkLostError(f"{address}: the peer {inbox.lost}; nothing was sent")

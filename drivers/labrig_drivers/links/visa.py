@@ -70,9 +70,7 @@ class VisaLink:
         """
         self._guard.require_closed()
         async with self._guard.opening(failed=LinkState.CLOSED):
-            self._executor = ThreadPoolExecutor(
-                max_workers=1, thread_name_prefix=f"visa {self._resource_name}"
-            )
+            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"visa {self._resource_name}")
             try:
                 await self._connect(timeout_s)
             except BaseException:
@@ -108,9 +106,7 @@ class VisaLink:
         """
         async with self._guard.opening(failed=LinkState.BROKEN):
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(
-                    max_workers=1, thread_name_prefix=f"visa {self._resource_name}"
-                )
+                self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"visa {self._resource_name}")
             await self._end_session()
             session = await self._connect(timeout_s)
             await self._on_thread(session.clear)
@@ -168,9 +164,7 @@ class _Session:
             resource = self._manager.open_resource(resource_name, open_timeout=_milliseconds(timeout_s))
         if not isinstance(resource, MessageBasedResource):
             resource.close()
-            raise LinkLostError(
-                f"{address}: VISA opened a {type(resource).__name__}, which exchanges no messages"
-            )
+            raise LinkLostError(f"{address}: VISA opened a {type(resource).__name__}, which exchanges no messages")
         self._resource: MessageBasedResource = resource
         self._is_socket = isinstance(resource, TCPIPSocket)
         self._is_stream = self._is_socket or isinstance(resource, SerialInstrument)

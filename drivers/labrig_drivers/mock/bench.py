@@ -6,21 +6,22 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from labrig_drivers.errors import LinkError, StateError
+from labrig_drivers.errors import StateError
 from labrig_drivers.mock.board import MockBoard
 from labrig_drivers.mock.board_server import BoardServer
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_drivers.mock.clock import WallClock
 from labrig_drivers.mock.event_log import BoardEvent, EventLog
 from labrig_drivers.mock.keithley_server import Keithley2400Server, OutputEvent
+
+_MOMENT_S: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class BenchSettings:
         log: JSON-lines file for every event, or None.
     """
 
-    chip: ChipSettings = ChipSettings()
+    chip: ChipSettings = field(default_factory=ChipSettings)
     host: str = "127.0.0.1"
     board_port: int = 0
     meter_port: int = 0
@@ -65,17 +66,18 @@ class SimulatedBench:
     """One simulated board behind TCP and a pseudo-terminal, and a Keithley 2400 that feeds its array.
 
     What the source-meter puts out is what the board's supply pin sees, and what the chip does is what the
-    source-meter measures. Both share one clock.
+    source-meter measures. All times, also those in the log, count from the making of the bench.
     """
 
     def __init__(self, settings: BenchSettings | None = None) -> None:
         self.settings = settings or BenchSettings()
-        self._log = EventLog(self.settings.log) if self.settings.log is not None else None
-        self._supply = _ArraySupply(self.settings)
-        self._server = BoardServer(
-            self._supply.board, self._note_board, now_s=time.monotonic, supply_is_on=self._supply.is_on
-        )
-        self._meter = Keithley2400Server(self._supply, serial="SIM-2400", log=self._note_meter)
+        self._log: EventLog | None = None
+        clock = WallClock()
+        minimum_v = self.settings.minimum_supply_v
+        board = MockBoard(self.settings.chip, clock=_ChipClock(clock), minimum_supply_v=minimum_v)
+        supply = _ArraySupply(board, minimum_v)
+        self._server = BoardServer(board, self._note_board, now_s=clock.now_s, supply_is_on=supply.is_on)
+        self._meter = Keithley2400Server(supply, serial="SIM-2400", log=self._note_meter, clock=clock.now_s)
         self._addresses: BenchAddresses | None = None
 
     @property
@@ -99,12 +101,16 @@ class SimulatedBench:
 
         Raises:
             LinkError: A port is in use.
+            StorageError: The log cannot be written.
         """
         host = self.settings.host
+        if self.settings.log is not None:
+            self._log = EventLog(self.settings.log)
         try:
             board_port = await self._server.start_tcp(host, self.settings.board_port)
             device = self._server.start_pty()
-            meter_port = await self._start_meter()
+            await self._meter.start(host, self.settings.meter_port)
+            meter_port = self._meter.port
         except BaseException:
             await self.stop()
             raise
@@ -125,17 +131,7 @@ class SimulatedBench:
         finally:
             if self._log is not None:
                 self._log.close()
-
-    async def _start_meter(self) -> int:
-        host, port = self.settings.host, self.settings.meter_port
-        try:
-            await self._meter.start(host, port)
-        except OSError as error:
-            raise LinkError(
-                f"cannot listen on {host}:{port}: {error.strerror or error}; "
-                "stop the program that does, or choose another port"
-            ) from error
-        return self._meter.port
+                self._log = None
 
     def _note_board(self, event: BoardEvent) -> None:
         if self._log is not None:
@@ -146,28 +142,47 @@ class SimulatedBench:
             self._log.write({"what": "output", **asdict(event)})
 
 
+class _ChipClock:
+    """Follows the wall, but never falls behind the end of what the chip was busy with.
+
+    The simulation may compute a batch in less time than the chip takes for it; the next batch comes after it all
+    the same.
+    """
+
+    def __init__(self, wall: WallClock) -> None:
+        self._wall = wall
+        self._busy_until_s = 0.0
+
+    def now_s(self) -> float:
+        """Seconds since the bench was made, or the end of the chip's work where that is later."""
+        return max(self._wall.now_s(), self._busy_until_s)
+
+    def spend(self, duration_s: float) -> None:
+        """Notes that the chip is busy from now on."""
+        self._busy_until_s = self.now_s() + duration_s
+
+
 class _ArraySupply:
     """The wire from the source-meter to the supply pin of the board; a `Load` of the source-meter."""
 
-    def __init__(self, settings: BenchSettings) -> None:
-        self._minimum_supply_v = settings.minimum_supply_v
+    def __init__(self, board: MockBoard, minimum_supply_v: float) -> None:
+        self._board = board
+        self._minimum_supply_v = minimum_supply_v
         self._voltage_v = 0.0
-        self._clock = WallClock()
-        self.board = MockBoard(settings.chip, clock=self._clock, minimum_supply_v=settings.minimum_supply_v)
-        self._chip_starts_s = time.monotonic() - self._clock.now_s()
 
     def is_on(self) -> bool:
         """Whether the array has its supply."""
         return self._voltage_v >= self._minimum_supply_v
 
     def current_a(self, voltage_v: float, start_s: float, stop_s: float) -> float:
-        """Mean current in A that the board draws between two times of the machine's monotonic clock."""
-        return self.board.supply_current_a(voltage_v, start_s - self._chip_starts_s, stop_s - self._chip_starts_s)
+        """Mean current in A that the board draws."""
+        # The board knows charge over a time, so a moment has to last a little.
+        return self._board.supply_current_a(voltage_v, min(start_s, stop_s - _MOMENT_S), stop_s)
 
-    def supply_changed(self, voltage_v: float, time_s: float) -> None:  # noqa: ARG002 - the board wants no time
+    def supply_changed(self, voltage_v: float, time_s: float) -> None:  # noqa: ARG002 - the contract names it
         """Passes the output voltage on to the pin."""
         self._voltage_v = voltage_v
-        self.board.set_supply_voltage(voltage_v)
+        self._board.set_supply_voltage(voltage_v)
 
 
 async def serve_bench(

@@ -92,9 +92,7 @@ def start_bench_process(
     command += ["--seed", str(seed), "--board-port", str(board_port), "--meter-port", str(meter_port)]
     if log is not None:
         command += ["--log", str(log)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    )
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     try:
         return BenchProcess(process, _read_addresses(process, timeout_s))
     except BaseException:

@@ -151,14 +151,15 @@ class BoardServer:
         self._keep(task)
         port = TcpPort(reader, writer)
         try:
-            # A connection may have been accepted in the last moment before the end.
-            if not self._stopped:
-                await self._serve_host(port)
+            try:
+                # A connection may have been accepted in the last moment before the end.
+                if not self._stopped:
+                    await self._serve_host(port)
+            finally:
+                await port.close()
         except asyncio.CancelledError:
             # Only `stop()` cancels; the stream server would report a cancelled handler as a failure.
             return
-        finally:
-            await port.close()
 
     async def _serve_line(self, port: PtyPort) -> None:
         while True:

@@ -1,0 +1,51 @@
+"""What is found in an HDF5 file, as what it should be: a path can lead to a group, a dataset or a type."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+
+def dataset_at(parent: h5py.Group, path: str) -> h5py.Dataset:
+    """The dataset at `path`; `KeyError` where there is none or something else."""
+    found = parent[path]
+    if not isinstance(found, h5py.Dataset):
+        raise KeyError(f"{path} is not a dataset")
+    return found
+
+
+def group_at(parent: h5py.Group, path: str) -> h5py.Group:
+    """The group at `path`; `KeyError` where there is none or something else."""
+    found = parent[path]
+    if not isinstance(found, h5py.Group):
+        raise KeyError(f"{path} is not a group")
+    return found
+
+
+def values_of(dataset: h5py.Dataset, rows: int | None = None) -> NDArray[np.generic]:
+    """The first rows of a dataset, or all of them.
+
+    Raises:
+        ValueError: The dataset has fewer rows.
+    """
+    values = np.asarray(dataset[...] if rows is None else dataset[:rows])
+    if rows is not None and len(values) < rows:
+        raise ValueError(f"{dataset.name} has {len(values)} rows, {rows} are said to be committed")
+    return values
+
+
+def text_attribute(node: h5py.Group, name: str) -> str:
+    """A text attribute; `KeyError` or `TypeError` where there is none."""
+    value = node.attrs[name]
+    if not isinstance(value, str):
+        raise TypeError(f"attribute {name} is not a text")
+    return value
+
+
+def fixed_text(dataset: h5py.Dataset) -> str:
+    """The text in a scalar dataset of fixed-length bytes."""
+    value = dataset[()]
+    if not isinstance(value, bytes):
+        raise TypeError(f"{dataset.name} is not a text")
+    return value.decode()
