@@ -33,7 +33,7 @@ def types(session: nox.Session) -> None:
     """Both type checkers."""
     session.install("-c", "constraints.txt", "-e", ".[dev]")
     session.run("mypy")
-    session.run("basedpyright")
+    session.run("basedpyright", "--pythonpath", str(Path(session.bin) / "python"))
 
 
 @nox.session(python="3.11")
@@ -42,9 +42,7 @@ def lowest(session: nox.Session) -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *extras["train"], *extras["report"], *extras["test"]]
-    floors = [
-        f"{found[1]}=={found[2]}" for need in wanted if (found := re.match(r"([\w-]+)>=([\w.]+)", need))
-    ]
+    floors = [f"{found[1]}=={found[2]}" for need in wanted if (found := re.match(r"([\w-]+)>=([\w.]+)", need))]
     constraints = Path(session.create_tmp()) / "lowest.txt"
     constraints.write_text("\n".join(floors) + "\n")
     session.install("-c", str(constraints), "-e", ".[test]")
@@ -60,7 +58,5 @@ def no_torch(session: nox.Session) -> None:
     output.unlink(missing_ok=True)
     session.run("labrig", "doctor")
     session.run("labrig", "check", "rig_configs/mock.toml")
-    session.run(
-        "labrig", "sweep", "rig_configs/mock.toml", "--plan", "mvm", "--writes", "1", "-o", str(output)
-    )
+    session.run("labrig", "sweep", "rig_configs/mock.toml", "--plan", "mvm", "--writes", "1", "-o", str(output))
     session.run("labrig", "show", str(output))

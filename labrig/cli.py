@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 
 import typer
 
@@ -31,8 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for _verb in VERBS:
-    if find_spec(f"labrig.commands.{_verb}") is not None:
-        app.command(_verb)(getattr(import_module(f"labrig.commands.{_verb}"), _verb))
+    app.command(_verb)(getattr(import_module(f"labrig.commands.{_verb}"), _verb))
 app.add_typer(config_app, name="config")
 
 
@@ -40,6 +38,9 @@ def main() -> None:
     """Runs the command line; an error that labrig raises on purpose becomes one message and exit code 2."""
     try:
         app()
+    except KeyboardInterrupt:  # before a verb had anything to clean up
+        print("labrig: stopped", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         if not isinstance(error, (LabrigError, *_foreign_errors())):
             raise

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from labrig_drivers.crossbar import BoardInfo
-from labrig_drivers.errors import StorageError
-from labrig_drivers.instrument import Identity
-from labrig_surrogates.io import save_chip
 
 from labrig.acquisition import RunSummary, run_sweep
 from labrig.calibrating import Calibration, calibrate_recordings, report_conditions
@@ -23,14 +19,18 @@ from labrig.reports.calibration import write_report
 from labrig.rig import open_rig
 from labrig.simulated import simulated_bench
 from labrig.training.chip_model import ChipModel
-from labrig.training.comparison import Comparison, compare, comparison_capacity
-from labrig.training.datasets import load_digits
+from labrig.training.comparison import Comparison, Prepared, compare, comparison_capacity, prepare
+from labrig.training.datasets import ImageSet, load_digits
 from labrig.training.evaluate import AccuracyTable
 from labrig.training.ledger import Ledger, total
 from labrig.training.live_rig import LiveRig, LiveRun
 from labrig.training.recipe import Recipe
 from labrig.training.run import step_publisher
 from labrig.training.run_folder import write_json
+from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.errors import StorageError
+from labrig_drivers.instrument import Identity
+from labrig_surrogates.io import save_chip
 
 Say = Callable[[str], None]
 
@@ -48,7 +48,7 @@ class DemoSettings:
 
     folder: Path
     seed: int = 1
-    network_seeds: int = 3
+    network_seeds: int = 5
     writes: int = 5
 
 
@@ -59,19 +59,25 @@ class DemoResult:
     Attributes:
         comparison: Accuracies and ledgers.
         sweep: What the calibration sweep spent.
+        training_joules: Energy in J of the whole time on the chip after the sweep, idling included; None without a
+            supply meter.
         seconds: Wall time of the whole demo in s.
     """
 
     comparison: Comparison
     sweep: RunSummary
+    training_joules: float | None
     seconds: float
 
     @property
     def spent(self) -> Ledger:
         """Everything the demo spent on the chip: sweep, training and judgement."""
         comparison = self.comparison
-        sweep = Ledger(mvms=self.sweep.mvms, writes=self.sweep.writes, joules=self.sweep.joules)
-        return total([sweep, *comparison.training, *comparison.evaluation])
+        sweep = Ledger(mvms=self.sweep.mvms, writes=self.sweep.writes)
+        everything = total([sweep, *comparison.training, *comparison.evaluation])
+        energies = [self.sweep.joules, self.training_joules]
+        everything.joules = None if None in energies else sum(energy for energy in energies if energy is not None)
+        return everything
 
 
 def run_demo(settings: DemoSettings, bus: EventBus, say: Say) -> DemoResult:
@@ -95,9 +101,12 @@ def run_demo(settings: DemoSettings, bus: EventBus, say: Say) -> DemoResult:
             sweep = portal.call(run_sweep(config, MvmCalibrationPlan(), recording, bus))
         say("4 of 6: fitting the chip -> chip.safetensors, report.html")
         calibration = _calibrate(recording, folder, bus)
-        say(f"5 and 6 of 6: training and judging {settings.network_seeds} networks a method -> training.h5")
-        comparison = _compare(config, calibration, settings, bus)
-    result = DemoResult(comparison, sweep, time.perf_counter() - begin_s)
+        say(f"5 of 6: training {settings.network_seeds} networks, digital and on the surrogate")
+        chip, data, recipe = ChipModel.of(calibration.chip), load_digits(), Recipe()
+        prepared = prepare(chip, data, recipe, range(settings.network_seeds), step_publisher(bus))
+        say("6 of 6: training them in the loop with the chip, and judging all on it -> training.h5")
+        comparison, joules = _compare(prepared, config, chip, data, recipe, settings, bus)
+    result = DemoResult(comparison, sweep, joules, time.perf_counter() - begin_s)
     write_json(folder / "summary.json", summary(result, calibration, settings))
     return result
 
@@ -120,6 +129,7 @@ def summary(result: DemoResult, calibration: Calibration, settings: DemoSettings
                 "seconds": result.sweep.seconds,
                 "joules": result.sweep.joules,
             },
+            "surrogate_training": total(list(comparison.surrogate_training)).as_dict(),
             "in_loop_training": total(list(comparison.training)).as_dict(),
             "evaluation": total(list(comparison.evaluation)).as_dict(),
         },
@@ -187,25 +197,25 @@ def _calibrate(recording: Path, folder: Path, bus: EventBus) -> Calibration:
     return calibration
 
 
-def _compare(config: RigConfig, calibration: Calibration, settings: DemoSettings, bus: EventBus) -> Comparison:
-    chip, data, recipe = ChipModel.of(calibration.chip), load_digits(), Recipe()
-    seeds = range(settings.network_seeds)
+def _compare(
+    prepared: Sequence[Prepared],
+    config: RigConfig,
+    chip: ChipModel,
+    data: ImageSet,
+    recipe: Recipe,
+    settings: DemoSettings,
+    bus: EventBus,
+) -> tuple[Comparison, float | None]:
+    seeds, writes = len(prepared), settings.writes
     run = LiveRun(
         config=config,
         chip_id=chip.chip_id,
         path=settings.folder / "training.h5",
-        plan={"name": "demo", "seeds": list(seeds), "writes": settings.writes},
-        capacity=lambda info: comparison_capacity(chip, data, recipe, len(seeds), settings.writes, info.arrays),
+        plan={"name": "training", "seeds": [one.seed for one in prepared], "writes": writes},
+        capacity=lambda info: comparison_capacity(chip, data, recipe, seeds, writes, info.arrays),
     )
     with LiveRig(run, bus) as board:
-        return compare(
-            chip,
-            board,
-            data,
-            recipe,
-            seeds=seeds,
-            writes=settings.writes,
-            on_step=step_publisher(bus),
-            meter_j=board.joules,
+        result = compare(
+            prepared, chip, board, data, recipe, writes=writes, on_step=step_publisher(bus), meter_j=board.joules
         )
-
+        return result, board.joules()

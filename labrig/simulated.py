@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from labrig.config import load_rig, shipped_rig
 from labrig_drivers.errors import LinkError
 from labrig_drivers.mock.bench_process import BenchProcess, start_bench_process
-
-from labrig.config import load_rig, shipped_rig
 
 # The ports and the chip of rig_configs/simulated_bench.toml.
 _BOARD_PORT, _METER_PORT, _SEED = 15731, 15025, 1

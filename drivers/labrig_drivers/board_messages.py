@@ -197,9 +197,7 @@ def info_from_json(text: str) -> BoardInfo:
         raise ProtocolError(f"the board's description is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ProtocolError("the board's description is not a JSON object")
-    faults = [
-        f"{name} is not a positive whole number" for name in _WHOLE_NUMBERS if not _is_count(values.get(name))
-    ]
+    faults = [f"{name} is not a positive whole number" for name in _WHOLE_NUMBERS if not _is_count(values.get(name))]
     faults += [f"{name} is not a finite number" for name in _NUMBERS if not _is_number(values.get(name))]
     full_scale = values.get("adc_full_scale_a", [])
     if not isinstance(full_scale, list) or not all(_is_number(value) and value > 0 for value in full_scale):

@@ -86,9 +86,7 @@ class BoardFraming:
             return None
         payload_bytes: int = _HEADER.unpack_from(buffer)[4]
         if payload_bytes > self._max_payload_bytes:
-            raise ProtocolError(
-                f"a payload of {payload_bytes} bytes is over the limit of {self._max_payload_bytes}"
-            )
+            raise ProtocolError(f"a payload of {payload_bytes} bytes is over the limit of {self._max_payload_bytes}")
         end = _HEADER.size + payload_bytes + _CRC.size
         if len(buffer) < end:
             return None
@@ -155,9 +153,7 @@ def _payload(message: Message) -> tuple[int, bytes]:
         case Hello():
             return 0x01, _VERSIONS.pack(message.min_version, message.max_version)
         case Welcome():
-            head = _WELCOME_HEAD.pack(
-                message.version, message.session, message.max_payload_bytes, message.silence_s
-            )
+            head = _WELCOME_HEAD.pack(message.version, message.session, message.max_payload_bytes, message.silence_s)
             who = message.identity
             texts = (who.manufacturer, who.model, who.serial, who.firmware)
             info = message.info_json.encode()
@@ -171,9 +167,7 @@ def _payload(message: Message) -> tuple[int, bytes]:
             return 0x82, _PROGRAMMED.pack(*report)
         case Mvm():
             batch, rows = message.voltage_v.shape
-            return 0x03, _MVM_HEAD.pack(message.array, rows, batch) + message.voltage_v.astype(
-                "<f4"
-            ).tobytes()
+            return 0x03, _MVM_HEAD.pack(message.array, rows, batch) + message.voltage_v.astype("<f4").tobytes()
         case MvmAnswer():
             batch, columns = message.code.shape
             flags = np.packbits(message.saturated, axis=None, bitorder="little").tobytes()
@@ -183,9 +177,7 @@ def _payload(message: Message) -> tuple[int, bytes]:
         case ReadConductance():
             return 0x04, _U16.pack(message.array)
         case Conductance():
-            return 0x84, _SHAPE.pack(*message.conductance_s.shape) + message.conductance_s.astype(
-                "<f4"
-            ).tobytes()
+            return 0x84, _SHAPE.pack(*message.conductance_s.shape) + message.conductance_s.astype("<f4").tobytes()
         case Ping():
             return 0x05, _U64.pack(message.nonce)
         case Pong():
@@ -232,9 +224,7 @@ class _Cursor:
 
     def finish(self) -> None:
         if self._position != len(self._payload):
-            raise ProtocolError(
-                f"{len(self._payload) - self._position} bytes too many at the end of a message"
-            )
+            raise ProtocolError(f"{len(self._payload) - self._position} bytes too many at the end of a message")
 
 
 def _read_hello(payload: _Cursor) -> Hello:
@@ -243,9 +233,7 @@ def _read_hello(payload: _Cursor) -> Hello:
 
 def _read_welcome(payload: _Cursor) -> Welcome:
     version, session, max_payload_bytes, silence_s = _WELCOME_HEAD.unpack(payload.take(_WELCOME_HEAD.size))
-    identity = Identity(
-        payload.short_text(), payload.short_text(), payload.short_text(), payload.short_text()
-    )
+    identity = Identity(payload.short_text(), payload.short_text(), payload.short_text(), payload.short_text())
     info_json = payload.text(_U32.unpack(payload.take(4))[0])
     return Welcome(version, session, max_payload_bytes, silence_s, identity, info_json)
 

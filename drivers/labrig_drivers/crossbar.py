@@ -141,7 +141,9 @@ def check_program_request(info: BoardInfo, array: int, conductance_s: FloatArray
         CapabilityError: No such array, or wrong shape.
         SafetyError: A target is not finite or outside the board's range.
     """
-    _check_array_and_shape(info, array, conductance_s.shape == (info.rows, info.columns), conductance_s.shape, "program")
+    _check_array_and_shape(
+        info, array, conductance_s.shape == (info.rows, info.columns), conductance_s.shape, "program"
+    )
     _check_range(conductance_s, info.conductance_min_s, info.conductance_max_s, "conductance", "S")
 
 

@@ -54,7 +54,9 @@ class ExpectedIdentity:
         serial_wrong = self.serial is not None and self.serial != identity.serial
         if model_wrong or serial_wrong:
             expected = ", ".join(
-                f"{name} {value!r}" for name, value in (("model", self.model), ("serial", self.serial)) if value is not None
+                f"{name} {value!r}"
+                for name, value in (("model", self.model), ("serial", self.serial))
+                if value is not None
             )
             raise IdentityError(expected, f"model {identity.model!r}, serial {identity.serial!r}", address)
 

@@ -7,7 +7,7 @@ import math
 import time
 from typing import Literal
 
-from labrig_drivers.errors import LabrigError, ProtocolError, StateError
+from labrig_drivers.errors import InstrumentError, LabrigError, ProtocolError, StateError
 from labrig_drivers.scpi import ScpiChannel, format_float
 
 ScpiQuantity = Literal["VOLT", "CURR"]
@@ -64,11 +64,10 @@ class KeithleyOutput:
         Raises:
             StateError: The output is still on, or cannot be asked: a person must switch it off.
         """
-        try:
-            await self._ramp_down()
-        except LabrigError:
-            # Whatever is wrong with the level, off is what matters now.
-            await self._recover_if_lost()
+        for _ in range(_OFF_ATTEMPTS):
+            # Not the same steps again: a new ramp from the level that the instrument is found at.
+            if await self._ramp_down():
+                break
         # Off is the one setting that may be sent again: it cannot do harm twice.
         for _ in range(_OFF_ATTEMPTS):
             if not await self._is_on_after_off():
@@ -95,11 +94,20 @@ class KeithleyOutput:
             # The next exchange meets the same fault and reports it, with what it means for the output.
             return
 
-    async def _ramp_down(self) -> None:
-        # The instrument, not this object, knows what is at its terminals: an earlier command may have been lost.
-        if await self._channel.query_flag(":OUTP?"):
-            function = (await self._channel.query(":SOUR:FUNC?")).strip().upper()
-            await self.ramp("CURR" if function.startswith("CURR") else "VOLT", 0.0)
+    async def _ramp_down(self) -> bool:
+        """Ramps to zero if the output is on; returns whether trying again would be no use."""
+        try:
+            # The instrument knows what is at its terminals; what was sent to it may have been lost.
+            if await self._channel.query_flag(":OUTP?"):
+                function = (await self._channel.query(":SOUR:FUNC?")).strip().upper()
+                await self.ramp("CURR" if function.startswith("CURR") else "VOLT", 0.0)
+        except InstrumentError:
+            # It refuses the level; off without a ramp is what is left.
+            return True
+        except LabrigError:
+            await self._recover_if_lost()
+            return False
+        return True
 
     def _press_off(self, why: str) -> str:
         where = f"{self._channel.name} at {self._channel.address}"

@@ -26,6 +26,7 @@ from labrig_drivers.links.framing import LineFraming
 _NAN = 9.91e37
 _OVERFLOW = 9.9e37
 _MAX_ERRORS = 50
+_NEXT_ERROR = ":SYST:ERR?"
 # A serial port cannot drop the answers to old questions; each attempt throws away what came during the one before.
 _RECOVERY_ATTEMPTS = 3
 
@@ -171,16 +172,19 @@ class ScpiChannel:
             return answer.strip() == "1"
 
     async def write(self, text: str) -> None:
-        """Sends one setting, then reads the error queue. Never sent twice.
+        """Sends one setting, then reads the error queue until it is empty. Never sent twice.
 
         Raises:
             InstrumentError: The instrument put an error into its queue.
             LinkError: The exchange failed; whether the setting took place is unknown.
+            ProtocolError: An answer is no error entry, or the queue does not end.
         """
         async with self.exclusive():
             await self._synchronise()
-            await self._link.exchange(_encode(text), None, timeout_s=self._timeout_s)
-            errors = await self.drain_errors()
+            # Setting and first look into the queue travel together, as two lines: a lone setting has no answer, and
+            # TCP may hold back what follows it until the peer acknowledges.
+            answer = await self._exchange(_encode(text) + _encode(_NEXT_ERROR), text, None)
+            errors = await self._errors_from(answer)
             if errors:
                 raise InstrumentError(errors[0][0], "; ".join(error[1] for error in errors), text, self._name)
 
@@ -188,18 +192,22 @@ class ScpiChannel:
         """Reads the error queue until it is empty: (code, text) pairs, oldest first.
 
         Raises:
+            LinkError: An exchange failed.
             ProtocolError: An answer is no error entry, or the queue does not end.
         """
-        errors: list[tuple[int, str]] = []
         async with self.exclusive():
-            while len(errors) < _MAX_ERRORS:
-                answer = await self.query(":SYST:ERR?")
-                entry = _ERROR.fullmatch(answer.strip())
-                if entry is None:
-                    raise self._doubt(f"':SYST:ERR?' was answered {answer!r}, expected a code and a text")
-                if int(entry[1]) == 0:
-                    return errors
-                errors.append((int(entry[1]), entry[2]))
+            return await self._errors_from(await self.query(_NEXT_ERROR))
+
+    async def _errors_from(self, answer: str) -> list[tuple[int, str]]:
+        errors: list[tuple[int, str]] = []
+        while len(errors) < _MAX_ERRORS:
+            entry = _ERROR.fullmatch(answer.strip())
+            if entry is None:
+                raise self._doubt(f"{_NEXT_ERROR!r} was answered {answer!r}, expected a code and a text")
+            if int(entry[1]) == 0:
+                return errors
+            errors.append((int(entry[1]), entry[2]))
+            answer = await self._ask(_NEXT_ERROR, None)
         raise self._doubt(f"{_MAX_ERRORS} errors were read and the queue is not empty, the last is {errors[-1]}")
 
     async def identify(self) -> Identity:
@@ -267,7 +275,10 @@ class ScpiChannel:
             await self.recover()
 
     async def _ask(self, text: str, timeout_s: float | None) -> str:
-        answer = await self._link.exchange(_encode(text), _LINE, timeout_s=timeout_s or self._timeout_s)
+        return await self._exchange(_encode(text), text, timeout_s)
+
+    async def _exchange(self, request: bytes, text: str, timeout_s: float | None) -> str:
+        answer = await self._link.exchange(request, _LINE, timeout_s=timeout_s or self._timeout_s)
         try:
             return answer.decode("ascii")
         except UnicodeDecodeError as error:

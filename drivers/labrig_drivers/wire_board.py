@@ -222,9 +222,7 @@ class WireBoard:
 
     def _demand_open(self) -> tuple[Welcome, BoardInfo]:
         if self._welcome is None or self._info is None:
-            raise StateError(
-                f"{self._name} at {self._link.address} is not open; use `async with` or call open()"
-            )
+            raise StateError(f"{self._name} at {self._link.address} is not open; use `async with` or call open()")
         return self._welcome, self._info
 
     async def _in_session(self, timeout_s: float | None = None) -> tuple[Welcome, BoardInfo]:
@@ -248,9 +246,7 @@ class WireBoard:
         if self._welcome is not None and welcome.identity != self._welcome.identity:
             raise IdentityError(str(self._welcome.identity), str(welcome.identity), address)
         if welcome.version != PROTOCOL_VERSION:
-            raise ProtocolError(
-                f"{self._name} at {address} chose version {welcome.version}, which was not offered"
-            )
+            raise ProtocolError(f"{self._name} at {address} chose version {welcome.version}, which was not offered")
         info = info_from_json(welcome.info_json)
         array_bytes = PROGRAM_HEAD_BYTES + 4 * info.rows * info.columns
         if array_bytes > welcome.max_payload_bytes or _vectors_per_frame(info, welcome.max_payload_bytes) < 1:

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 _DEFAULT_FOLDER = Path("labrig-demo")
 
 _METHODS = {
-    "digital": "digital, in float (not on the chip)",
-    "deployed": "digital weights deployed as they are",
-    "surrogate": "trained on the surrogate, deployed",
-    "in_loop": "trained in the loop with the chip",
+    "digital": "digital, in float, no chip",
+    "deployed": "digital, deployed as it is",
+    "surrogate": "surrogate-trained, deployed",
+    "in_loop": "trained in the loop",
 }
 
 
 def demo(
     folder: Annotated[Path, typer.Option(help="Where everything is left.")] = _DEFAULT_FOLDER,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated chip: another seed is another chip.")] = 1,
-    network_seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method.")] = 3,
+    network_seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method.")] = 5,
     writes: Annotated[int, typer.Option(min=1, help="Programmings in each judgement on the chip.")] = 5,
 ) -> None:
     """Run the whole loop on a simulated bench: sweep, calibrate, train, judge on the chip.
@@ -60,24 +60,20 @@ def _print(result: DemoResult, writes: int) -> None:
     from labrig.training.ledger import total
 
     comparison = result.comparison
-    training = total(list(comparison.training))
     seeds = len(comparison.training)
-    table = Table(
-        title=f"digits, {comparison.accuracy['digital'].images} test images, {seeds} seeds x {writes} programmings"
-    )
-    for heading in ("network", "accuracy %", "spread: writes", "seeds", "passes", "writes", "seconds", "joules"):
-        table.add_column(heading, justify="left" if heading == "network" else "right")
+    on_chip = total(list(comparison.training))
+    seconds = {"surrogate": total(list(comparison.surrogate_training)).seconds / seeds}
+    images = comparison.accuracy["digital"].images
+    table = Table(title=f"digits, {images} test images, {seeds} seeds x {writes} programmings; costs of one training")
+    for heading in ("network", "accuracy %", "sd writes", "sd seeds", "passes", "writes", "seconds", "joules"):
+        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
     for name, meaning in _METHODS.items():
         score = comparison.accuracy[name]
-        spent = ["0", "0", "0", "0"]
+        spent = ["0", "0", f"{seconds[name]:.1f}" if name in seconds else "-", "0"]
         if name == "in_loop":
-            joules = "not metered" if training.joules is None else f"{training.joules / seeds:.3f}"
-            spent = [
-                f"{training.passes / seeds:.0f}",
-                f"{training.writes / seeds:.0f}",
-                f"{training.seconds / seeds:.1f}",
-                joules,
-            ]
+            joules = "-" if on_chip.joules is None else f"{on_chip.joules / seeds:.3f}"
+            passes, programmed = on_chip.passes / seeds, on_chip.writes / seeds
+            spent = [f"{passes:.0f}", f"{programmed:.0f}", f"{on_chip.seconds / seeds:.1f}", joules]
         table.add_row(
             meaning,
             f"{100 * score.mean:.2f} ± {100 * score.error:.2f}",
@@ -85,11 +81,11 @@ def _print(result: DemoResult, writes: int) -> None:
             f"{100 * score.spread_seeds:.2f}",
             *spent,
         )
-    Console().print(table)
-    spent_all = result.spent
-    joules = "not metered" if spent_all.joules is None else f"{spent_all.joules:.2f} J from the array supply"
+    # Wide enough for the table wherever it is printed: a log wraps it worse than a narrow terminal does.
+    Console(width=max(Console().width, 110)).print(table)
+    everything, sweep = result.spent, result.sweep
+    joules = "not metered" if everything.joules is None else f"{everything.joules:.2f} J from the array supply"
     print(
-        f"passes, writes, seconds and joules: on the chip, for one training. The sweep: {result.sweep.mvms} MVMs, "
-        f"{result.sweep.writes} writes, {result.sweep.seconds:.1f} s. In all: {spent_all.mvms} MVMs, "
-        f"{spent_all.writes} writes, {result.seconds:.0f} s, {joules}."
+        f"The sweep took {sweep.mvms} MVMs, {sweep.writes} writes, {sweep.seconds:.1f} s. In all: {everything.mvms} "
+        f"MVMs, {everything.writes} writes, {result.seconds:.0f} s, {joules}."
     )

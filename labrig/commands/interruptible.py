@@ -73,10 +73,14 @@ def interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         raise _stopped(received[0] if received else signal.SIGINT) from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not received:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _stopped(number: int) -> typer.Exit:
+    # Nothing is left to be stopped, and a signal that comes while Python ends would only garble the exit code.
+    for late in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(late, signal.SIG_IGN)
     typer.echo("labrig: stopped; outputs are off and files are closed", err=True)
     return typer.Exit(128 + number)

@@ -48,6 +48,8 @@ _CHUNK_BYTES = 64 * 1024
 _DATASET_METADATA_BYTES = 8 * 1024
 _CHUNK_METADATA_BYTES = 160
 _LEAST_METADATA_BYTES = 256 * 1024
+# Texts of variable length and lists of scales, which HDF5 keeps among the rows.
+_HEAP_BYTES = 64 * 1024
 _INDEX_BYTES = np.dtype("<i4").itemsize
 
 
@@ -179,7 +181,7 @@ class FileSize:
 
     Attributes:
         metadata_bytes: Room for everything that is not rows, in one block at the front of the file.
-        data_bytes: Room for all rows that are reserved.
+        data_bytes: Room for all rows that are reserved, and for what HDF5 keeps among them.
     """
 
     metadata_bytes: int
@@ -204,7 +206,7 @@ def file_size(streams: Iterable[Stream], capacity: Mapping[int, StreamCapacity],
         chunks += count
         data_bytes += count * size * row_bytes
     metadata_bytes = 2 * text_bytes + _DATASET_METADATA_BYTES * len(tables) + _CHUNK_METADATA_BYTES * chunks
-    return FileSize(max(_LEAST_METADATA_BYTES, metadata_bytes), data_bytes)
+    return FileSize(max(_LEAST_METADATA_BYTES, metadata_bytes), data_bytes + text_bytes + _HEAP_BYTES)
 
 
 def crc32_of(columns: Iterable[NDArray[np.generic]]) -> int:

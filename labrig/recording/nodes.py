@@ -6,6 +6,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+# HDF5 takes 64 kB for an attribute with its name and type.
+_LONGEST_ATTRIBUTE_BYTES = 60_000
+
 
 def dataset_at(parent: h5py.Group, path: str) -> h5py.Dataset:
     """The dataset at `path`; `KeyError` where there is none or something else."""
@@ -35,9 +38,24 @@ def values_of(dataset: h5py.Dataset, rows: int | None = None) -> NDArray[np.gene
     return values
 
 
+def set_front_text(node: h5py.Group, name: str, text: str) -> None:
+    """Writes a text attribute that lies with the metadata at the front of the file.
+
+    Texts of variable length lie among the rows instead, and would be lost with them; only texts that are too long for
+    an attribute are written so.
+    """
+    encoded = text.encode()
+    if not 0 < len(encoded) <= _LONGEST_ATTRIBUTE_BYTES:
+        node.attrs[name] = text
+        return
+    node.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", len(encoded)))
+
+
 def text_attribute(node: h5py.Group, name: str) -> str:
     """A text attribute; `KeyError` or `TypeError` where there is none."""
     value = node.attrs[name]
+    if isinstance(value, bytes):
+        return value.decode()
     if not isinstance(value, str):
         raise TypeError(f"attribute {name} is not a text")
     return value

@@ -134,7 +134,7 @@ class Recording:
         except OSError as error:
             raise StorageError(f"{path}: {_reason(error)}") from error
         try:
-            _demand_format(path, file)
+            _believed(path, lambda: _demand_format(path, file))
             return _believed(path, lambda: cls(path, file))
         except BaseException:
             file.close()
@@ -293,10 +293,10 @@ def read_mvms(path: Path | str, array: int = 0) -> MvmDataset:
 
 
 def _demand_format(path: Path, file: h5py.File) -> None:
-    file_format = file.attrs.get("file_format")
+    file_format = text_attribute(file, "file_format") if "file_format" in file.attrs else None
     if file_format != layout.FILE_FORMAT:
         raise StorageError(f"{path}: is an HDF5 file, but no labrig recording (file_format is {file_format!r})")
-    version = str(file.attrs.get("format_version", ""))
+    version = text_attribute(file, "format_version")
     if version.partition(".")[0] != str(layout.FORMAT_MAJOR):
         raise StorageError(
             f"{path}: has format version {version!r}, this labrig reads {layout.FORMAT_MAJOR}.x; "

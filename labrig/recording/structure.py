@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, board_info_to_json
-from labrig.recording.nodes import dataset_at
+from labrig.recording.nodes import dataset_at, set_front_text
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 
@@ -90,8 +90,6 @@ def _sync_folder(folder: Path) -> None:
 
 def _root_attributes(header: RecordingHeader, info: BoardInfo) -> dict[str, str]:
     return {
-        "NX_class": "NXroot",
-        "default": "entry",
         "file_format": layout.FILE_FORMAT,
         "format_version": layout.FORMAT_VERSION,
         "versions": json.dumps(dict(header.versions)),
@@ -116,7 +114,10 @@ def _build(
     streams: Sequence[layout.Stream],
 ) -> None:
     # Metadata first: where the tail of a file is lost, what it was about is not.
-    file.attrs.update(texts)
+    for name, text in texts.items():
+        set_front_text(file, name, text)
+    file.attrs["NX_class"] = "NXroot"
+    file.attrs["default"] = "entry"
     entry = file.create_group("entry")
     entry.attrs["NX_class"] = "NXentry"
     entry.attrs["default"] = f"array_{min(capacity)}" if capacity else "supply"

@@ -124,7 +124,10 @@ def _array_section(fitted: ArrayFit, rng: np.random.Generator) -> dict[str, obje
         "nominal_over_noise": float(diagnostics.nominal_rms_a.mean() / diagnostics.noise_rms_a.mean()),
         "summary_rows": _summary_rows(parameters),
         "column_rows": _column_rows(parameters),
-        "plots": [plot.to_html(full_html=False, include_plotlyjs=False) for plot in plots],
+        "plots": [
+            plot.to_html(full_html=False, include_plotlyjs=False, default_width="100%", config={"responsive": True})
+            for plot in plots
+        ],
     }
 
 

@@ -131,9 +131,7 @@ async def _check_programming(board: CrossbarBoard) -> None:
             "rms_error_s is an error in S within the board's range",
         )
         result = await board.mvm(array, np.zeros((1, info.rows)))
-        require(
-            result.write_index == second.write_index, "MvmResult.write_index is that of the last programming"
-        )
+        require(result.write_index == second.write_index, "MvmResult.write_index is that of the last programming")
         require(
             float(result.time_s[0]) >= second.time_s,
             "MvmResult.time_s is not before the programming it reads",
@@ -184,9 +182,7 @@ async def _check_order(board: CrossbarBoard) -> None:
     line_v[loud] = info.voltage_max_v
     current_a = (await board.mvm(0, line_v)).current_a.mean(axis=1)
     apart = current_a[loud].min() > current_a[~loud].max()
-    require(
-        bool(apart), "the answers of a batch come in the order of its vectors, positive for positive voltages"
-    )
+    require(bool(apart), "the answers of a batch come in the order of its vectors, positive for positive voltages")
 
 
 async def _check_callers_apart(board: CrossbarBoard) -> None:
@@ -222,9 +218,7 @@ async def _check_cells(board: CrossbarBoard) -> None:
     high = target_s > 0.5 * (info.conductance_min_s + info.conductance_max_s)
     if high.any() and not high.all():
         right = np.mean((read_s > 0.5 * (info.conductance_min_s + info.conductance_max_s)) == high)
-        require(
-            bool(right > 0.8), "read_conductance() finds the cells that were programmed, each in its place"
-        )
+        require(bool(right > 0.8), "read_conductance() finds the cells that were programmed, each in its place")
 
 
 def _middle(info: BoardInfo) -> FloatArray:

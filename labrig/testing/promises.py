@@ -43,6 +43,4 @@ def check_identity(identity: Identity) -> None:
     """Checks that an open instrument says who it is."""
     for field in fields(identity):
         text = getattr(identity, field.name)
-        require(
-            isinstance(text, str) and bool(text.strip()), f"identity.{field.name} is a text and not empty"
-        )
+        require(isinstance(text, str) and bool(text.strip()), f"identity.{field.name} is a text and not empty")

@@ -12,7 +12,7 @@ from labrig.training.capacity import PlannedPasses, training_capacity
 from labrig.training.chip_model import ChipModel, deployed_network
 from labrig.training.datasets import ImageSet
 from labrig.training.evaluate import AccuracyTable, evaluate_on, table
-from labrig.training.ledger import Ledger
+from labrig.training.ledger import Ledger, total
 from labrig.training.loops import OnStep
 from labrig.training.network import accuracy, analog_network
 from labrig.training.physical import BlockingBoard
@@ -23,16 +23,37 @@ ON_CHIP = ("deployed", "surrogate", "in_loop")
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """The networks of one seed that need no chip to be trained.
+
+    Attributes:
+        seed: Their seed.
+        digital: The digital network.
+        deployed: Its weights on analog layers, with the best nominal ranges.
+        surrogate: The same, trained on the surrogate.
+        surrogate_ledger: What that training took.
+    """
+
+    seed: int
+    digital: nn.Sequential
+    deployed: nn.Sequential
+    surrogate: nn.Sequential
+    surrogate_ledger: Ledger
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Result of the comparison.
 
     Attributes:
         accuracy: One table a method: `digital` (in float, off the chip), `deployed`, `surrogate`, `in_loop`.
-        training: What the in-the-loop training of each seed spent.
-        evaluation: What judging the three methods of each seed spent.
+        surrogate_training: What the surrogate training of each seed took; no pass through the chip.
+        training: What the in-the-loop training of each seed spent on the chip.
+        evaluation: What judging the three methods of each seed spent on the chip.
     """
 
     accuracy: Mapping[str, AccuracyTable]
+    surrogate_training: tuple[Ledger, ...]
     training: tuple[Ledger, ...]
     evaluation: tuple[Ledger, ...]
 
@@ -52,53 +73,68 @@ def comparison_capacity(
     return training_capacity(chip.placement(network), planned, arrays)
 
 
+def prepare(
+    chip: ChipModel, data: ImageSet, recipe: Recipe, seeds: Sequence[int], on_step: OnStep
+) -> tuple[Prepared, ...]:
+    """Trains everything that needs no chip, so that the rig's supply is off meanwhile."""
+    prepared = []
+    for number, seed in enumerate(seeds):
+        step = _labelled(on_step, number, seeds)
+        digital = digital_baseline(data, recipe, seed, step)
+        deployed = deployed_network(digital, chip, data, recipe.hidden)
+        surrogate, ledger = surrogate_trained(deployed, chip, data, recipe, seed, step)
+        prepared.append(Prepared(seed, digital, deployed, surrogate, ledger))
+    return tuple(prepared)
+
+
 def compare(
+    prepared: Sequence[Prepared],
     chip: ChipModel,
     board: BlockingBoard,
     data: ImageSet,
     recipe: Recipe,
     *,
-    seeds: Sequence[int],
     writes: int,
     on_step: OnStep,
     meter_j: Callable[[], float | None],
 ) -> Comparison:
-    """Trains and judges every method, paired by seed.
+    """Trains in the loop and judges every method on the chip, paired by seed.
 
     Args:
+        prepared: The networks that are there already; in-the-loop training starts from the surrogate-trained one.
         chip: The calibrated chip.
         board: The chip itself.
         data: The task.
         recipe: How the networks are trained.
-        seeds: One training of each method for each seed; methods of one seed start from the same digital network.
         writes: Programmings in each judgement.
         on_step: Called after each step with phase, step, steps and loss.
         meter_j: Reads the energy meter in J, None without one.
     """
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in ("digital", *ON_CHIP)}
     training, evaluation = [], []
-    for number, seed in enumerate(seeds):
-        label = f"seed {number + 1} of {len(seeds)}: "
-
-        def step(phase: str, done: int, steps: int, loss: float, label: str = label) -> None:
-            on_step(label + phase, done, steps, loss)
-
-        digital = digital_baseline(data, recipe, seed, step)
-        rows["digital"].append((accuracy(digital, data.test_x, data.test_y),))
-        deployed = deployed_network(digital, chip, data, recipe.hidden)
-        surrogate, _ = surrogate_trained(deployed, chip, data, recipe, seed, step)
-        in_loop, spent = in_loop_trained(surrogate, chip, board, data, recipe, seed, step, meter_j)
+    for number, one in enumerate(prepared):
+        step = _labelled(on_step, number, prepared)
+        in_loop, spent = in_loop_trained(one.surrogate, chip, board, data, recipe, one.seed, step, meter_j)
         training.append(spent)
-        judged = Ledger()
-        before_j = meter_j()
-        networks: dict[str, nn.Module] = {"deployed": deployed, "surrogate": surrogate, "in_loop": in_loop}
-        for name, network in networks.items():
-            backend = physical_backend(network, chip, board, seed)
+        rows["digital"].append((accuracy(one.digital, data.test_x, data.test_y),))
+        judged, before_j = Ledger(), meter_j()
+        for name, network in zip(ON_CHIP, (one.deployed, one.surrogate, in_loop), strict=True):
+            backend = physical_backend(network, chip, board, one.seed)
             rows[name].append(evaluate_on(network, backend, data, writes))
-            judged.passes += writes
-            judged.mvms += backend.ledger.mvms
-            judged.writes += backend.ledger.writes
+            judged = total([judged, backend.ledger, Ledger(passes=writes)])
         after_j = meter_j()
         judged.joules = after_j - before_j if after_j is not None and before_j is not None else None
         evaluation.append(judged)
-    return Comparison({name: table(row, data) for name, row in rows.items()}, tuple(training), tuple(evaluation))
+    return Comparison(
+        {name: table(row, data) for name, row in rows.items()},
+        tuple(one.surrogate_ledger for one in prepared),
+        tuple(training),
+        tuple(evaluation),
+    )
+
+
+def _labelled(on_step: OnStep, number: int, seeds: Sequence[object]) -> OnStep:
+    def step(phase: str, done: int, steps: int, loss: float) -> None:
+        on_step(f"seed {number + 1} of {len(seeds)}: {phase}", done, steps, loss)
+
+    return step

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from labrig.events import Event, StepDone
@@ -79,7 +79,7 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 def save_network(folder: Path, network: nn.Module) -> None:
     """Writes the weights of a network."""
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, folder / NETWORK)
+    (folder / NETWORK).write_bytes(save(state))
 
 
 def load_network(folder: Path, shape: NetworkShape) -> nn.Sequential:

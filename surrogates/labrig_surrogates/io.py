@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate
@@ -52,7 +52,7 @@ def save_chip(path: Path, chip: ChipParameters) -> None:
     }
     unfinished = path.with_name(path.name + ".part")
     try:
-        save_file(tensors, unfinished, metadata=header)
+        unfinished.write_bytes(save(tensors, metadata=header))
         unfinished.replace(path)
     except (OSError, SafetensorError) as error:
         unfinished.unlink(missing_ok=True)

@@ -68,9 +68,7 @@ async def test_wire_and_process_give_the_same_codes(server: BoardServer) -> None
 
 
 def _reversed_order(result: MvmResult) -> MvmResult:
-    return replace(
-        result, code=result.code[::-1], current_a=result.current_a[::-1], saturated=result.saturated[::-1]
-    )
+    return replace(result, code=result.code[::-1], current_a=result.current_a[::-1], saturated=result.saturated[::-1])
 
 
 @pytest.mark.parametrize(
@@ -85,9 +83,7 @@ def _reversed_order(result: MvmResult) -> MvmResult:
         (_reversed_order, "order"),
     ],
 )
-async def test_the_checks_find_a_broken_answer(
-    broken: Callable[[MvmResult], MvmResult], promise: str
-) -> None:
+async def test_the_checks_find_a_broken_answer(broken: Callable[[MvmResult], MvmResult], promise: str) -> None:
     with pytest.raises(AssertionError, match=f"broken promise: .*{promise}"):
         await check_crossbar_board(lambda: _Spoiled(MockBoard(SETTINGS), spoil_mvm=broken))
 

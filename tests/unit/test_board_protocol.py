@@ -109,6 +109,7 @@ def test_every_message_comes_back_equal(message: Message, request_id: int) -> No
     frame = encode(message, request_id)
     buffer = bytearray(frame + b"LR")
     taken = BoardFraming().take(buffer)
+    assert taken is not None
     assert taken == frame
     assert buffer == b"LR"
     assert request_id_of(taken) == request_id
@@ -267,8 +268,7 @@ def test_a_wrong_description_names_every_fault() -> None:
 
 
 @given(
-    st.text()
-    | st.recursive(st.none() | st.booleans() | FLOAT64 | st.text(), st.lists, max_leaves=5).map(json.dumps)
+    st.text() | st.recursive(st.none() | st.booleans() | FLOAT64 | st.text(), st.lists, max_leaves=5).map(json.dumps)
 )
 def test_no_text_crashes_the_reader_of_descriptions(text: str) -> None:
     with pytest.raises(ProtocolError):

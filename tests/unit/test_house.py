@@ -36,9 +36,7 @@ REGISTRY_HOSTS = tuple(
         ("npmjs", "org"),
     )
 )
-MACHINE_PATH = re.compile(
-    r"(?<![\w./<{~-])/(?:home|root|tmp|Users|opt|work|srv|mnt|workspace)/\w|\b[A-Z]:\\+Users\b"
-)
+MACHINE_PATH = re.compile(r"(?<![\w./<{~-])/(?:home|root|tmp|Users|opt|work|srv|mnt|workspace)/\w|\b[A-Z]:\\+Users\b")
 
 
 def tracked_files() -> list[Path]:
@@ -126,21 +124,15 @@ def test_public_names_resolve_once_each() -> None:
     assert len(names) == len(set(names))
     missing = [name for name in names if not hasattr(labrig, name)]
     assert not missing
-    undocumented = [
-        name for name in names if callable(getattr(labrig, name)) and not getattr(labrig, name).__doc__
-    ]
+    undocumented = [name for name in names if callable(getattr(labrig, name)) and not getattr(labrig, name).__doc__]
     assert not undocumented
 
 
 def test_modules_are_short() -> None:
     folders = [*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks"]
-    lengths = {
-        path: len(path.read_text().splitlines()) for folder in folders for path in folder.rglob("*.py")
-    }
+    lengths = {path: len(path.read_text().splitlines()) for folder in folders for path in folder.rglob("*.py")}
     assert lengths
-    too_long = [
-        f"{path.relative_to(ROOT)}: {n} lines" for path, n in lengths.items() if n > LONGEST_MODULE_LINES
-    ]
+    too_long = [f"{path.relative_to(ROOT)}: {n} lines" for path, n in lengths.items() if n > LONGEST_MODULE_LINES]
     assert not too_long
 
 

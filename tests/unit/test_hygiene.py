@@ -90,14 +90,11 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     shutil.copy(Path(__file__).parents[1] / "conftest.py", folder / "conftest.py")
     (folder / "test_sample.py").write_text(LEAKING_AND_CLEAN)
     (folder / "pytest.ini").write_text(
-        "[pytest]\nasyncio_mode = auto\n"
-        "asyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
+        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junit-xml=report.xml"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    run = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=90, check=False
-    )
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=90, check=False)
     assert run.returncode == 1, run.stdout + run.stderr
     found: dict[str, str] = {}
     for case in ET.parse(folder / "report.xml").iter("testcase"):

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -45,10 +46,12 @@ class Bench:
         self.link = MemoryLink(self.handle)
 
     def handle(self, request: bytes) -> bytes:
-        line = request.decode("ascii").removesuffix("\n")
-        self.said.append(line)
-        answer = self.answers[line] if line in self.answers else self.run(line)
-        return b"" if answer is None else answer.encode() + b"\n"
+        answers = b""
+        for line in request.decode("ascii").splitlines():
+            self.said.append(line)
+            answer = self.answers[line] if line in self.answers else self.run(line)
+            answers += b"" if answer is None else answer.encode() + b"\n"
+        return answers
 
     def run(self, line: str) -> str | None:
         run = self.instrument.run(line)
@@ -79,14 +82,14 @@ async def ready(bench: Bench, driver: Keithley2400, level_v: float = 0.1) -> Non
 
 async def test_golden_transcript() -> None:
     bench = Bench(ResistorLoad(1e6))
-    meter: SourceMeter = bench.driver()
+    meter: SourceMeter = bench.driver(ramp_step_v=0.0625)
     async with meter:
         await meter.configure(source="voltage", nplc=0.1, wires=4)
         await meter.set_limit(current_a=1e-7)
-        await meter.set_level(voltage_v=0.05)
+        await meter.set_level(voltage_v=0.0625)
         await meter.output_on()
         reading = await meter.measure()
-        await meter.set_level(voltage_v=0.12)
+        await meter.set_level(voltage_v=0.1875)
         await meter.output_off()
     setting = ["*IDN?"]
     for command in (
@@ -106,15 +109,15 @@ async def test_golden_transcript() -> None:
     setting.insert(2, ":OUTP?")
     assert bench.said == [
         *setting,
-        *(":SYST:ERR?", ":OUTP?", ":SOUR:VOLT:LEV 0.05", ":SYST:ERR?", ":OUTP 1", ":SYST:ERR?"),
+        *(":SYST:ERR?", ":OUTP?", ":SOUR:VOLT:LEV 0.0625", ":SYST:ERR?", ":OUTP 1", ":SYST:ERR?"),
         *(":OUTP?", ":READ?"),
-        *(":OUTP?", ":SOUR:VOLT:LEV?", ":SOUR:VOLT:LEV 0.08499999999999999", ":SYST:ERR?"),
-        *(":SOUR:VOLT:LEV 0.12", ":SYST:ERR?"),
-        *(":OUTP?", ":SOUR:FUNC?", ":SOUR:VOLT:LEV?", ":SOUR:VOLT:LEV 0.08", ":SYST:ERR?"),
-        *(":SOUR:VOLT:LEV 0.039999999999999994", ":SYST:ERR?", ":SOUR:VOLT:LEV 0.0", ":SYST:ERR?"),
+        *(":OUTP?", ":SOUR:VOLT:LEV?", ":SOUR:VOLT:LEV 0.125", ":SYST:ERR?"),
+        *(":SOUR:VOLT:LEV 0.1875", ":SYST:ERR?"),
+        *(":OUTP?", ":SOUR:FUNC?", ":SOUR:VOLT:LEV?", ":SOUR:VOLT:LEV 0.125", ":SYST:ERR?"),
+        *(":SOUR:VOLT:LEV 0.0625", ":SYST:ERR?", ":SOUR:VOLT:LEV 0.0", ":SYST:ERR?"),
         *(":OUTP 0", ":SYST:ERR?", ":OUTP?"),
     ]
-    assert (reading.voltage_v, reading.current_a, reading.in_compliance) == (0.05, 5e-8, False)
+    assert (reading.voltage_v, reading.current_a, reading.in_compliance) == (0.0625, 6.25e-8, False)
     assert bench.link.state is LinkState.CLOSED
 
 
@@ -282,7 +285,7 @@ async def test_ramps_take_small_steps_up_and_down() -> None:
     await driver.set_level(voltage_v=-0.25)
     await driver.close()
     levels = [0.0] + [float(line.split()[1]) for line in bench.said if line.startswith(":SOUR:VOLT:LEV ")]
-    assert max(abs(after - before) for before, after in zip(levels, levels[1:], strict=False)) <= 0.1 + 1e-12
+    assert max(abs(after - before) for before, after in pairwise(levels)) <= 0.1 + 1e-12
     assert (max(levels), min(levels), levels[-1]) == (1.0, -0.25, 0.0)
     assert len(levels) == 1 + 10 + 13 + 3
     assert bench.settings_said()[-2:] == [":OUTP 0", ":OUTP?"]
@@ -311,7 +314,8 @@ async def test_currents_are_sourced_and_ramped_too() -> None:
     await driver.output_on()
     await driver.set_level(current_a=1e-3)
     reading = await driver.measure()
-    assert (reading.voltage_v, reading.current_a) == (pytest.approx(1.0), 1e-3)
+    assert reading.voltage_v == pytest.approx(1.0)
+    assert reading.current_a == 1e-3
     with pytest.raises(StateError, match="voltage sweep"):
         await driver.sweep(voltage_v=[0.1])
     bench.said.clear()
@@ -324,11 +328,9 @@ async def test_compliance_is_bit_3_of_the_status() -> None:
     bench = Bench()
     driver = bench.driver()
     await ready(bench, driver)
-    bench.answers[":READ?"] = "+1.000000E-01,+1.000000E-04,+2.150000E+04"
+    bench.answers[":READ?"] = "+1.000000E-01,+1.000000E-04,+2.150400E+04"
     assert not (await driver.measure()).in_compliance
-    bench.answers[":READ?"] = "+1.000000E-01,+1.000000E-04,+2.150800E+04"
-    assert (await driver.measure()).in_compliance == bool(21508 & 8)
-    bench.answers[":READ?"] = "+1.000000E-01,+1.000000E-04,+8.000000E+00"
+    bench.answers[":READ?"] = "+1.000000E-01,+1.000000E-04,+2.151200E+04"
     assert (await driver.measure()).in_compliance
     bench.answers[":READ?"] = "+1.000000E-01,+9.900000E+37,+1.000000E+00"
     assert (await driver.measure()).current_a == math.inf
@@ -497,7 +499,7 @@ async def test_a_rig_file_makes_one() -> None:
     driver = Keithley2400.from_settings(bench.link, ExpectedIdentity(serial="1"), "supply")
     with pytest.raises(IdentityError, match="serial '1'"):
         await driver.open()
-    with pytest.raises(StateError, match="^supply"):
+    with pytest.raises(StateError, match="supply: not open"):
         await driver.measure()
 
 

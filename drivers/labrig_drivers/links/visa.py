@@ -4,7 +4,9 @@ pyvisa blocks, and two threads on one pyvisa-py session silently swap answers, s
 its session's whole life, opening and closing included. A caller that is cancelled waits until the thread is back,
 which VISA's own timeout, kept a little under ours, guarantees.
 
-pyvisa-py cannot see that a socket's peer is gone: it waits out its timeout. Prefer `TcpLink` where TCP is spoken.
+pyvisa-py cannot see that a socket's peer is gone: it waits out its timeout. It cannot set TCP_NODELAY either (0.8.1
+recurses without end), so a request right after one without an answer may wait 40 ms for the peer's acknowledgement.
+Prefer `TcpLink` where TCP is spoken.
 """
 
 from __future__ import annotations
@@ -157,7 +159,7 @@ class _Session:
         from pyvisa.resources import MessageBasedResource, SerialInstrument, TCPIPSocket
 
         self._address = address
-        with _MANAGER_LOCK:
+        with _MANAGER_LOCK, self._translated(f"no VISA library {backend!r}", 0.0):
             # One manager for the process and backend; closing it would close every other link's session too.
             self._manager = pyvisa.ResourceManager(backend)
         with self._translated(f"cannot open within {timeout_s:g} s", timeout_s):

@@ -17,7 +17,7 @@ from labrig_drivers.errors import StateError
 from labrig_drivers.mock.board import MockBoard
 from labrig_drivers.mock.board_server import BoardServer
 from labrig_drivers.mock.chip import ChipSettings
-from labrig_drivers.mock.clock import WallClock
+from labrig_drivers.mock.clock import ChipClock, WallClock
 from labrig_drivers.mock.event_log import BoardEvent, EventLog
 from labrig_drivers.mock.keithley_server import Keithley2400Server, OutputEvent
 
@@ -74,7 +74,7 @@ class SimulatedBench:
         self._log: EventLog | None = None
         clock = WallClock()
         minimum_v = self.settings.minimum_supply_v
-        board = MockBoard(self.settings.chip, clock=_ChipClock(clock), minimum_supply_v=minimum_v)
+        board = MockBoard(self.settings.chip, clock=ChipClock(clock), minimum_supply_v=minimum_v)
         supply = _ArraySupply(board, minimum_v)
         self._server = BoardServer(board, self._note_board, now_s=clock.now_s, supply_is_on=supply.is_on)
         self._meter = Keithley2400Server(supply, serial="SIM-2400", log=self._note_meter, clock=clock.now_s)
@@ -140,26 +140,6 @@ class SimulatedBench:
     def _note_meter(self, event: OutputEvent) -> None:
         if self._log is not None:
             self._log.write({"what": "output", **asdict(event)})
-
-
-class _ChipClock:
-    """Follows the wall, but never falls behind the end of what the chip was busy with.
-
-    The simulation may compute a batch in less time than the chip takes for it; the next batch comes after it all
-    the same.
-    """
-
-    def __init__(self, wall: WallClock) -> None:
-        self._wall = wall
-        self._busy_until_s = 0.0
-
-    def now_s(self) -> float:
-        """Seconds since the bench was made, or the end of the chip's work where that is later."""
-        return max(self._wall.now_s(), self._busy_until_s)
-
-    def spend(self, duration_s: float) -> None:
-        """Notes that the chip is busy from now on."""
-        self._busy_until_s = self.now_s() + duration_s
 
 
 class _ArraySupply:

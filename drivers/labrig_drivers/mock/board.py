@@ -188,8 +188,9 @@ class MockBoard:
 
     async def read_conductance(self, array: int) -> FloatArray:
         """Reads every cell with the verify amplifier; see `CrossbarBoard.read_conductance`."""
-        if not 0 <= array < self.settings.arrays:
-            check_program_request(self.info, array, np.zeros((self.settings.rows, self.settings.columns)))
+        check_program_request(
+            self.info, array, np.full((self.settings.rows, self.settings.columns), self.settings.conductance_min_s)
+        )
         written = self._demand_written(array)
         self._demand_supply("read_conductance")
         return self._arrays[array].verify(written, self.clock.now_s(), self._next_request(array))

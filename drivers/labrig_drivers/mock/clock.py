@@ -44,7 +44,7 @@ class CommandedClock:
 
 
 class WallClock:
-    """Follows the machine's monotonic clock; busy time passes by itself."""
+    """Follows the machine's monotonic clock."""
 
     def __init__(self) -> None:
         self._start_s = time.monotonic()
@@ -53,5 +53,22 @@ class WallClock:
         """Seconds since this object was made."""
         return time.monotonic() - self._start_s
 
+
+class ChipClock:
+    """Follows the wall, but never falls behind the end of what the chip was busy with.
+
+    The simulation may compute a batch in less time than the chip takes for it; the next batch comes after it all
+    the same.
+    """
+
+    def __init__(self, wall: WallClock) -> None:
+        self._wall = wall
+        self._busy_until_s = 0.0
+
+    def now_s(self) -> float:
+        """Seconds since the bench was made, or the end of the chip's work where that is later."""
+        return max(self._wall.now_s(), self._busy_until_s)
+
     def spend(self, duration_s: float) -> None:
-        """Does nothing: the wall needs no telling."""
+        """Notes that the chip is busy from now on."""
+        self._busy_until_s = self.now_s() + duration_s

@@ -153,9 +153,7 @@ class PtyPort:
     async def _ready(self, *, writing: bool) -> None:
         loop = asyncio.get_running_loop()
         ready = loop.create_future()
-        add, remove = (
-            (loop.add_writer, loop.remove_writer) if writing else (loop.add_reader, loop.remove_reader)
-        )
+        add, remove = (loop.add_writer, loop.remove_writer) if writing else (loop.add_reader, loop.remove_reader)
         add(self._master, _resolve, ready)
         try:
             await ready

@@ -1,0 +1,6 @@
+"""`python -m labrig` is the command `labrig`."""
+
+from labrig.cli import main
+
+if __name__ == "__main__":
+    main()

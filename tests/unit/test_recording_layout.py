@@ -1,0 +1,89 @@
+"""The layout of a recording: sizes, where the metadata lies, checksums."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from labrig.plans import StreamCapacity
+from labrig.recording import RecordingHeader
+from labrig.recording.header import board_info_from_json, board_info_to_json, versions_now
+from labrig.recording.layout import chunk_rows, crc32_of, file_size, mvm_stream, supply_stream, write_stream
+from labrig.recording.nodes import text_attribute
+from labrig.recording.structure import create_file
+from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.instrument import Identity
+
+INFO = BoardInfo(
+    chip_id="SIM-1",
+    arrays=2,
+    rows=64,
+    columns=48,
+    conductance_min_s=4e-6,
+    conductance_max_s=5e-5,
+    voltage_min_v=-0.3,
+    voltage_max_v=0.3,
+    dac_bits=8,
+    adc_bits=10,
+    adc_full_scale_a=(1e-4,) * 48,
+    mvm_latency_s=1e-5,
+    program_latency_s=5e-3,
+    capabilities=frozenset({"transposed-mvm", "temperature"}),
+)
+
+HEADER = RecordingHeader(
+    rig_name="bench",
+    rig_toml="# a rig\n" * 5_000,
+    plan={"name": "mvm", "seed": 1},
+    identities={"board": Identity("labrig", "LR-SIM1", "SIM-1", "1.0")},
+    settings={"board": {"driver": "mock-board"}},
+    started_utc="2026-01-01T00:00:00.000000+00:00",
+    versions=versions_now(),
+)
+
+
+@pytest.mark.parametrize("rows", [1, 1000, 100_000])
+def test_metadata_lies_in_front_of_every_row(tmp_path: Path, rows: int) -> None:
+    capacity = {array: StreamCapacity(rows=rows, writes=2, blocks=max(1, rows // 100)) for array in (0, 1)}
+    streams = [mvm_stream(array, INFO, one) for array, one in capacity.items()]
+    streams += [write_stream(array, INFO, one) for array, one in capacity.items()]
+    streams.append(supply_stream(500))
+    path = tmp_path / "run.h5"
+    create_file(path, HEADER, INFO, capacity, streams).close()
+
+    size = file_size(streams, capacity, len(HEADER.rig_toml))
+    assert path.stat().st_size <= size.metadata_bytes + size.data_bytes
+    # Everything behind the metadata is lost, and only its length is restored, as on a disk that lost its last writes.
+    whole = path.read_bytes()
+    path.write_bytes(whole[: size.metadata_bytes] + bytes(len(whole) - size.metadata_bytes))
+    with h5py.File(path, "r") as file:
+        assert text_attribute(file, "rig_toml") == HEADER.rig_toml
+        assert json.loads(text_attribute(file, "plan")) == HEADER.plan
+        for stream in streams:
+            for column in stream.columns:
+                dataset = file[stream.path][column.name]
+                assert dataset.shape == (stream.reserved, *column.shape)
+                assert not np.any(dataset[...])
+
+
+def test_board_description_survives_json() -> None:
+    assert board_info_from_json(board_info_to_json(INFO)) == INFO
+
+
+def test_chunks_hold_at_least_one_row_and_at_most_all() -> None:
+    assert chunk_rows(10_000_000, 100) == 1
+    assert chunk_rows(4, 3) == 3
+    assert chunk_rows(256, 1_000_000) * 256 == 64 * 1024
+
+
+def test_checksum_depends_on_every_column_and_on_their_order() -> None:
+    a, b = np.arange(4, dtype=np.float32), np.arange(4, dtype=np.int16)
+    reference = crc32_of([a, b])
+    assert reference == crc32_of([a.copy(), b.copy()])
+    assert reference != crc32_of([b, a])
+    b[2] += 1
+    assert reference != crc32_of([a, b])
