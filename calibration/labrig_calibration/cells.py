@@ -169,7 +169,9 @@ def _fit_programming(
         return float(value.detach()), gradient.numpy()
 
     solution = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B").x
-    hessian = torch.func.hessian(loss)(torch.tensor(solution))
+    at = torch.tensor(solution, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(at), at, create_graph=True)
+    hessian = torch.stack([torch.autograd.grad(one, at, retain_graph=True)[0] for one in gradient])
     covariance = torch.linalg.pinv(hessian, hermitian=True)
     # Residuals of one cell share its slope: (writes - 1) / writes of them are independent.
     dependent = residual_s.shape[0] / max(residual_s.shape[0] - 1, 1)

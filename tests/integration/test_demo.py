@@ -149,5 +149,7 @@ def test_a_folder_in_use_is_refused_and_nothing_is_touched(tmp_path: Path) -> No
     process = start_demo(tmp_path)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert errors.strip() == f"labrig: error: {tmp_path}: holds files already; remove it or choose another with --folder"
+    assert (
+        errors.strip() == f"labrig: error: {tmp_path}: holds files already; remove it or choose another with --folder"
+    )
     assert os.listdir(tmp_path) == ["mine.txt"]

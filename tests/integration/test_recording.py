@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import resource
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,7 +68,7 @@ def block(index: int, batch: int = 8) -> tuple[np.ndarray, MvmResult]:
     rng = np.random.default_rng([index, 1])
     voltage_v = rng.uniform(-0.3, 0.3, (batch, ROWS)).astype(np.float32).astype(np.float64)
     code = rng.integers(-512, 512, (batch, COLUMNS)).astype(np.int16)
-    time_s = 100.0 + index + np.arange(batch) * 1e-5
+    time_s = 100.0 + index + np.arange(batch, dtype=np.float64) * 1e-5
     return voltage_v, MvmResult(code, code * INFO.adc_lsb_a, code == 511, time_s, write_index=40)
 
 
@@ -80,6 +79,10 @@ async def create(path: Path, durability: Durability = "process") -> RecordingWri
 async def append(writer: RecordingWriter, array: int, index: int, batch: int = 8) -> int:
     voltage_v, result = block(index, batch)
     return await writer.append_mvms(array, 3, voltage_v, result, f"{index:032x}")
+
+
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
 
 
 @pytest.fixture
@@ -210,8 +213,8 @@ async def test_streams_that_outgrow_their_room_are_extended(tmp_path: Path) -> N
         assert np.array_equal(data.voltage_v[-20:], block(19, 20)[0])
         assert recording.point_hashes(1) == [f"{index:032x}" for index in range(20)]
         assert recording.supply().time_s.tolist() == list(map(float, range(25)))
-    with xarray.open_dataset(path, engine="h5netcdf", group="entry/array_1") as data:
-        assert data["mvm"].values.tolist() == list(range(400))
+    with xarray.open_dataset(path, engine="h5netcdf", group="entry/array_1") as other:
+        assert other["mvm"].values.tolist() == list(range(400))
 
 
 async def test_many_appends_at_once_are_committed_in_order(tmp_path: Path) -> None:
@@ -252,10 +255,10 @@ async def test_calls_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
 
 
 async def test_name_that_exists_is_never_overwritten(finished: Path) -> None:
-    before = finished.read_bytes()
     with pytest.raises(StorageError, match="exists already"):
         await create(finished)
-    assert finished.read_bytes() == before
+    with Recording.open(finished) as recording:
+        assert recording.committed(0) == 32
 
 
 async def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ async def test_full_disk_shows_before_the_run_and_leaves_no_file(tmp_path: Path)
     large = {0: StreamCapacity(rows=100_000, writes=1, blocks=1000)}
     with largest_file(2_000_000), pytest.raises(StorageError, match=r"MB are needed .* cannot be reserved"):
         await RecordingWriter.create(path, HEADER, INFO, large)
-    assert list(tmp_path.iterdir()) == []
+    assert names_in(tmp_path) == []
 
 
 async def test_failure_while_the_structure_is_made_leaves_no_file(
@@ -294,7 +297,7 @@ async def test_failure_while_the_structure_is_made_leaves_no_file(
     monkeypatch.setattr(os, "fsync", no_fsync)
     with pytest.raises(StorageError, match="Input/output error"):
         await create(tmp_path / "run.h5")
-    assert list(tmp_path.iterdir()) == []
+    assert names_in(tmp_path) == []
 
 
 async def test_write_that_fails_ends_the_recording_and_keeps_what_was_there(
@@ -326,100 +329,18 @@ async def test_cancelled_creation_leaves_nothing(tmp_path: Path) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("dataset", "row", "message"),
-    [
-        ("entry/array_0/voltage_v", 9, "MVMs 8 to 15 of array 0"),
-        ("entry/array_0/current_code", 31, "MVMs 24 to 31 of array 0"),
-        ("entry/array_0/write", 0, "MVMs 0 to 7 of array 0"),
-        ("entry/array_0/writes/target_conductance_s", 1, "write 1 of array 0"),
-    ],
-)
-async def test_one_flipped_bit_is_found(finished: Path, dataset: str, row: int, message: str) -> None:
-    with h5py.File(finished, "r+") as file:
-        # Where the row lies on disk; a chunk holds the whole small dataset.
-        node = file[dataset]
-        place = node.id.get_chunk_info(0).byte_offset + row * node.dtype.itemsize * int(np.prod(node.shape[1:]))
-    content = bytearray(finished.read_bytes())
-    content[place] ^= 1
-    finished.write_bytes(content)
-    with Recording.open(finished) as recording:
-        with pytest.raises(StorageError, match=message):
-            recording.verify()
-        with pytest.raises(StorageError, match="checksum"):
-            recording.dataset(0)
-
-
-async def test_counter_that_claims_too_much_is_not_believed(finished: Path) -> None:
-    with h5py.File(finished, "r+") as file:
-        file["entry/array_0/committed"][()] = 33
-    with pytest.raises(StorageError, match="33 are said to be committed"):
-        labrig.read_mvms(finished)
-
-
-async def test_file_cut_short_at_any_place_is_told(finished: Path) -> None:
-    whole = finished.read_bytes()
-    for length in range(0, len(whole), len(whole) // 40):
-        finished.write_bytes(whole[:length])
-        with pytest.raises(StorageError, match=r"run\.h5: "):
-            labrig.read_mvms(finished)
-
-
-async def test_garbage_at_any_place_is_told_or_harmless(finished: Path) -> None:
-    reference = labrig.read_mvms(finished).sha256()
-    whole = finished.read_bytes()
-    rng = np.random.default_rng(0)
-    told = 0
-    for place in rng.integers(0, len(whole) - 64, 60):
-        finished.write_bytes(whole[:place] + rng.bytes(64) + whole[place + 64 :])
-        try:
-            # Garbage in the texts, or in room that no row uses, changes no measurement.
-            assert labrig.read_mvms(finished).sha256() == reference
-        except StorageError:
-            told += 1
-    assert told < 60
-
-
-@pytest.mark.parametrize(
-    ("attribute", "value", "message"),
-    [
-        ("file_format", "photographs", "no labrig recording"),
-        ("format_version", "2.0", "format version '2.0', this labrig reads 1.x"),
-        ("board_info", "{}", "is damaged"),
-        ("board_info", 7, "is damaged"),
-    ],
-)
-async def test_other_contents_are_told(finished: Path, attribute: str, value: object, message: str) -> None:
-    with h5py.File(finished, "r+") as file:
-        file.attrs[attribute] = value
-    with pytest.raises(StorageError, match=message):
-        Recording.open(finished)
-
-
-async def test_minor_versions_are_read(finished: Path) -> None:
-    with h5py.File(finished, "r+") as file:
-        file.attrs["format_version"] = "1.7"
-    assert len(labrig.read_mvms(finished)) == 32
-
-
-def test_what_is_no_recording_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no such file"):
-        Recording.open(tmp_path / "absent.h5")
-    (tmp_path / "text.h5").write_text("hello" * 1000)
-    with pytest.raises(StorageError, match="is not an HDF5 file"):
-        Recording.open(tmp_path / "text.h5")
+    assert names_in(tmp_path) == []
 
 
 async def test_recording_that_is_being_written_is_told(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     program = "import sys, labrig; labrig.Recording.open(sys.argv[1])"
     async with await create(path):
-        reader = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
-    assert "StorageError" in reader.stderr
-    assert "it is still being written" in reader.stderr
+        pipe = asyncio.subprocess.PIPE
+        reader = await asyncio.create_subprocess_exec(sys.executable, "-c", program, path, stderr=pipe)
+        _, errors = await reader.communicate()
+    assert b"StorageError" in errors
+    assert b"it is still being written" in errors
 
 
 @pytest.mark.parametrize("text", ["", "ü" * 20_000, "x" * 300_000])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -308,9 +305,10 @@ async def test_supply_that_cannot_be_switched_off_is_the_message(bench: Bench) -
 
 async def test_supply_at_its_limit_is_an_alarm_once(bench: Bench) -> None:
     bench.supply.in_compliance = True
+    fifth = asyncio.Event()
+    bench.bus.subscribe(lambda event: fifth.set() if bench.supply.readings == 5 else None)
     async with EnergyMeter(bench.supply, bench.bus, period_s=0.0) as meter:
-        while bench.supply.readings < 5:
-            await asyncio.sleep(0)
+        await fifth.wait()
         meter.check()
     assert sum(isinstance(event, Alarm) for event in bench.events) == 1
 
@@ -383,71 +381,3 @@ async def test_rig_without_supply_measures_without_energy(tmp_path: Path) -> Non
     assert summary.mvms == len(read_mvms(tmp_path / "run.h5", array=1))
     with pytest.raises(StateError):
         rig.identities()
-
-
-def labrig(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "labrig", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
-def test_check_sweep_show_on_the_command_line(tmp_path: Path) -> None:
-    mock = shipped_rig("mock")
-    checked = labrig(tmp_path, "check", mock)
-    assert (checked.returncode, checked.stderr) == (0, "")
-    assert "SIM-0001" in checked.stdout
-    assert list(tmp_path.iterdir()) == []
-    swept = labrig(tmp_path, "sweep", mock, "--plan", "mvm", "--writes", "1", "--seed", "3", "-o", "run.h5")
-    assert swept.returncode == 0, swept.stderr
-    assert swept.stdout == "run.h5\n"
-    assert "finished: 5184 MVMs, 2 writes" in swept.stderr
-    shown = labrig(tmp_path, "show", "run.h5")
-    assert shown.returncode == 0, shown.stderr
-    assert "5184" not in shown.stdout
-    assert shown.stdout.count("2592 MVMs, 1 writes") == 2
-    again = labrig(tmp_path, "sweep", mock, "--plan", "mvm", "--writes", "1", "-o", "run.h5")
-    assert again.returncode == 2
-    assert again.stderr.startswith("labrig: error: run.h5: exists already")
-
-
-def test_errors_on_the_command_line_are_one_message_and_code_2(tmp_path: Path) -> None:
-    (tmp_path / "rig.toml").write_text(RIG.replace("level_voltage_v", "level_voltage_mv"))
-    wrong = labrig(tmp_path, "check", "rig.toml")
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("labrig: error: rig.toml:")
-    assert "Traceback" not in wrong.stderr
-    unknown = labrig(tmp_path, "sweep", shipped_rig("mock"), "--plan", "moon")
-    assert (unknown.returncode, unknown.stderr) == (
-        2,
-        "labrig: error: there is no plan named 'moon'; there are: mvm\n",
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["rig.toml"]
-
-
-def test_doctor_and_schema_on_the_command_line(tmp_path: Path) -> None:
-    doctor = labrig(tmp_path, "doctor")
-    assert doctor.returncode == 0, doctor.stderr
-    assert doctor.stdout.count("loads") == 3
-    assert "extra train: installed" in doctor.stdout
-    schema = labrig(tmp_path, "config", "schema", "-o", "schema.json")
-    assert schema.returncode == 0, schema.stderr
-    assert (tmp_path / "schema.json").read_text() == shipped_rig("mock").with_name("labrig.schema.json").read_text()
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_ends_a_sweep_with_a_readable_file(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    command = [sys.executable, "-m", "labrig", "sweep", str(shipped_rig("mock")), "--plan", "mvm", "-o", "run.h5"]
-    child = subprocess.Popen([*command, "--writes", "50"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    with child:
-        assert child.stderr is not None
-        for line in child.stderr:
-            if line.startswith("MVMs:"):
-                break
-        child.send_signal(number)
-        rest = child.stderr.read()
-    assert child.returncode == code, rest
-    assert "labrig: stopped; outputs are off and files are closed" in rest
-    assert "Traceback" not in rest
-    with Recording.open(tmp_path / "run.h5") as recording:
-        recording.verify()
-        assert recording.status == "aborted"
-        assert recording.committed(0) > 0

@@ -1,6 +1,7 @@
 """Training: the physical gradient, the ledger, policies, and negative controls on the in-process chip."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from labrig.placement import place
 from labrig.plans.mvm import MvmCalibrationPlan
 from labrig.portal import LoopPortal
-from labrig.testing.in_memory import measure_dataset
+from labrig.testing.in_memory import PortalBoard, measure_dataset
 from labrig.training.capacity import PlannedPasses, training_capacity
 from labrig.training.chip_model import ChipModel, deployed_network
 from labrig.training.datasets import load_digits, load_images
@@ -30,26 +31,12 @@ from labrig.training.trainings import (
     surrogate_trained,
 )
 from labrig_calibration.fit import chip_parameters, fit
-from labrig_drivers.crossbar import FloatArray, MvmResult, ProgramReport
 from labrig_drivers.errors import ConfigError
 from labrig_drivers.mock.board import MockBoard
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_surrogates.layers import set_backend
 
 RECIPE = Recipe(hidden=24, digital_steps=500, surrogate_steps=300, alternation=FixedRatio(cycles=6, surrogate_steps=5))
-
-
-class PortalBoard:
-    """A mock board for blocking code."""
-
-    def __init__(self, portal: LoopPortal, board: MockBoard) -> None:
-        self._portal, self._board = portal, board
-
-    def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
-        return self._portal.call(self._board.program(array, conductance_s))
-
-    def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
-        return self._portal.call(self._board.mvm(array, voltage_v))
 
 
 class Bench:
@@ -65,7 +52,7 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def portal() -> "object":
+def portal() -> Iterator[LoopPortal]:
     with LoopPortal() as running:
         yield running
 
