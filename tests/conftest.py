@@ -20,6 +20,11 @@ import pytest
 
 Leftover = TypeVar("Leftover")
 
+# Before anything imports torch or numpy's linear algebra: the tests' matrices are small, and threads that wait for a
+# core which another process holds make them ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 GRACE_S = 1.0
 """How long something that is already ending may take; a real leftover stays for ever."""
 

@@ -27,10 +27,11 @@ def calibrate(
     from labrig.calibrating import calibrate_recordings, report_conditions
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
+    from labrig.threads import one_thread
     from labrig_surrogates.io import save_chip
 
     bus = EventBus()
-    with interruptible(), ProgressListener() as progress:
+    with interruptible(), one_thread(), ProgressListener() as progress:
         bus.subscribe(progress)
         calibration = calibrate_recordings(files, seed, bus)
     save_chip(output, calibration.chip)

@@ -41,10 +41,11 @@ def demo(
         from labrig.demo import DemoSettings, advice, run_demo
         from labrig.events import EventBus
         from labrig.progress import ProgressListener
+        from labrig.threads import one_thread
 
         console = Console(highlight=False, soft_wrap=True)
         bus = EventBus()
-        with ProgressListener() as progress:
+        with one_thread(), ProgressListener() as progress:
             bus.subscribe(progress)
             settings = DemoSettings(folder, seed, network_seeds, writes)
             result = run_demo(settings, bus, lambda text: console.print(text, markup=False))

@@ -23,10 +23,11 @@ def evaluate(
     demand_extra("evaluate", "train")
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
+    from labrig.threads import one_thread
     from labrig.training.run import evaluate_run
 
     bus = EventBus()
-    with interruptible(), ProgressListener() as progress:
+    with interruptible(), one_thread(), ProgressListener() as progress:
         bus.subscribe(progress)
         result, where = evaluate_run(run, rig, writes, bus)
     print(

@@ -29,8 +29,9 @@ def report(
 
     from labrig.calibrating import judged_again, report_conditions
     from labrig.reports.calibration import write_report
+    from labrig.threads import one_thread
 
     rng = np.random.default_rng(seed)
-    with interruptible():
+    with interruptible(), one_thread():
         write_report(output, judged_again(files, chip, rng), report_conditions(files), rng)
     print(f"{output}: open it in a browser")

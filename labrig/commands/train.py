@@ -26,12 +26,13 @@ def train(
     demand_extra("train", "train")
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
+    from labrig.threads import one_thread
     from labrig.training.config import load_training
     from labrig.training.run import train_run
 
     config = load_training(file).overridden(rig=rig, recording=recording)
     bus = EventBus()
-    with interruptible(), ProgressListener() as progress:
+    with interruptible(), one_thread(), ProgressListener() as progress:
         bus.subscribe(progress)
         result = train_run(config, bus)
     print(f"{result.folder}: trained {result.method}; the digital network has {100 * result.digital_accuracy:.1f} %")

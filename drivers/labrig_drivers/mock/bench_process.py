@@ -92,7 +92,11 @@ def start_bench_process(
     command += ["--seed", str(seed), "--board-port", str(board_port), "--meter-port", str(meter_port)]
     if log is not None:
         command += ["--log", str(log)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    # The matrices of one array are too small for threads, which would only fight the host's for the cores.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=environment
+    )
     try:
         return BenchProcess(process, _read_addresses(process, timeout_s))
     except BaseException:
