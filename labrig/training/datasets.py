@@ -47,10 +47,11 @@ def load_digits() -> ImageSet:
 
     images, labels = sklearn_digits(return_X_y=True)
     rng = np.random.default_rng(_DIGITS_SPLIT_SEED)
-    test = np.zeros(labels.shape[0], dtype=np.bool_)
+    chosen = np.zeros(labels.shape[0], dtype=np.bool_)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        test[members[: round(_DIGITS_TEST_PART * members.size)]] = True
+        chosen[members[: round(_DIGITS_TEST_PART * members.size)]] = True
+    test = torch.as_tensor(chosen)
     pixels = torch.as_tensor(images / 16.0, dtype=torch.float32)
     classes = torch.as_tensor(labels, dtype=torch.int64)
     return ImageSet("digits", pixels[~test], classes[~test], pixels[test], classes[test], 10)

@@ -1,7 +1,6 @@
 """The demo as a user runs it: a command in a process of its own, a bench in another, and files at the end."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from labrig_surrogates.io import load_chip
 
 from labrig import Recording
+from labrig_surrogates.io import load_chip
 
 QUICK = ["--network-seeds", "1", "--writes", "2"]
 
@@ -152,4 +151,4 @@ def test_a_folder_in_use_is_refused_and_nothing_is_touched(tmp_path: Path) -> No
     assert (
         errors.strip() == f"labrig: error: {tmp_path}: holds files already; remove it or choose another with --folder"
     )
-    assert os.listdir(tmp_path) == ["mine.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -2,9 +2,6 @@
 
 import numpy as np
 import pytest
-from labrig_calibration.fit import chip_parameters, fit
-from labrig_drivers.mock.board import MockBoard
-from labrig_drivers.mock.chip import ChipSettings
 
 from labrig.plans.mvm import MvmCalibrationPlan
 from labrig.portal import LoopPortal
@@ -13,6 +10,9 @@ from labrig.training.chip_model import ChipModel
 from labrig.training.comparison import compare, prepare
 from labrig.training.datasets import load_digits
 from labrig.training.recipe import Recipe
+from labrig_calibration.fit import chip_parameters, fit
+from labrig_drivers.mock.board import MockBoard
+from labrig_drivers.mock.chip import ChipSettings
 
 
 def nothing(*_: object) -> None:

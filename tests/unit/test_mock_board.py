@@ -72,7 +72,7 @@ async def test_an_ideal_chip_multiplies() -> None:
 
 
 def board_lsb(settings: ChipSettings) -> float:
-    return settings.adc_full_scale_a / 2 ** (settings.adc_bits - 1)
+    return settings.adc_full_scale_a / float(2 ** (settings.adc_bits - 1))
 
 
 async def test_programming_error_follows_the_published_polynomial() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from types import TracebackType
 from typing import Self
 
@@ -75,7 +75,7 @@ class MockBoard:
         Raises:
             ConfigError: A key is not a field of `ChipSettings`, or its value has the wrong type; all faults at once.
         """
-        known = {field.name: type(field.default) for field in fields(ChipSettings)}
+        known = {field.name: _number_type(field) for field in fields(ChipSettings)}
         faults = []
         values: dict[str, int | float] = {}
         for key, value in settings.items():
@@ -228,3 +228,8 @@ class MockBoard:
                 f"{self.name}: {verb} refused, the array supply is at {self._supply.voltage_v:g} V "
                 f"and must be at least {self._minimum_supply_v:g} V; switch the array supply on first"
             )
+
+
+def _number_type(field: Field[int | float]) -> type[int] | type[float]:
+    """Whether a setting counts or measures; every one has a default."""
+    return int if isinstance(field.default, int) else float

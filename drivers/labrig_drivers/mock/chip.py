@@ -144,7 +144,8 @@ class SimulatedArray:
     def conductance_s(self, written: WrittenArray, time_s: float) -> FloatArray:
         """Conductances at `time_s`, after drift; stuck devices drift like the others."""
         age_s = max(time_s - written.time_s, 0.0)
-        return written.conductance_s * (1.0 + age_s / self._settings.drift_start_s) ** -self.drift_exponent
+        decay: FloatArray = (1.0 + age_s / self._settings.drift_start_s) ** -self.drift_exponent
+        return written.conductance_s * decay
 
     def verify(self, written: WrittenArray, time_s: float, request: int) -> FloatArray:
         """The board's own read of every cell: one cell at a time, with the conductance noise."""
