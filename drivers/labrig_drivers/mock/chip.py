@@ -116,12 +116,12 @@ class SimulatedArray:
         rng = self._generator(_DEVICES)
         cells = (settings.rows, settings.columns)
         log_sigma = np.sqrt(np.log1p(settings.mismatch_sigma**2))
-        self.mismatch = np.exp(log_sigma * rng.standard_normal(cells) - 0.5 * log_sigma**2)
+        self.mismatch: FloatArray = np.exp(log_sigma * rng.standard_normal(cells) - 0.5 * log_sigma**2)
         fate = rng.random(cells)
         self.stuck_low = fate < 0.5 * settings.stuck_fraction
         self.stuck_high = (fate >= 0.5 * settings.stuck_fraction) & (fate < settings.stuck_fraction)
         spread = settings.drift_exponent_sigma * rng.standard_normal(cells)
-        self.drift_exponent = np.abs(settings.drift_exponent + spread)
+        self.drift_exponent: FloatArray = np.abs(settings.drift_exponent + spread)
         columns = settings.columns
         self.gain = 1.0 + settings.gain_sigma * np.clip(rng.standard_normal(columns), -2.5, 2.5)
         self.offset_a = settings.offset_sigma_a * rng.standard_normal(columns)
@@ -144,8 +144,8 @@ class SimulatedArray:
     def conductance_s(self, written: WrittenArray, time_s: float) -> FloatArray:
         """Conductances at `time_s`, after drift; stuck devices drift like the others."""
         age_s = max(time_s - written.time_s, 0.0)
-        decay: FloatArray = (1.0 + age_s / self._settings.drift_start_s) ** -self.drift_exponent
-        return written.conductance_s * decay
+        decay = np.exp(-self.drift_exponent * np.log1p(age_s / self._settings.drift_start_s))
+        return np.asarray(written.conductance_s * decay)
 
     def verify(self, written: WrittenArray, time_s: float, request: int) -> FloatArray:
         """The board's own read of every cell: one cell at a time, with the conductance noise."""
@@ -157,7 +157,8 @@ class SimulatedArray:
         """What the input converters make of the commanded voltages."""
         settings = self._settings
         step_v = 2.0 * settings.voltage_max_v / (2**settings.dac_bits - 2)
-        return np.clip(np.round(voltage_v / step_v) * step_v, -settings.voltage_max_v, settings.voltage_max_v)
+        levels_v = np.round(voltage_v / step_v) * step_v
+        return np.asarray(np.clip(levels_v, -settings.voltage_max_v, settings.voltage_max_v))
 
     def mvm(self, written: WrittenArray, voltage_v: FloatArray, time_s: float, request: int) -> MeasuredBatch:
         """One batch of MVMs at `time_s`, from commanded voltages `[batch, rows]` to ADC codes."""
