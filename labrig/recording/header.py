@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import labrig
 from labrig.rig import BOARD_NAME, Rig
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.instrument import Identity
@@ -94,7 +93,7 @@ def board_info_from_json(text: str) -> BoardInfo:
 
 def _git_commit() -> str:
     """The commit of the checkout that labrig runs from, read without git; empty in an installed labrig."""
-    folder = Path(labrig.__file__).resolve().parents[1] / ".git"
+    folder = Path(__file__).resolve().parents[2] / ".git"
     try:
         head = (folder / "HEAD").read_text().strip()
         if not head.startswith("ref: "):

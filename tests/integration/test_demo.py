@@ -103,7 +103,9 @@ def test_ctrl_c_leaves_everything_safe(tmp_path: Path, moment: str) -> None:
         if process.poll() is None:
             process.kill()
             process.communicate()
-    assert process.returncode == 130, errors
+    # Python itself ends by SIGINT, after all clean-up, where the first one hit a string that was being executed in an
+    # import; a shell shows 130 for both.
+    assert process.returncode in {130, -signal.SIGINT}, errors
     assert "Traceback" not in errors
     if folder.exists() and (folder / "bench.log").exists():
         assert supply_is_off(folder)
