@@ -102,12 +102,8 @@ async def run_sweep(
         header = RecordingHeader.for_rig(opened, plan.describe())
         writer = await RecordingWriter.create(output, header, info, plan.capacity(info), durability=durability)
         # Leaving: first the supply, then the file, then the instruments.
-        async with writer:
-            try:
-                await opened.power_up()
-                return await acquire(opened, plan, writer, bus)
-            finally:
-                await opened.power_down()
+        async with writer, opened.powered():
+            return await acquire(opened, plan, writer, bus)
 
 
 async def _run_points(rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus, progress: _Progress) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -134,6 +135,15 @@ class Rig:
         supply = self.supply
         if supply is not None:
             await finish(supply.output_off())
+
+    @asynccontextmanager
+    async def powered(self) -> AsyncIterator[None]:
+        """Feeds the board as long as the block lasts; however it ends, the array supply is ramped down and off."""
+        try:
+            await self.power_up()
+            yield
+        finally:
+            await self.power_down()
 
     def _instruments(self) -> dict[str, Instrument]:
         return {BOARD_NAME: self._board, **self._source_meters}

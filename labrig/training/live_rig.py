@@ -86,8 +86,7 @@ async def _recorded_board(run: LiveRun, bus: EventBus) -> AsyncIterator[_Recorde
         capacity = run.capacity(info)
         writer = await RecordingWriter.create(run.path, header, info, capacity)
         await stack.enter_async_context(writer)
-        stack.push_async_callback(rig.power_down)
-        await rig.power_up()
+        await stack.enter_async_context(rig.powered())
         meter = None
         if rig.supply is not None:
             meter = EnergyMeter(rig.supply, bus, writer.append_supply)

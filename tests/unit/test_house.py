@@ -163,7 +163,7 @@ def test_no_registry_address_and_no_path_of_one_machine_is_tracked() -> None:
         ("cd /" + "tmp/x", True),
         ("serial:///dev/ttyUSB0", False),
         ("docs/home/page", False),
-        ("~/work/rig", False),
+        ("~/bench/rig", False),
     ],
 )
 def test_machine_path_pattern(line: str, *, offends: bool) -> None:
