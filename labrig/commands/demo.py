@@ -78,8 +78,8 @@ def _print(result: DemoResult, writes: int) -> None:
         table.add_row(
             meaning,
             f"{100 * score.mean:.2f} ± {100 * score.error:.2f}",
-            "-" if name == "digital" else f"{100 * score.spread_writes:.2f}",
-            f"{100 * score.spread_seeds:.2f}",
+            "-" if name == "digital" or writes == 1 else f"{100 * score.spread_writes:.2f}",
+            "-" if seeds == 1 else f"{100 * score.spread_seeds:.2f}",
             *spent,
         )
     # Wide enough for the table wherever it is printed: a log wraps it worse than a narrow terminal does.
