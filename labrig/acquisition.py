@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from labrig.events import BlockCommitted, EventBus, RunFinished, RunStarted, Run
 from labrig.plans.base import MvmPoint, Plan, ProgramPoint
 from labrig.recording.file import Durability
 from labrig.recording.header import RecordingHeader
+from labrig.recording.reader import Recording
 from labrig.recording.writer import RecordingWriter
 from labrig.rig import Rig, open_rig
 from labrig_drivers.crossbar import MvmResult
@@ -51,8 +53,13 @@ class _Progress:
         return RunSummary(self.mvms, self.writes, time.monotonic() - self._started_s, joules)
 
 
-async def acquire(rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus) -> RunSummary:
+async def acquire(
+    rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus, *, done: Collection[str] = frozenset()
+) -> RunSummary:
     """Runs all points of a plan on a powered rig; the next block is measured while the last one is written.
+
+    MVMs whose point hash is in `done` are left out. What remains of an interrupted write is measured on a new one,
+    since the chip went on drifting; a write of which nothing remains is not made again.
 
     When cancelled, or when anything fails, the block in hand is committed or left out as a whole, a
     `RunFinished` with the status `aborted` is published, and the error goes on. The caller closes the writer.
@@ -70,7 +77,7 @@ async def acquire(rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus) 
             if rig.supply is not None:
                 progress.meter = EnergyMeter(rig.supply, bus, writer.append_supply)
                 await stack.enter_async_context(progress.meter)
-            await _run_points(rig, plan, writer, bus, progress)
+            await _run_points(rig, plan, writer, bus, progress, done)
         status = "finished"
     finally:
         summary = progress.summary()
@@ -84,6 +91,8 @@ async def run_sweep(
     output: Path | str,
     bus: EventBus,
     durability: Durability = "process",
+    *,
+    resume: bool = False,
 ) -> RunSummary:
     """Opens a rig, records a plan on it, and leaves all safe: supply off, file closed, instruments closed.
 
@@ -93,33 +102,52 @@ async def run_sweep(
         output: The recording; it must not exist. It is complete on disk before any output is switched on.
         bus: Gets every event.
         durability: What an acknowledged row survives, `process` or `power`.
+        resume: Go on with the interrupted run in `output`: its committed points are not measured again.
 
     Raises:
-        LabrigError: Opening, measuring, recording or closing failed.
+        LabrigError: Opening, measuring, recording or closing failed, or the recording is of another rig, plan or chip.
     """
+    done = await asyncio.to_thread(_committed_points, Path(output)) if resume else frozenset[str]()
     async with rig if isinstance(rig, Rig) else open_rig(rig) as opened:
         info = opened.board.info
         header = RecordingHeader.for_rig(opened, plan.describe())
-        writer = await RecordingWriter.create(output, header, info, plan.capacity(info), durability=durability)
+        capacity = plan.capacity(info)
+        writer = await RecordingWriter.create(output, header, info, capacity, durability=durability, resume=resume)
         # Leaving: first the supply, then the file, then the instruments.
         async with writer, opened.powered():
-            return await acquire(opened, plan, writer, bus)
+            return await acquire(opened, plan, writer, bus, done=done)
 
 
-async def _run_points(rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus, progress: _Progress) -> None:
+def _committed_points(path: Path) -> frozenset[str]:
+    """Hashes of the points that a recording holds, after every committed row was checked."""
+    with Recording.open(path) as recording:
+        recording.verify()
+        return frozenset(point for array in recording.arrays for point in recording.point_hashes(array))
+
+
+async def _run_points(
+    rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus, progress: _Progress, done: Collection[str]
+) -> None:
     pending: asyncio.Task[None] | None = None
+    # A write is made when the first MVM that needs it comes, so that a resumed run makes none for nothing.
+    wanted: dict[int, ProgramPoint] = {}
     try:
         async for point in plan.points(rig.board.info):
             if progress.meter is not None:
                 progress.meter.check()
             if isinstance(point, ProgramPoint):
+                wanted[point.array] = point
+                continue
+            if point.hash in done:
+                continue
+            write = wanted.pop(point.array, None)
+            if write is not None:
                 # The recording counts writes by their order, so the last block of the old one comes first.
                 if pending is not None:
                     await asyncio.shield(pending)
-                report = await rig.board.program(point.array, point.conductance_s)
-                await writer.append_write(point.array, point.conductance_s, report)
+                report = await rig.board.program(write.array, write.conductance_s)
+                await writer.append_write(write.array, write.conductance_s, report)
                 progress.writes += 1
-                continue
             result = await rig.board.mvm(point.array, point.voltage_v)
             if pending is not None:
                 await asyncio.shield(pending)

@@ -20,6 +20,7 @@ from labrig_calibration.fit import (
     CalibrationError,
     chip_parameters,
     fit,
+    smallest_write,
     split_chronologically,
 )
 from labrig_drivers.errors import StorageError
@@ -46,6 +47,8 @@ class Calibration:
 def datasets_of(paths: Sequence[Path]) -> list[MvmDataset]:
     """Reads every array of one or more recordings of one chip; recordings of the same array are joined.
 
+    Writes that an interruption left with too few MVMs to be fitted are left out.
+
     Raises:
         StorageError: A file cannot be read or believed, holds no MVMs, or the files belong to different chips.
     """
@@ -62,7 +65,8 @@ def datasets_of(paths: Sequence[Path]) -> list[MvmDataset]:
         raise StorageError(f"these recordings are of different chips, calibrate them apart: {listed}")
     if not parts:
         raise StorageError(f"{', '.join(map(str, paths))}: no committed MVMs, nothing to calibrate")
-    return [join(parts[array]) for array in sorted(parts)]
+    joined = [join(parts[array]) for array in sorted(parts)]
+    return [dataset.without_sparse_writes(smallest_write(dataset.rows)) for dataset in joined]
 
 
 def calibrate_recordings(paths: Sequence[Path], seed: int, bus: EventBus) -> Calibration:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,17 +114,36 @@ class MvmDataset:
 
     def select(self, keep: NDArray[np.bool_]) -> MvmDataset:
         """The same writes, with only the MVMs where `keep[N]` is true."""
-        return MvmDataset(
+        return replace(
+            self,
             voltage_v=self.voltage_v[keep],
             current_a=self.current_a[keep],
             pattern=self.pattern[keep],
-            target_conductance_s=self.target_conductance_s,
             time_s=self.time_s[keep],
-            programmed_at_s=self.programmed_at_s,
             saturated=self.saturated[keep],
-            converters=self.converters,
-            chip_id=self.chip_id,
-            array=self.array,
+        )
+
+    def without_sparse_writes(self, minimum: int) -> MvmDataset:
+        """Without the writes that have fewer than `minimum` MVMs, as interrupted runs leave them.
+
+        Unchanged where fewer than two writes would be left.
+        """
+        counts = np.bincount(self.pattern, minlength=self.writes)
+        kept = np.flatnonzero(counts >= minimum)
+        if kept.size == self.writes or kept.size < 2:
+            return self
+        renumbered = np.full(self.writes, -1, dtype=np.int64)
+        renumbered[kept] = np.arange(kept.size)
+        rows = renumbered[self.pattern] >= 0
+        return replace(
+            self,
+            voltage_v=self.voltage_v[rows],
+            current_a=self.current_a[rows],
+            pattern=renumbered[self.pattern[rows]],
+            target_conductance_s=self.target_conductance_s[kept],
+            time_s=self.time_s[rows],
+            programmed_at_s=self.programmed_at_s[kept],
+            saturated=self.saturated[rows],
         )
 
     def _faults(self) -> list[str]:

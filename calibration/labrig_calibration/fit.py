@@ -139,16 +139,21 @@ def dac_levels(dataset: MvmDataset) -> NDArray[np.float64]:
     return np.clip(np.round(dataset.voltage_v / step_v) * step_v, *limits)
 
 
+def smallest_write(rows: int) -> int:
+    """Fewest MVMs of one write that can carry its `rows` conductances and leave something to judge by."""
+    return 2 * (rows + 3)
+
+
 def _refuse_hopeless(dataset: MvmDataset) -> None:
     faults = []
     targets = dataset.target_conductance_s
     if dataset.writes < 2 or float(np.ptp(targets, axis=0).max(initial=0.0)) == 0.0:
         faults.append("at least two different programmed patterns are needed to tell gains from conductances")
     counts = np.bincount(dataset.pattern, minlength=dataset.writes)
-    needed = dataset.rows + 3
+    needed = smallest_write(dataset.rows)
     faults += [
-        f"write {write} has {counts[write]} MVMs, at least {2 * needed} are needed for {dataset.rows} rows"
-        for write in np.flatnonzero(counts < 2 * needed)
+        f"write {write} has {counts[write]} MVMs, at least {needed} are needed for {dataset.rows} rows"
+        for write in np.flatnonzero(counts < needed)
     ]
     if not (np.abs(dataset.voltage_v).max(axis=1) == 0.0).any():
         faults.append("no zero input vector, so offsets cannot be told from leakage")

@@ -11,6 +11,7 @@ import typer
 
 from labrig.commands.arguments import RigArgument
 from labrig.commands.interruptible import run_interruptible
+from labrig_drivers.errors import ConfigError
 
 if TYPE_CHECKING:
     from labrig.recording import Durability
@@ -30,6 +31,13 @@ def sweep(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The recording; by default sweep-DATE-TIME.h5."),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Go on with an interrupted recording of the same rig, plan and chip, in place of a new one.",
+        ),
+    ] = None,
     durability: Annotated[
         DurabilityChoice,
         typer.Option(help="A committed row survives the death of the process, or of the machine (slower)."),
@@ -47,12 +55,14 @@ def sweep(
     from labrig.plans import plan_by_name
     from labrig.progress import ProgressListener
 
+    if resume is not None and output is not None:
+        raise ConfigError("--output names a new recording and --resume an old one; give one of them")
     config = load_rig(rig)
     chosen = plan_by_name(plan, seed=seed, writes=writes, max_voltage_v=config.safety.max_read_voltage_v)
-    path = output or Path(f"sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}.h5")
+    path = resume or output or Path(f"sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}.h5")
     survives: Durability = "power" if durability is DurabilityChoice.POWER else "process"
     bus = EventBus()
     with ProgressListener() as progress:
         bus.subscribe(progress)
-        run_interruptible(run_sweep(config, chosen, path, bus, survives))
+        run_interruptible(run_sweep(config, chosen, path, bus, survives, resume=resume is not None))
     typer.echo(path)

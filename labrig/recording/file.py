@@ -16,7 +16,7 @@ from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, utc_now
 from labrig.recording.nodes import dataset_at, group_at
-from labrig.recording.structure import create_file
+from labrig.recording.structure import create_file, reopen_file
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StateError, StorageError
 
@@ -44,7 +44,7 @@ class RecordingFile:
     """Appends rows to a recording. A row counts only from the moment when `committed` on disk says so.
 
     Args:
-        path: The file; it must not exist.
+        path: The file; it must not exist, or, to resume, be a recording of the same rig, plan and chip.
         header: What is known before the run.
         info: The board.
         capacity: Room for each array.
@@ -63,17 +63,22 @@ class RecordingFile:
         capacity: Mapping[int, StreamCapacity],
         supply_capacity: int,
         durability: Durability,
+        *,
+        resume: bool = False,
     ) -> None:
         mvms = {array: layout.mvm_stream(array, info, one) for array, one in capacity.items()}
         writes = {array: layout.write_stream(array, info, one) for array, one in capacity.items()}
         supply = layout.supply_stream(supply_capacity)
         self._path = path
         self._durability = durability
-        self._file = create_file(path, header, info, capacity, [*mvms.values(), *writes.values(), supply])
+        if resume:
+            self._file = reopen_file(path, header, info)
+        else:
+            self._file = create_file(path, header, info, capacity, [*mvms.values(), *writes.values(), supply])
         self._mvms = {array: self._open_stream(one) for array, one in mvms.items()}
         self._writes = {array: self._open_stream(one) for array, one in writes.items()}
         self._supply = self._open_stream(supply)
-        self._journals = {array: _OpenJournal(dataset_at(self._file, layout.journal_path(array))) for array in capacity}
+        self._journals = {array: self._open_journal(array) for array in capacity}
 
     def append_mvms(self, array: int, columns: Mapping[str, NDArray[np.generic]], kind: int, point_hash: bytes) -> int:
         """Commits one block of MVMs of the latest write; returns how many MVMs of this array are committed.
@@ -153,7 +158,15 @@ class RecordingFile:
     def _open_stream(self, stream: layout.Stream) -> _OpenStream:
         group = group_at(self._file, stream.path)
         columns = {column.name: dataset_at(group, column.name) for column in stream.columns}
-        return _OpenStream(stream, dataset_at(group, stream.axis), columns, dataset_at(group, layout.COMMITTED))
+        counter = dataset_at(group, layout.COMMITTED)
+        return _OpenStream(stream, dataset_at(group, stream.axis), columns, counter, int(counter[()]))
+
+    def _open_journal(self, array: int) -> _OpenJournal:
+        table = dataset_at(self._file, layout.journal_path(array))
+        # An entry beyond the committed rows is of a block that does not count; the next one takes its place.
+        stops = table["start"] + table["rows"]
+        blocks = int(((table["start"] >= 0) & (stops <= self._mvms[array].committed)).sum())
+        return _OpenJournal(table, blocks)
 
     def _append(self, stream: _OpenStream, rows: Mapping[str, NDArray[np.generic]]) -> None:
         start = stream.committed

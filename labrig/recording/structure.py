@@ -17,11 +17,20 @@ from numpy.typing import DTypeLike
 from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, board_info_to_json
-from labrig.recording.nodes import dataset_at, set_front_text
+from labrig.recording.nodes import dataset_at, set_front_text, text_attribute
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+
+# Root attributes that a run must share with the recording that it goes on with, as messages call them.
+_SAME_WHEN_RESUMED = {
+    "rig_toml": "rig file",
+    "plan": "plan",
+    "chip_id": "chip",
+    "board_info": "board description",
+    "identities": "identity of an instrument",
+}
 
 
 def create_file(
@@ -56,6 +65,37 @@ def create_file(
         if isinstance(error, OSError):
             raise StorageError(f"{path}: cannot be created: {error}") from error
         raise
+    return file
+
+
+def reopen_file(path: Path, header: RecordingHeader, info: BoardInfo) -> h5py.File:
+    """Opens a recording to go on with it.
+
+    Raises:
+        StorageError: It cannot be opened, or it was made with another rig, plan, board or instrument; the message
+            names everything that differs.
+    """
+    try:
+        file = h5py.File(path, "r+")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be opened to go on with it: {error}") from error
+    wanted = _root_attributes(header, info)
+    try:
+        differs = [
+            meaning for name, meaning in _SAME_WHEN_RESUMED.items() if text_attribute(file, name) != wanted[name]
+        ]
+        if not differs:
+            dataset_at(file, "entry/status")[()] = np.bytes_("running")
+            file.flush()
+    except (KeyError, TypeError) as error:
+        file.close()
+        raise StorageError(f"{path}: is no recording that can be resumed: {error}") from error
+    if differs:
+        file.close()
+        raise StorageError(
+            f"{path}: was made with another {', '.join(differs)}; resume with the same rig file, plan and chip, or "
+            "start a new recording"
+        )
     return file
 
 

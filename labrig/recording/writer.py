@@ -53,33 +53,36 @@ class RecordingWriter:
         *,
         supply_capacity: int = 20_000,
         durability: Durability = "process",
+        resume: bool = False,
     ) -> RecordingWriter:
-        """Creates the file with all its structure and space, safely on disk.
+        """Creates the file with all its structure and space, safely on disk; or opens one to go on with it.
 
         Args:
-            path: The file; it must not exist.
+            path: The file; it must not exist, unless `resume`.
             header: What is known before the run.
             info: The board.
             capacity: Room for each array that will be recorded; a stream that outgrows it is extended.
             supply_capacity: Room for readings of the supply.
             durability: `process` or `power`: what an acknowledged row survives.
+            resume: Go on with the interrupted run of the same rig, plan and chip.
 
         Raises:
-            StorageError: The file exists already, cannot be created, or does not fit on the disk. None is left.
+            StorageError: The file exists already, cannot be created, or does not fit on the disk, and none is left; or
+                it cannot be resumed, and its rows are as they were.
         """
         path = Path(path)
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="labrig-recording")
         created: list[RecordingFile] = []
 
         def make() -> None:
-            created.append(RecordingFile(path, header, info, capacity, supply_capacity, durability))
+            created.append(RecordingFile(path, header, info, capacity, supply_capacity, durability, resume=resume))
 
         try:
             await finish(_run(thread, make))
         except BaseException:
             if created:
                 # Cancelled while the file was made: nobody will ever write into it.
-                await finish(_run(thread, created[0].discard))
+                await finish(_run(thread, created[0].abandon if resume else created[0].discard))
             thread.shutdown()
             raise
         return cls(path, created[0], thread)

@@ -1,0 +1,179 @@
+"""An interrupted sweep goes on where it stopped: the same points, each once, and nothing that was committed changes."""
+
+import asyncio
+import collections
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from labrig.acquisition import RunSummary, run_sweep
+from labrig.config import RigConfig, parse_rig
+from labrig.events import BlockCommitted, Event, EventBus
+from labrig.plans import MvmCalibrationPlan, MvmPoint
+from labrig.recording import Recording
+from labrig.rig import open_rig
+from labrig_drivers.errors import StorageError
+
+PLAN = MvmCalibrationPlan(writes=2, seed=1, batch=64)
+
+RIG = """\
+[rig]
+name = "small"
+[board]
+driver = "mock-board"
+[board.settings]
+seed = {seed}
+arrays = 2
+rows = 8
+columns = 4
+[safety]
+max_voltage_v = 2.0
+max_current_a = 0.2
+max_power_w = 0.4
+max_ramp_v_per_s = 10.0
+max_read_voltage_v = 0.3
+"""
+
+
+def rig(seed: int = 1) -> RigConfig:
+    return parse_rig(RIG.format(seed=seed), Path("rig.toml"))
+
+
+async def planned_points(config: RigConfig) -> list[MvmPoint]:
+    async with open_rig(config) as opened:
+        return [point async for point in PLAN.points(opened.board.info) if isinstance(point, MvmPoint)]
+
+
+async def sweep(path: Path, *, resume: bool = False, stop_after: int | None = None) -> RunSummary:
+    """A sweep; cancelled, as by Ctrl-C, after some committed blocks."""
+    task = asyncio.current_task()
+    assert task is not None
+    blocks = 0
+
+    def count(event: Event) -> None:
+        nonlocal blocks
+        if isinstance(event, BlockCommitted):
+            blocks += 1
+            if blocks == stop_after:
+                task.cancel()
+
+    bus = EventBus()
+    bus.subscribe(count)
+    return await run_sweep(rig(), PLAN, path, bus, resume=resume)
+
+
+async def interrupted(path: Path, stop_after: int, *, resume: bool = False) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(sweep(path, resume=resume, stop_after=stop_after))
+
+
+def committed(path: Path) -> collections.Counter[str]:
+    with Recording.open(path) as recording:
+        recording.verify()
+        return collections.Counter(point for array in recording.arrays for point in recording.point_hashes(array))
+
+
+@pytest.mark.parametrize("stops", [[1], [7], [3, 1, 5], [20, 15]])
+async def test_a_resumed_run_holds_the_points_of_the_plan_each_once(tmp_path: Path, stops: list[int]) -> None:
+    path = tmp_path / "run.h5"
+    for number, stop in enumerate(stops):
+        await interrupted(path, stop, resume=number > 0)
+    before = committed(path)
+    with Recording.open(path) as recording:
+        assert recording.status == "aborted"
+        old = {array: recording.dataset(array) for array in recording.arrays if recording.committed(array)}
+    summary = await sweep(path, resume=True)
+
+    points = await planned_points(rig())
+    assert committed(path) == collections.Counter(point.hash for point in points)
+    assert summary.mvms == sum(len(point.voltage_v) for point in points if point.hash not in before)
+    with Recording.open(path) as recording:
+        assert recording.status == "finished"
+        for array in recording.arrays:
+            dataset = recording.dataset(array)
+            mine = [point for point in points if point.array == array]
+            assert len(dataset) == sum(len(point.voltage_v) for point in mine)
+            # Every MVM was read on a write of the target that the plan means.
+            targets = {point.write: None for point in mine}
+            assert dataset.writes >= len(targets)
+            if array in old:
+                count = len(old[array])
+                np.testing.assert_array_equal(dataset.current_a[:count], old[array].current_a)
+                np.testing.assert_array_equal(dataset.pattern[:count], old[array].pattern)
+            assert (dataset.age_s >= 0.0).all()
+
+
+async def test_what_is_left_of_a_write_is_measured_on_a_new_one_of_the_same_target(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    await interrupted(path, 4)
+    summary = await sweep(path, resume=True)
+    assert summary.writes == 4  # two writes on each of two arrays, the interrupted one made anew
+    with Recording.open(path) as recording:
+        dataset = recording.dataset(0)
+    assert dataset.writes == 3
+    np.testing.assert_array_equal(dataset.target_conductance_s[0], dataset.target_conductance_s[1])
+    assert (dataset.target_conductance_s[1] != dataset.target_conductance_s[2]).any()
+
+
+async def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    await sweep(path)
+    before = committed(path)
+    summary = await sweep(path, resume=True)
+    assert (summary.mvms, summary.writes) == (0, 0)
+    assert committed(path) == before
+
+
+async def test_another_rig_plan_or_chip_is_refused_by_name_and_nothing_changes(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    await interrupted(path, 5)
+    before = path.read_bytes()
+    with pytest.raises(StorageError, match="was made with another rig file, chip, identity of an instrument;"):
+        await run_sweep(rig(seed=2), PLAN, path, EventBus(), resume=True)
+    other = MvmCalibrationPlan(writes=2, seed=2, batch=64)
+    with pytest.raises(StorageError, match="was made with another plan;"):
+        await run_sweep(rig(), other, path, EventBus(), resume=True)
+    with pytest.raises(StorageError, match=r"absent\.h5"):
+        await run_sweep(rig(), PLAN, tmp_path / "absent.h5", EventBus(), resume=True)
+    assert path.read_bytes() == before
+    assert not (tmp_path / "absent.h5").exists()
+
+
+def test_a_killed_sweep_is_resumed_by_the_command(tmp_path: Path) -> None:
+    (tmp_path / "rig.toml").write_text(RIG.format(seed=1).replace("rows = 8", "rows = 24"))
+    base = [sys.executable, "-m", "labrig", "sweep", "rig.toml", "--plan", "mvm", "--writes", "3"]
+    process = subprocess.Popen([*base, "-o", "run.h5"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 60.0
+    path = tmp_path / "run.h5"
+    while not path.exists() and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    time.sleep(0.15)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = subprocess.run(
+        [*base, "--resume", "run.h5"], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert max(committed(path).values()) == 1
+    with Recording.open(path) as recording:
+        assert recording.status == "finished"
+        planned = MvmCalibrationPlan(writes=3, max_voltage_v=0.3).capacity(recording.info)
+        assert {array: recording.committed(array) for array in recording.arrays} == {
+            array: one.rows for array, one in planned.items()
+        }
+    both = subprocess.run(
+        [*base, "--resume", "run.h5", "-o", "x.h5"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert both.returncode == 2
+    assert "give one of them" in both.stderr
