@@ -157,3 +157,16 @@ def test_joined_recordings_fit_as_one(calibrated: Calibrated) -> None:
     np.testing.assert_array_equal(joined.age_s, dataset.age_s[order])
     with pytest.raises(DatasetError, match="different arrays"):
         join([dataset, replace(dataset, chip_id="SIM-9999")])
+
+
+def test_writes_that_an_interruption_left_short_are_left_out(calibrated: Calibrated) -> None:
+    dataset = calibrated.dataset
+    third = np.flatnonzero(dataset.pattern == 2)
+    short = dataset.select(~np.isin(np.arange(len(dataset)), third[20:]))
+    reduced = short.without_sparse_writes(100)
+    assert reduced.writes == 3
+    assert len(reduced) == len(short) - 20
+    np.testing.assert_array_equal(reduced.target_conductance_s, dataset.target_conductance_s[[0, 1, 3]])
+    np.testing.assert_array_equal(reduced.age_s, short.age_s[short.pattern != 2])
+    assert dataset.without_sparse_writes(100) is dataset
+    assert fit(reduced, rng=np.random.default_rng(0)).diagnostics.error_over_noise < 1.1
