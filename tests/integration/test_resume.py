@@ -133,7 +133,7 @@ async def test_another_rig_plan_or_chip_is_refused_by_name_and_nothing_changes(t
     await interrupted(path, 5)
     before = path.read_bytes()
     with pytest.raises(
-        StorageError, match="was made with another rig file, chip, board description, identity of an instrument;"
+        StorageError, match="another rig file, chip, board description, identity of an instrument;"
     ):
         await run_sweep(rig(seed=2), PLAN, path, EventBus(), resume=True)
     other = MvmCalibrationPlan(writes=2, seed=2, batch=64)
