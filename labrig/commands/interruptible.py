@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,6 +13,9 @@ from typing import TypeVar
 import typer
 
 T = TypeVar("T")
+
+# Pause until an interrupt that was swallowed is raised again.
+_AGAIN_S = 0.25
 
 
 def run_interruptible(work: Coroutine[object, object, T]) -> T:
@@ -53,9 +57,10 @@ def run_interruptible(work: Coroutine[object, object, T]) -> T:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """The same for a verb that blocks: the first SIGINT or SIGTERM raises KeyboardInterrupt inside.
+    """The same for a verb that blocks: SIGINT or SIGTERM raises KeyboardInterrupt inside.
 
-    Later ones are ignored while context managers switch outputs off, close files and end child processes.
+    While context managers then switch outputs off, close files and end child processes, further signals are ignored.
+    An interrupt that Python swallowed, because it hit a finaliser, is raised again a moment later.
 
     Raises:
         typer.Exit: With code 130 or 143, after a signal ended the block.
@@ -63,8 +68,11 @@ def interruptible() -> Iterator[None]:
     received: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        if len(received) == 1:
+        if not received:
+            received.append(number)
+            signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        if not _unwinding(sys.exception()):
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -73,9 +81,21 @@ def interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         raise _stopped(received[0] if received else signal.SIGINT) from None
     finally:
-        if not received:
+        if received:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        else:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _unwinding(error: BaseException | None) -> bool:
+    """Whether an interrupt is on its way out already, to judge by the exception that is being handled."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
 
 
 def _stopped(number: int) -> typer.Exit:
