@@ -16,7 +16,7 @@ from labrig.events import EventBus
 from labrig.plans.mvm import MvmCalibrationPlan
 from labrig.portal import LoopPortal
 from labrig.reports.calibration import write_report
-from labrig.rig import open_rig
+from labrig.rig import identify
 from labrig.simulated import simulated_bench
 from labrig.training.chip_model import ChipModel
 from labrig.training.comparison import Comparison, Prepared, compare, comparison_capacity, prepare
@@ -27,9 +27,7 @@ from labrig.training.live_rig import LiveRig, LiveRun
 from labrig.training.recipe import Recipe
 from labrig.training.run import step_publisher
 from labrig.training.run_folder import write_json
-from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
-from labrig_drivers.instrument import Identity
 from labrig_surrogates.io import save_chip
 
 Say = Callable[[str], None]
@@ -178,12 +176,8 @@ def _prepare(folder: Path) -> None:
 
 
 def _identify(config: RigConfig, say: Say) -> None:
-    async def identify() -> tuple[dict[str, Identity], BoardInfo]:
-        async with open_rig(config) as rig:
-            return rig.identities(), rig.board.info
-
     with LoopPortal() as portal:
-        identities, info = portal.call(identify())
+        identities, info = portal.call(identify(config))
     for name, identity in identities.items():
         say(f"   {name}: {identity}")
     say(f"   chip {info.chip_id}: {info.arrays} arrays of {info.rows} x {info.columns}")

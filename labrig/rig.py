@@ -13,7 +13,7 @@ from typing import Any, Self
 from labrig.cleanup import finish
 from labrig.config import BoardConfig, RigConfig, SourceMeterConfig, installed_drivers, load_rig
 from labrig.safety import Envelope, GuardedBoard, GuardedSourceMeter
-from labrig_drivers.crossbar import CrossbarBoard
+from labrig_drivers.crossbar import BoardInfo, CrossbarBoard
 from labrig_drivers.errors import ConfigError, LabrigError
 from labrig_drivers.instrument import ExpectedIdentity, Identity, Instrument
 from labrig_drivers.links import link_from_url
@@ -183,6 +183,19 @@ def open_rig(source: RigConfig | Path | str) -> Rig:
     if faults or board is None:
         raise ConfigError("\n".join(faults))
     return Rig(config, board, meters)
+
+
+async def identify(config: RigConfig) -> tuple[dict[str, Identity], BoardInfo]:
+    """Opens a rig, asks who is there, and closes it without touching an output.
+
+    Returns:
+        The identity of each instrument by name, and the board's description.
+
+    Raises:
+        LabrigError: See `open_rig` and `Rig.open`.
+    """
+    async with open_rig(config) as rig:
+        return rig.identities(), rig.board.info
 
 
 def _try_build(

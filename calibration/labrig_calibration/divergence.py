@@ -17,7 +17,6 @@ class Divergence:
     Attributes:
         raw: Plug-in value.
         floor: Mean of the plug-in value when labels are permuted: what equal distributions give at these sizes.
-        excess: `raw - floor`, not below zero.
         p_value: Fraction of permutations at least as large as `raw` (with the usual +1).
         bins: Equal-mass bins used.
         samples: Samples on each side.
@@ -25,7 +24,6 @@ class Divergence:
 
     raw: float
     floor: float
-    excess: float
     p_value: float
     bins: int
     samples: tuple[int, int]
@@ -70,7 +68,7 @@ def compare(
     permuted = np.array([divergence(rng.permutation(index)[: a.size]) for _ in range(permutations)])
     floor = float(permuted.mean())
     p_value = float((1 + (permuted >= raw).sum()) / (1 + permutations))
-    return Divergence(raw, floor, max(raw - floor, 0.0), p_value, count, (int(a.size), int(b.size)))
+    return Divergence(raw, floor, p_value, count, (int(a.size), int(b.size)))
 
 
 def _entropy(p: FloatArray) -> float:

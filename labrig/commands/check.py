@@ -19,17 +19,11 @@ def check(rig: RigArgument) -> None:
     Example: labrig check rig_configs/mock.toml
     """
     from labrig.config import load_rig
+    from labrig.rig import identify
 
     config = load_rig(rig)
-    identities, info = run_interruptible(_identify(config))
+    identities, info = run_interruptible(identify(config))
     _print(config, identities, info)
-
-
-async def _identify(config: RigConfig) -> tuple[dict[str, Identity], BoardInfo]:
-    from labrig.rig import open_rig
-
-    async with open_rig(config) as rig:
-        return rig.identities(), rig.board.info
 
 
 def _print(config: RigConfig, identities: dict[str, Identity], info: BoardInfo) -> None:

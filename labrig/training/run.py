@@ -15,7 +15,7 @@ from labrig.config import RigConfig, load_rig
 from labrig.events import EventBus, StepDone
 from labrig.plans.base import StreamCapacity
 from labrig.recording import Recording
-from labrig.rig import open_rig
+from labrig.rig import identify
 from labrig.training.capacity import PlannedPasses, training_capacity
 from labrig.training.chip_model import ChipModel, deployed_network
 from labrig.training.config import TrainConfig, load_training
@@ -255,10 +255,9 @@ def _chip(config: TrainConfig, bus: EventBus) -> ChipParameters:
 
 async def _demand_chip(rig: RigConfig, chip_id: str) -> None:
     """Opens the rig once before anything is trained or made, and compares; no output is touched."""
-    async with open_rig(rig) as opened:
-        found = opened.board.info.chip_id
-    if found != chip_id:
-        raise IdentityError(f"chip {chip_id!r} of the calibration", f"chip {found!r}", str(rig.path))
+    _, info = await identify(rig)
+    if info.chip_id != chip_id:
+        raise IdentityError(f"chip {chip_id!r} of the calibration", f"chip {info.chip_id!r}", str(rig.path))
 
 
 def _shape(folder: Path, summary: Mapping[str, object]) -> NetworkShape:

@@ -17,7 +17,7 @@ from labrig.training.chip_model import ChipModel, deployed_network
 from labrig.training.datasets import load_digits, load_images
 from labrig.training.evaluate import AccuracyTable, evaluate_on
 from labrig.training.ledger import Ledger, total
-from labrig.training.loops import Optimisation
+from labrig.training.loops import Optimisation, _Stepper
 from labrig.training.network import accuracy, analog_network, deploy
 from labrig.training.physical import PhysicalBackend
 from labrig.training.policy import FixedRatio
@@ -229,3 +229,7 @@ def test_the_schedule_ends_at_a_tenth_of_the_rate() -> None:
     rates = Optimisation(batch=16, learning_rate=0.1)
     assert rates.learning_rate == 0.1
     assert Recipe().in_loop_optimisation.learning_rate < Recipe().optimisation.learning_rate
+    stepper = _Stepper(nn.Linear(3, 2), rates, steps=10)
+    for _ in range(10):
+        stepper.step(torch.ones((4, 3)), torch.tensor([0, 1, 0, 1]))
+    assert stepper._optimiser.param_groups[0]["lr"] == pytest.approx(0.01)
