@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
@@ -245,8 +246,18 @@ class GuardedSourceMeter:
         """Takes one reading; see `SourceMeter.measure`."""
         return await finish(self._inner.measure())
 
-    async def sweep(self, *, voltage_v: list[float]) -> list[Reading]:
+    async def set_ranges(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
+        """Fixes the ranges; see `SourceMeter.set_ranges`."""
+        await finish(self._inner.set_ranges(voltage_v=voltage_v, current_a=current_a))
+
+    async def sweep(
+        self, *, voltage_v: Sequence[float] | None = None, current_a: Sequence[float] | None = None
+    ) -> list[Reading]:
         """Takes one reading at each level; where a step is too large for the ramp, point by point."""
+        if voltage_v is None:
+            levels_a = current_a or []
+            self._demand_inside([(self._limit_v, level) for level in levels_a])
+            return await self._inner.sweep(current_a=levels_a)
         self._demand_inside([(level, self._limit_a) for level in voltage_v])
         if not voltage_v:
             return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from labrig_drivers.errors import IdentityError, ProtocolError
 
@@ -59,6 +59,29 @@ class ExpectedIdentity:
                 if value is not None
             )
             raise IdentityError(expected, f"model {identity.model!r}, serial {identity.serial!r}", address)
+
+
+@dataclass(frozen=True)
+class HostLossProtection:
+    """What makes an instrument safe by itself when its host is gone (power cut, pulled cable).
+
+    Attributes:
+        silence_s: Longest time in s until its outputs are off without the host; None when nothing of the kind exists.
+        text: How it works, or what is missing, in one sentence for the person at the bench.
+    """
+
+    silence_s: float | None
+    text: str
+
+
+@runtime_checkable
+class ProtectsItself(Protocol):
+    """An instrument that can say what happens to its outputs when the host is gone; others have no such thing."""
+
+    @property
+    def host_loss_protection(self) -> HostLossProtection:
+        """What protects the device under test right now; `StateError` before `open()`."""
+        ...
 
 
 class Instrument(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal, Self
 
@@ -272,14 +273,20 @@ class Keithley2400:
             time_s=self._utc_offset_s + 0.5 * (start_s + stop_s),
         )
 
-    async def sweep(self, *, voltage_v: list[float]) -> list[Reading]:
+    async def set_ranges(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
+        """Not written yet."""
+        raise NotImplementedError
+
+    async def sweep(
+        self, *, voltage_v: Sequence[float] | None = None, current_a: Sequence[float] | None = None
+    ) -> list[Reading]:
         """Takes one reading at each level, in the given order, with ramps between the levels.
 
         Raises:
             SafetyError: A level is not finite or more than the instrument has; nothing was sent.
             StateError: Not configured to source voltage, no limit set, or the output is off.
         """
-        if self._configured() != "voltage":
+        if self._configured() != "voltage" or voltage_v is None:
             raise StateError(f"{self._name}: configured to source current; a voltage sweep is not possible")
         self._refuse(
             [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,12 +20,14 @@ class Reading:
         current_a: Current out of the instrument in A.
         in_compliance: True when the limit, not the level, determines the output.
         time_s: UTC time of the reading in s (the host's monotonic clock, mapped once).
+        instrument_time_s: The instrument's own stamp in s, counted from a zero of its own; None where it gives none.
     """
 
     voltage_v: float
     current_a: float
     in_compliance: bool
     time_s: float
+    instrument_time_s: float | None = None
 
 
 class SourceMeter(Instrument, Protocol):
@@ -36,6 +39,10 @@ class SourceMeter(Instrument, Protocol):
 
     async def set_limit(self, *, current_a: float | None = None, voltage_v: float | None = None) -> None:
         """Sets the compliance limit of the quantity that is not sourced."""
+        ...
+
+    async def set_ranges(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
+        """Fixes the range of the source (the sourced quantity) and of the meter (the other one); None is automatic."""
         ...
 
     async def set_level(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
@@ -58,8 +65,13 @@ class SourceMeter(Instrument, Protocol):
         """Takes one reading; refused with `StateError` while the output is off."""
         ...
 
-    async def sweep(self, *, voltage_v: list[float]) -> list[Reading]:
-        """Takes one reading at each level, in the given order."""
+    async def sweep(
+        self, *, voltage_v: Sequence[float] | None = None, current_a: Sequence[float] | None = None
+    ) -> list[Reading]:
+        """Takes one reading at each level of the sourced quantity, in the given order; the last level stays.
+
+        In the instrument where it has sweeps and the steps are within the ramp rate, else point by point.
+        """
         ...
 
     async def errors(self) -> list[tuple[int, str]]:

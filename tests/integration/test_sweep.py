@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -114,7 +114,12 @@ class FakeSupply:
         self.readings += 1
         return Reading(self.level_v, 0.01, in_compliance=self.in_compliance, time_s=float(self.readings))
 
-    async def sweep(self, *, voltage_v: list[float]) -> list[Reading]:
+    async def set_ranges(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
+        pass
+
+    async def sweep(
+        self, *, voltage_v: Sequence[float] | None = None, current_a: Sequence[float] | None = None
+    ) -> list[Reading]:
         raise NotImplementedError
 
     async def errors(self) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import Literal, Self
@@ -80,9 +81,14 @@ class FakeMeter:
         self._note("measure")
         return Reading(0.0, 0.0, in_compliance=False, time_s=0.0)
 
-    async def sweep(self, *, voltage_v: list[float]) -> list[Reading]:
+    async def set_ranges(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
+        pass
+
+    async def sweep(
+        self, *, voltage_v: Sequence[float] | None = None, current_a: Sequence[float] | None = None
+    ) -> list[Reading]:
         self._note("sweep")
-        return [Reading(level, 0.0, in_compliance=False, time_s=0.0) for level in voltage_v]
+        return [Reading(level, 0.0, in_compliance=False, time_s=0.0) for level in voltage_v or []]
 
     async def errors(self) -> list[tuple[int, str]]:
         return []
