@@ -44,6 +44,10 @@ class ExpectedIdentity:
     model: str | None = None
     serial: str | None = None
 
+    def or_model(self, model: str) -> ExpectedIdentity:
+        """The same demands, with `model` where none was named."""
+        return self if self.model is not None else ExpectedIdentity(model, self.serial)
+
     def check(self, identity: Identity, address: str) -> None:
         """Compares with what the instrument at `address` says.
 

@@ -6,45 +6,36 @@ switches the output on by itself, and `:READ?` with the output off, which is not
 
 from __future__ import annotations
 
-import asyncio
-import math
-import time
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
-from labrig_drivers.errors import ProtocolError, SafetyError, StateError
-from labrig_drivers.instrument import ExpectedIdentity, Identity
-from labrig_drivers.keithley_output import KeithleyOutput, ScpiQuantity
+from labrig_drivers.dialect_source_meter import DialectSourceMeter
+from labrig_drivers.errors import ProtocolError
+from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection
 from labrig_drivers.links.base import Link
-from labrig_drivers.links.guard import settle
+from labrig_drivers.links.reconnect import Reconnect
 from labrig_drivers.scpi import ScpiChannel, format_float
-from labrig_drivers.source_meter import Reading, SourceKind
+from labrig_drivers.source_meter import SourceKind
+from labrig_drivers.source_meter_dialect import Abilities, RawReading
+from labrig_drivers.source_meter_settings import no_settings, ramp_of
+from labrig_drivers.source_output import Ramp
 
-# Largest output of a 2400 in either direction (specifications of the model 2400; other models of the series that
-# can do less refuse by themselves).
-_MAX_VOLTAGE_V = 210.0
-_MAX_CURRENT_A = 1.05
-_NPLC_MIN, _NPLC_MAX = 0.01, 10.0
+# Specifications of the model 2400; other models of the series that can do less refuse by themselves. With auto-zero a
+# reading is several conversions of both quantities. The buffer holds 2,500 readings.
+_ABILITIES: Final = Abilities(
+    max_voltage_v=210.0, max_current_a=1.05, nplc_min=0.01, nplc_max=10.0, conversions_per_reading=6, sweep_points=2500
+)
+_SCPI_NAME: Final[dict[SourceKind, str]] = {"voltage": "VOLT", "current": "CURR"}
+_OTHER_NAME: Final[dict[SourceKind, str]] = {"voltage": "CURR", "current": "VOLT"}
 # STAT element of a reading, bit 3: the source is in compliance.
-_STAT_COMPLIANCE = 1 << 3
-# With auto-zero a reading is several conversions of both quantities, and 50 Hz is the slower mains.
-_CONVERSIONS_PER_READING = 6
-_SLOWEST_LINE_HZ = 50.0
-# A current has no ramp rate of its own: it is ramped in this many steps, at the time of one voltage step each.
-_CURRENT_RAMP_STEPS = 20
-
-_OFF_ATTEMPTS = 2
-
-_SCPI_NAME: dict[SourceKind, ScpiQuantity] = {"voltage": "VOLT", "current": "CURR"}
+_STAT_COMPLIANCE: Final = 1 << 3
+# The most points of a list that one message may carry; the rest is appended.
+_LIST_PIECE: Final = 100
+_NO_PROTECTION: Final = HostLossProtection(None, "a Keithley 2400 keeps its output on when the host is gone")
 
 
-class Keithley2400:
-    """One Keithley 2400; keeps the `SourceMeter` contract.
-
-    `open()` never changes an output, even one that was left on; `close()` switches off every output that this object
-    switched on or whose level it changed. After an exchange that did not complete, the link is reopened and the
-    identity confirmed before anything else is sent, and no setting is ever sent twice.
+class Keithley2400(DialectSourceMeter):
+    """One Keithley 2400; keeps the `SourceMeter` contract, see `DialectSourceMeter`.
 
     Args:
         link: Where the instrument is; this object owns it from now on.
@@ -52,7 +43,8 @@ class Keithley2400:
         ramp_v_per_s: Fastest change of the level in V/s while the output is on.
         ramp_step_v: Largest single step of the level in V while the output is on.
         name: What messages call the instrument.
-        timeout_s: Deadline in s of one exchange, readings aside.
+        timeout_s: Deadline in s of one exchange, readings and sweeps aside.
+        reconnect: How idempotent queries are asked again after a link failed; None asks once.
 
     Raises:
         ValueError: Ramp rate or step is not positive.
@@ -67,104 +59,51 @@ class Keithley2400:
         ramp_step_v: float = 0.05,
         name: str = "keithley2400",
         timeout_s: float = 5.0,
+        reconnect: Reconnect | None = None,
     ) -> None:
-        wanted = expected or ExpectedIdentity()
-        self._expected = ExpectedIdentity(model=wanted.model or "2400", serial=wanted.serial)
-        self._channel = ScpiChannel(link, name, timeout_s=timeout_s)
-        self._name = name
-        self._timeout_s = timeout_s
-        self._output = KeithleyOutput(self._channel, ramp_v_per_s=ramp_v_per_s, ramp_step_v=ramp_step_v)
-        self._utc_offset_s = time.time() - time.monotonic()
-        self._is_open = False
-        self._source: SourceKind | None = None
-        self._nplc = 1.0
-        self._limit_is_set = False
-        self._level_is_set = False
-        # True from before the output may have been switched on, or its level changed, until it is known to be off.
-        self._must_switch_off = False
+        super().__init__(
+            Keithley2400Dialect(ScpiChannel(link, name, timeout_s=timeout_s, reconnect=reconnect)),
+            expected=(expected or ExpectedIdentity()).or_model("2400"),
+            ramp=Ramp(ramp_v_per_s, ramp_step_v),
+            timeout_s=timeout_s,
+        )
 
     @classmethod
-    def from_settings(cls, link: Link, expected: ExpectedIdentity, name: str) -> Keithley2400:
-        """Makes the instrument that a rig file names."""
-        return cls(link, expected=expected, name=name)
+    def from_settings(
+        cls,
+        link: Link,
+        expected: ExpectedIdentity,
+        name: str,
+        *,
+        settings: Mapping[str, object] | None = None,
+        ramp_v_per_s: float | None = None,
+    ) -> Keithley2400:
+        """Makes the instrument that a rig file names; it has no settings of its own."""
+        no_settings(settings, name)
+        return cls(link, expected=expected, name=name, ramp_v_per_s=ramp_of(ramp_v_per_s))
 
-    @property
-    def identity(self) -> Identity:
-        """Who the instrument said it is; `StateError` before `open()`."""
-        return self._channel.identity
 
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
+class Keithley2400Dialect:
+    """The 2400's commands; keeps `Dialect`.
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()
+    Args:
+        channel: The connection.
+    """
 
-    async def open(self) -> None:
-        """Connects, checks the identity and empties the error queue; changes no setting and no output.
+    abilities = _ABILITIES
+    host_loss_protection = _NO_PROTECTION
 
-        Raises:
-            IdentityError: Another instrument is there; the link is closed again.
-            LinkError: It cannot be reached, or does not answer.
-        """
-        await self._channel.open()
-        try:
-            self._expected.check(await self._channel.identify(), self._channel.address)
-            # Errors of an earlier session would be blamed on our first command.
-            await self._channel.drain_errors()
-        except BaseException:
-            await self._channel.close()
-            raise
-        self._source, self._limit_is_set, self._level_is_set = None, False, False
-        self._must_switch_off = False
-        self._is_open = True
+    def __init__(self, channel: ScpiChannel) -> None:
+        self.channel = channel
 
-    async def close(self) -> None:
-        """Makes the output safe if this object touched it, then disconnects; harmless when closed.
+    async def prepare(self) -> None:
+        """The 2400 has one language only."""
 
-        Runs to its end even when the caller is cancelled meanwhile. A broken connection is opened once more for it.
-
-        Raises:
-            StateError: The output could not be switched off, or not seen to be off: a person must do it.
-        """
-        if not self._is_open:
-            return
-        shutdown = asyncio.ensure_future(self._shut_down())
-        cancelled = await settle(shutdown)
-        # An output that may still be on is worse news than the cancellation.
-        shutdown.result()
-        if cancelled is not None:
-            raise cancelled
-
-    async def configure(self, *, source: SourceKind, nplc: float = 1.0, wires: Literal[2, 4] = 2) -> None:
-        """Resets the instrument and sets it up; the output stays off. Limit and level have to be set again.
-
-        Args:
-            source: What is sourced.
-            nplc: Integration time in power line cycles, 0.01 to 10.
-            wires: 2 senses at the output terminals, 4 at the sense terminals.
-
-        Raises:
-            SafetyError: `nplc` is outside the instrument's range, or no such source or wiring; nothing was sent.
-            StateError: The output is on.
-        """
-        faults = []
-        if not _NPLC_MIN <= nplc <= _NPLC_MAX:
-            faults.append(f"nplc {nplc} is outside {_NPLC_MIN:g} to {_NPLC_MAX:g}")
-        if source not in _SCPI_NAME:
-            faults.append(f"source {source!r} is neither 'voltage' nor 'current'")
-        if wires not in {2, 4}:
-            faults.append(f"{wires} wires: only 2 or 4 can be sensed")
-        self._refuse(faults)
-        sourced = _SCPI_NAME[source]
-        limited = "CURR" if source == "voltage" else "VOLT"
-        async with self._channel.exclusive():
-            if await self.output_is_on():
-                raise StateError(f"{self._name}: the output is on; switch it off before configuring")
-            self._source, self._limit_is_set, self._level_is_set = None, False, False
-            for command in (
+    async def set_up(self, source: SourceKind, nplc: float, wires: Literal[2, 4]) -> None:
+        """Resets and sets everything but limit, level and output."""
+        sourced, limited = _SCPI_NAME[source], _OTHER_NAME[source]
+        await self.channel.write_all(
+            [
                 "*RST",
                 f":SOUR:FUNC {sourced}",
                 f":SOUR:{sourced}:MODE FIX",
@@ -174,172 +113,101 @@ class Keithley2400:
                 f":SENS:{limited}:RANG:AUTO 1",
                 f":SENS:CURR:NPLC {format_float(nplc)}",
                 f":SYST:RSEN {int(wires == 4)}",
-                ":FORM:ELEM VOLT,CURR,STAT",
-            ):
-                await self._channel.write(command)
-            self._source, self._nplc = source, nplc
-
-    async def set_limit(self, *, current_a: float | None = None, voltage_v: float | None = None) -> None:
-        """Sets the compliance limit of the quantity that is not sourced, as a magnitude.
-
-        Raises:
-            SafetyError: The limit is not positive or more than the instrument has; nothing was sent.
-            StateError: Not configured, or the limit of the sourced quantity was given.
-        """
-        if self._configured() == "voltage":
-            limit = self._only("limit", "current_a", current_a, voltage_v)
-            maximum, limited = _MAX_CURRENT_A, "CURR"
-        else:
-            limit = self._only("limit", "voltage_v", voltage_v, current_a)
-            maximum, limited = _MAX_VOLTAGE_V, "VOLT"
-        self._refuse([] if 0.0 < limit <= maximum else [f"limit {limit} is not in 0 to {maximum}"])
-        await self._channel.write(f":SENS:{limited}:PROT {format_float(limit)}")
-        self._limit_is_set = True
-
-    async def set_level(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
-        """Sets the source level: at once while the output is off, as a ramp of small steps while it is on.
-
-        Raises:
-            SafetyError: The level is not finite or more than the instrument has; nothing was sent.
-            StateError: No limit was set, or a level of the other quantity was given.
-        """
-        if self._configured() == "voltage":
-            level, maximum = self._only("level", "voltage_v", voltage_v, current_a), _MAX_VOLTAGE_V
-        else:
-            level, maximum = self._only("level", "current_a", current_a, voltage_v), _MAX_CURRENT_A
-        self._refuse([] if abs(level) <= maximum else [f"level {level} is not in -{maximum} to {maximum}"])
-        if not self._limit_is_set:
-            raise StateError(f"{self._name}: set the limit before the level")
-        sourced = _SCPI_NAME[self._configured()]
-        async with self._channel.exclusive():
-            if await self.output_is_on():
-                self._must_switch_off = True
-                await self._output.ramp(sourced, level)
-            else:
-                await self._channel.write(f":SOUR:{sourced}:LEV {format_float(level)}")
-        self._level_is_set = True
-
-    async def output_on(self) -> None:
-        """Switches the output on; the level that was set appears at once.
-
-        Raises:
-            StateError: Limit or level were not set since `configure()` or since the output was last switched off.
-            InstrumentError: The instrument refused.
-        """
-        self._configured()
-        if not (self._limit_is_set and self._level_is_set):
-            raise StateError(f"{self._name}: set limit and level before switching the output on")
-        async with self._channel.exclusive():
-            self._must_switch_off = True
-            await self._channel.write(":OUTP 1")
-
-    async def output_off(self) -> None:
-        """Ramps to zero, switches the output off and reads the state back. The level has to be set again after it.
-
-        Raises:
-            StateError: Not open; or the output could not be switched off, or not seen to be off: a person must.
-        """
-        self._require_open()
-        async with self._channel.exclusive():
-            await self._switch_off()
-
-    async def output_is_on(self) -> bool:
-        """Asks the instrument for the state of its output."""
-        self._require_open()
-        return await self._channel.query_flag(":OUTP?")
-
-    async def measure(self) -> Reading:
-        """Takes one reading of both quantities. A quantity beyond its range reads as infinite.
-
-        Raises:
-            StateError: Not configured, or the output is off.
-            ProtocolError: The answer is no reading.
-        """
-        self._configured()
-        async with self._channel.exclusive():
-            if not await self.output_is_on():
-                raise StateError(f"{self._name}: the output is off; switch it on before measuring")
-            start_s = time.monotonic()
-            longest_s = self._timeout_s + _CONVERSIONS_PER_READING * self._nplc / _SLOWEST_LINE_HZ
-            values = await self._channel.query_floats(":READ?", count=3, timeout_s=longest_s)
-            stop_s = time.monotonic()
-        voltage_v, current_a, status = values
-        if math.isnan(voltage_v) or math.isnan(current_a) or not status.is_integer():
-            raise ProtocolError(f"{self._name}: {values} is no reading of voltage, current and status")
-        return Reading(
-            voltage_v=voltage_v,
-            current_a=current_a,
-            in_compliance=bool(int(status) & _STAT_COMPLIANCE),
-            time_s=self._utc_offset_s + 0.5 * (start_s + stop_s),
-        )
-
-    async def set_ranges(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
-        """Not written yet."""
-        raise NotImplementedError
-
-    async def sweep(
-        self, *, voltage_v: Sequence[float] | None = None, current_a: Sequence[float] | None = None
-    ) -> list[Reading]:
-        """Takes one reading at each level, in the given order, with ramps between the levels.
-
-        Raises:
-            SafetyError: A level is not finite or more than the instrument has; nothing was sent.
-            StateError: Not configured to source voltage, no limit set, or the output is off.
-        """
-        if self._configured() != "voltage" or voltage_v is None:
-            raise StateError(f"{self._name}: configured to source current; a voltage sweep is not possible")
-        self._refuse(
-            [
-                f"level {level} V is not in -{_MAX_VOLTAGE_V} to {_MAX_VOLTAGE_V} V"
-                for level in voltage_v
-                if not abs(level) <= _MAX_VOLTAGE_V
+                ":FORM:ELEM VOLT,CURR,TIME,STAT",
             ]
         )
-        readings = []
-        for level in voltage_v:
-            # Point by point, so that closing need not wait for the end of a long sweep.
-            async with self._channel.exclusive():
-                await self.set_level(voltage_v=level)
-                readings.append(await self.measure())
-        return readings
 
-    async def errors(self) -> list[tuple[int, str]]:
-        """Reads the instrument's error queue until it is empty: (code, text) pairs, oldest first."""
-        self._require_open()
-        return await self._channel.drain_errors()
+    async def write_limit(self, limited: SourceKind, limit: float) -> None:
+        """Sets the compliance limit."""
+        await self.channel.write(f":SENS:{_SCPI_NAME[limited]}:PROT {format_float(limit)}")
 
-    async def _shut_down(self) -> None:
-        try:
-            async with self._channel.exclusive():
-                if self._must_switch_off:
-                    await self._switch_off()
-        finally:
-            self._is_open = False
-            await self._channel.close()
+    async def write_ranges(self, source: SourceKind, voltage_v: float | None, current_a: float | None) -> None:
+        """Fixes source and measuring range, or makes them automatic."""
+        wanted = {"VOLT": voltage_v, "CURR": current_a}
+        for subsystem, quantity in (("SOUR", _SCPI_NAME[source]), ("SENS", _OTHER_NAME[source])):
+            value = wanted[quantity]
+            text = "RANG:AUTO 1" if value is None else f"RANG {format_float(value)}"
+            await self.channel.write(f":{subsystem}:{quantity}:{text}")
 
-    async def _switch_off(self) -> None:
-        self._must_switch_off = True
-        await self._output.switch_off()
-        self._must_switch_off = False
-        self._level_is_set = False
+    async def write_level(self, source: SourceKind, level: float) -> None:
+        """Sets the level at once."""
+        await self.channel.write(f":SOUR:{_SCPI_NAME[source]}:LEV {format_float(level)}")
 
-    def _require_open(self) -> None:
-        if not self._is_open:
-            raise StateError(f"{self._name}: not open")
+    async def read_level(self, source: SourceKind) -> float:
+        """Asks for the level."""
+        (level,) = await self.channel.query_floats(f":SOUR:{_SCPI_NAME[source]}:LEV?", count=1, idempotent=True)
+        return level
 
-    def _configured(self) -> SourceKind:
-        self._require_open()
-        if self._source is None:
-            raise StateError(f"{self._name}: configure it first")
-        return self._source
+    async def read_source(self) -> SourceKind:
+        """Asks what is sourced."""
+        function = (await self.channel.query(":SOUR:FUNC?", idempotent=True)).strip().upper()
+        return "current" if function.startswith("CURR") else "voltage"
 
-    def _only(self, what: str, wanted: str, value: float | None, other: float | None) -> float:
-        if value is None or other is not None:
-            raise StateError(
-                f"{self._name}: sourcing {self._source}, so the {what} is given as {wanted}, and only that"
-            )
-        return value
+    async def switch(self, on: bool) -> None:
+        """Switches the output."""
+        await self.channel.write(f":OUTP {int(on)}")
 
-    def _refuse(self, faults: list[str]) -> None:
-        if faults:
-            raise SafetyError([f"{self._name}: {fault}" for fault in faults])
+    async def output_is_on(self) -> bool:
+        """Asks for the state of the output."""
+        return await self.channel.query_flag(":OUTP?", idempotent=True)
+
+    async def interlock_closed(self) -> bool:
+        """Asks whether the output enable line is pulled low (pin 8 of OUTPUT ENABLE): 1 when the source may be on."""
+        return await self.channel.query_flag(":OUTP:ENAB:TRIP?", idempotent=True)
+
+    async def read(self, timeout_s: float) -> RawReading:
+        """Takes one reading."""
+        return _raw(await self.channel.query_floats(":READ?", count=4, timeout_s=timeout_s))
+
+    async def run_sweep(
+        self, source: SourceKind, levels: Sequence[float], settle_s: float, timeout_s: float
+    ) -> list[RawReading]:
+        """Runs a list sweep through the trigger model into the buffer and fetches the buffer.
+
+        Binary fetch exists on GPIB only, so the buffer comes as text.
+        """
+        channel, sourced, count = self.channel, _SCPI_NAME[source], len(levels)
+        channel.recovery_command = ":ABOR"
+        pieces = [levels[start : start + _LIST_PIECE] for start in range(0, count, _LIST_PIECE)]
+        heads = [f":SOUR:LIST:{sourced}", *[f":SOUR:LIST:{sourced}:APP"] * (len(pieces) - 1)]
+        await channel.write_all(
+            [
+                *(
+                    f"{head} {','.join(format_float(level) for level in piece)}"
+                    for head, piece in zip(heads, pieces, strict=True)
+                ),
+                f":SOUR:DEL {format_float(settle_s)}",
+                ":ARM:COUN 1",
+                f":TRIG:COUN {count}",
+                ":TRAC:CLE",
+                f":TRAC:POIN {count}",
+                ":TRAC:FEED SENS",
+                ":TRAC:FEED:CONT NEXT",
+                f":SOUR:{sourced}:MODE LIST",
+            ]
+        )
+        await channel.write(":INIT", answered_by="*OPC?", timeout_s=timeout_s)
+        values = await channel.query_floats(":TRAC:DATA?", count=4 * count, timeout_s=timeout_s)
+        await self._back_to_fixed(source, levels[-1])
+        return [_raw(values[start : start + 4]) for start in range(0, len(values), 4)]
+
+    async def abandon_sweep(self, source: SourceKind, levels: Sequence[float]) -> None:
+        """Aborts; the number of readings in the buffer tells at which level the source stands."""
+        self.channel.recovery_command = ":ABOR"
+        await self.channel.write(":ABOR")
+        (taken,) = await self.channel.query_floats(":TRAC:POIN:ACT?", count=1)
+        await self._back_to_fixed(source, levels[min(int(taken), len(levels) - 1)])
+
+    async def _back_to_fixed(self, source: SourceKind, level: float) -> None:
+        # The fixed level first: it appears as soon as the mode is fixed again. A count of 1 is what `:READ?` needs.
+        await self.write_level(source, level)
+        fixed = f":SOUR:{_SCPI_NAME[source]}:MODE FIX"
+        await self.channel.write_all([fixed, ":SOUR:DEL:AUTO 1", ":TRIG:COUN 1", ":TRAC:FEED:CONT NEV"])
+        self.channel.recovery_command = None
+
+
+def _raw(values: Sequence[float]) -> RawReading:
+    voltage_v, current_a, stamp_s, status = values
+    if not status.is_integer():
+        raise ProtocolError(f"{list(values)} is no reading of voltage, current, time and status")
+    return RawReading(voltage_v, current_a, bool(int(status) & _STAT_COMPLIANCE), stamp_s)

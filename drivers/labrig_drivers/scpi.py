@@ -9,30 +9,34 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from labrig_drivers.errors import (
     IdentityError,
     InstrumentError,
     LinkDesyncedError,
+    LinkError,
     ProtocolError,
     StateError,
 )
 from labrig_drivers.instrument import Identity
 from labrig_drivers.links.base import Link, LinkState
-from labrig_drivers.links.framing import LineFraming
+from labrig_drivers.links.framing import BlockFraming, LineFraming
+from labrig_drivers.links.reconnect import Reconnect
 
 _NAN = 9.91e37
 _OVERFLOW = 9.9e37
 _MAX_ERRORS = 50
 _NEXT_ERROR = ":SYST:ERR?"
+_NEXT_ERROR_LINE = b":SYST:ERR?\n"
 # A serial port cannot drop the answers to old questions; each attempt throws away what came during the one before.
 _RECOVERY_ATTEMPTS = 3
 
 _FLOAT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _ERROR = re.compile(r'([+-]?\d+)\s*,\s*"?(.*?)"?')
 _LINE = LineFraming()
+_BLOCK = BlockFraming()
 
 
 def format_float(value: float) -> str:
@@ -74,9 +78,11 @@ class ScpiChannel:
         link: The link; the channel owns it.
         name: What messages call the instrument.
         timeout_s: Deadline in s of one exchange, where a call names no other.
+        reconnect: How often and how patiently an idempotent query is asked again after its exchange failed; None
+            asks once, like everything else.
     """
 
-    def __init__(self, link: Link, name: str, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, link: Link, name: str, *, timeout_s: float = 5.0, reconnect: Reconnect | None = None) -> None:
         self._link = link
         self._name = name
         self._timeout_s = timeout_s
@@ -84,6 +90,9 @@ class ScpiChannel:
         self._owner: asyncio.Task[object] | None = None
         self._identity: Identity | None = None
         self._in_doubt = False
+        self._reconnect = reconnect
+        # Sent before the first question of a recovery: ends what keeps the instrument from answering, such as a sweep.
+        self.recovery_command: str | None = None
 
     @property
     def name(self) -> str:
@@ -130,18 +139,41 @@ class ScpiChannel:
             finally:
                 self._owner = None
 
-    async def query(self, text: str, *, timeout_s: float | None = None) -> str:
+    async def query(self, text: str, *, timeout_s: float | None = None, idempotent: bool = False) -> str:
         """Sends one query and returns its answer without the line end.
+
+        Args:
+            text: The query.
+            timeout_s: Deadline in s; that of the channel when None.
+            idempotent: Asking twice does no harm and gives the same answer, so a `reconnect` may ask again.
 
         Raises:
             LinkError: The exchange failed, or the link could not be recovered after an earlier failure.
             ProtocolError: The answer is not ASCII.
         """
         async with self.exclusive():
-            await self._synchronise()
-            return await self._ask(text, timeout_s)
+            try:
+                await self._synchronise()
+                return await self._ask(text, timeout_s)
+            except LinkError as error:
+                if not idempotent or self._reconnect is None:
+                    raise
+                return await self._ask_again(text, timeout_s, self._reconnect, error)
 
-    async def query_floats(self, text: str, *, count: int, timeout_s: float | None = None) -> list[float]:
+    async def query_block(self, text: str, *, timeout_s: float | None = None) -> bytes:
+        """Sends one query whose answer is an IEEE 488.2 block and returns its data.
+
+        Raises:
+            LinkError: The exchange failed, or the link could not be recovered after an earlier failure.
+            ProtocolError: The answer is no block.
+        """
+        async with self.exclusive():
+            await self._synchronise()
+            return await self._link.exchange(_encode(text), _BLOCK, timeout_s=timeout_s or self._timeout_s)
+
+    async def query_floats(
+        self, text: str, *, count: int, timeout_s: float | None = None, idempotent: bool = False
+    ) -> list[float]:
         """Sends one query and returns its answer as `count` numbers, read strictly.
 
         Raises:
@@ -149,7 +181,7 @@ class ScpiChannel:
             ProtocolError: The answer is not that many numbers.
         """
         async with self.exclusive():
-            answer = await self.query(text, timeout_s=timeout_s)
+            answer = await self.query(text, timeout_s=timeout_s, idempotent=idempotent)
             fields = answer.split(",")
             if len(fields) != count:
                 raise self._doubt(f"{text!r} was answered {answer!r}, expected {count} numbers")
@@ -158,7 +190,7 @@ class ScpiChannel:
             except ProtocolError as error:
                 raise self._doubt(f"{text!r} was answered {answer!r}: {error}") from error
 
-    async def query_flag(self, text: str) -> bool:
+    async def query_flag(self, text: str, *, idempotent: bool = False) -> bool:
         """Sends one query whose answer is 0 or 1.
 
         Raises:
@@ -166,13 +198,19 @@ class ScpiChannel:
             ProtocolError: The answer is neither.
         """
         async with self.exclusive():
-            answer = await self.query(text)
+            answer = await self.query(text, idempotent=idempotent)
             if answer.strip() not in {"0", "1"}:
                 raise self._doubt(f"{text!r} was answered {answer!r}, expected 0 or 1")
             return answer.strip() == "1"
 
-    async def write(self, text: str) -> None:
+    async def write(self, text: str, *, answered_by: str | None = None, timeout_s: float | None = None) -> None:
         """Sends one setting, then reads the error queue until it is empty. Never sent twice.
+
+        Args:
+            text: The setting.
+            answered_by: A query such as `*OPC?` that answers 1 when the setting has ended; waited for before the
+                error queue is read.
+            timeout_s: Deadline in s; that of the channel when None.
 
         Raises:
             InstrumentError: The instrument put an error into its queue.
@@ -181,12 +219,32 @@ class ScpiChannel:
         """
         async with self.exclusive():
             await self._synchronise()
+            request = _encode(text)
+            if answered_by is not None:
+                answer = await self._exchange(request + _encode(answered_by), text, timeout_s)
+                if answer.strip() != "1":
+                    raise self._doubt(f"{answered_by!r} was answered {answer!r}, expected 1")
+                request = b""
             # Setting and first look into the queue travel together, as two lines: a lone setting has no answer, and
             # TCP may hold back what follows it until the peer acknowledges.
-            answer = await self._exchange(_encode(text) + _encode(_NEXT_ERROR), text, None)
-            errors = await self._errors_from(answer)
-            if errors:
-                raise InstrumentError(errors[0][0], "; ".join(error[1] for error in errors), text, self._name)
+            await self._raise_errors(await self._exchange(request + _NEXT_ERROR_LINE, text, timeout_s), text)
+
+    async def write_all(self, texts: Sequence[str]) -> None:
+        """Sends settings one after another, each with a look into the error queue; stops at the first error.
+
+        Raises:
+            InstrumentError: The instrument put an error into its queue; the settings after it were not sent.
+            LinkError: An exchange failed.
+            ProtocolError: An answer is no error entry, or the queue does not end.
+        """
+        async with self.exclusive():
+            for text in texts:
+                await self.write(text)
+
+    async def _raise_errors(self, answer: str, text: str) -> None:
+        errors = await self._errors_from(answer)
+        if errors:
+            raise InstrumentError(errors[0][0], "; ".join(error[1] for error in errors), text, self._name)
 
     async def drain_errors(self) -> list[tuple[int, str]]:
         """Reads the error queue until it is empty: (code, text) pairs, oldest first.
@@ -253,6 +311,8 @@ class ScpiChannel:
     async def _attempt_recovery(self, expected: Identity, *, last: bool) -> bool:
         self._in_doubt = True
         await self._link.reopen(timeout_s=self._timeout_s)
+        if self.recovery_command is not None:
+            await self._link.exchange(_encode(self.recovery_command), None, timeout_s=self._timeout_s)
         try:
             found = Identity.parse(await self._ask("*IDN?", None))
             in_step = found == expected and (await self._ask("*OPC?", None)).strip() == "1"
@@ -269,6 +329,17 @@ class ScpiChannel:
         raise LinkDesyncedError(
             f"{self._name} at {self.address} keeps answering questions of before; switch it off and on"
         )
+
+    async def _ask_again(self, text: str, timeout_s: float | None, policy: Reconnect, error: LinkError) -> str:
+        """Reconnects and asks, with growing pauses; raises the last failure when patience ends."""
+        for pause_s in policy.pauses_s():
+            await asyncio.sleep(pause_s)
+            try:
+                await self.recover()
+                return await self._ask(text, timeout_s)
+            except LinkError as again:
+                error = again
+        raise error
 
     async def _synchronise(self) -> None:
         if self._in_doubt or self._link.state is LinkState.DESYNCHRONISED:

@@ -16,7 +16,8 @@ from labrig_drivers.errors import IdentityError, StateError
 from labrig_drivers.instrument import ExpectedIdentity
 from labrig_drivers.keithley2400 import Keithley2400
 from labrig_drivers.links import Link, MemoryLink, SerialLink, TcpLink, VisaLink
-from labrig_drivers.mock.keithley2400 import OutputEvent, SimulatedKeithley2400
+from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
+from labrig_drivers.mock.output_event import OutputEvent
 from labrig_drivers.mock.keithley_server import Keithley2400Server, ResistorLoad
 from labrig_drivers.source_meter import SourceMeter
 

@@ -25,6 +25,7 @@ from labrig_drivers.errors import (
 from labrig_drivers.instrument import ExpectedIdentity
 from labrig_drivers.keithley2400 import Keithley2400
 from labrig_drivers.links import LinkState, MemoryLink
+from labrig_drivers.mock.instrument_server import run_at_once
 from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
 from labrig_drivers.mock.loads import Load, ResistorLoad
 from labrig_drivers.scpi import format_float, parse_float
@@ -49,18 +50,10 @@ class Bench:
         answers = b""
         for line in request.decode("ascii").splitlines():
             self.said.append(line)
-            answer = self.answers[line] if line in self.answers else self.run(line)
+            answer = self.answers[line] if line in self.answers else run_at_once(self.instrument, line)
+            assert answer is None or isinstance(answer, str)
             answers += b"" if answer is None else answer.encode() + b"\n"
         return answers
-
-    def run(self, line: str) -> str | None:
-        run = self.instrument.run(line)
-        while True:
-            try:
-                next(run)
-            except StopIteration as end:
-                answer: str | None = end.value
-                return answer
 
     def driver(self, *, expected: ExpectedIdentity | None = None, ramp_step_v: float = 0.05) -> Keithley2400:
         return Keithley2400(self.link, expected=expected, ramp_v_per_s=1e6, ramp_step_v=ramp_step_v)
@@ -81,18 +74,19 @@ async def ready(bench: Bench, driver: Keithley2400, level_v: float = 0.1) -> Non
 
 
 async def test_golden_transcript() -> None:
-    bench = Bench(ResistorLoad(1e6))
+    bench = Bench(ResistorLoad(1e8))
     meter: SourceMeter = bench.driver(ramp_step_v=0.0625)
     async with meter:
         await meter.configure(source="voltage", nplc=0.1, wires=4)
-        await meter.set_limit(current_a=1e-7)
+        await meter.set_limit(current_a=1e-9)
+        await meter.set_ranges(voltage_v=2.0, current_a=1e-6)
         await meter.set_level(voltage_v=0.0625)
         await meter.output_on()
         reading = await meter.measure()
-        await meter.set_level(voltage_v=0.1875)
+        swept = await meter.sweep(voltage_v=[0.0625, 0.125, 0.1875])
         await meter.output_off()
-    setting = ["*IDN?"]
-    for command in (
+    identified = ["*IDN?", ":SYST:ERR?", ":OUTP?"]
+    set_up = [
         "*RST",
         ":SOUR:FUNC VOLT",
         ":SOUR:VOLT:MODE FIX",
@@ -102,23 +96,51 @@ async def test_golden_transcript() -> None:
         ":SENS:CURR:RANG:AUTO 1",
         ":SENS:CURR:NPLC 0.1",
         ":SYST:RSEN 1",
-        ":FORM:ELEM VOLT,CURR,STAT",
-        ":SENS:CURR:PROT 1e-07",
-    ):
-        setting += [":SYST:ERR?", command]
-    setting.insert(2, ":OUTP?")
-    assert bench.said == [
-        *setting,
-        *(":SYST:ERR?", ":OUTP?", ":SOUR:VOLT:LEV 0.0625", ":SYST:ERR?", ":OUTP 1", ":SYST:ERR?"),
-        *(":OUTP?", ":READ?"),
-        *(":OUTP?", ":SOUR:VOLT:LEV?", ":SOUR:VOLT:LEV 0.125", ":SYST:ERR?"),
-        *(":SOUR:VOLT:LEV 0.1875", ":SYST:ERR?"),
-        *(":OUTP?", ":SOUR:FUNC?", ":SOUR:VOLT:LEV?", ":SOUR:VOLT:LEV 0.125", ":SYST:ERR?"),
-        *(":SOUR:VOLT:LEV 0.0625", ":SYST:ERR?", ":SOUR:VOLT:LEV 0.0", ":SYST:ERR?"),
-        *(":OUTP 0", ":SYST:ERR?", ":OUTP?"),
+        ":FORM:ELEM VOLT,CURR,TIME,STAT",
+        ":SENS:CURR:PROT 1e-09",
     ]
-    assert (reading.voltage_v, reading.current_a, reading.in_compliance) == (0.0625, 6.25e-8, False)
+    ranges = [":SOUR:VOLT:RANG 2.0", ":SENS:CURR:RANG 1e-06"]
+    prepared = [
+        ":SOUR:LIST:VOLT 0.0625,0.125,0.1875",
+        ":SOUR:DEL 6.25e-08",
+        ":ARM:COUN 1",
+        ":TRIG:COUN 3",
+        ":TRAC:CLE",
+        ":TRAC:POIN 3",
+        ":TRAC:FEED SENS",
+        ":TRAC:FEED:CONT NEXT",
+        ":SOUR:VOLT:MODE LIST",
+    ]
+    fixed = [
+        ":SOUR:VOLT:LEV 0.1875",
+        ":SOUR:VOLT:MODE FIX",
+        ":SOUR:DEL:AUTO 1",
+        ":TRIG:COUN 1",
+        ":TRAC:FEED:CONT NEV",
+    ]
+    assert bench.said == [
+        *identified,
+        *checked(set_up),
+        ":OUTP?",
+        *checked(ranges),
+        *(":OUTP?", *checked([":SOUR:VOLT:LEV 0.0625", ":OUTP 1"]), ":OUTP?", ":READ?"),
+        *(":OUTP?", ":SOUR:VOLT:LEV?", ":OUTP?", *checked(prepared)),
+        *(":INIT", "*OPC?", ":SYST:ERR?", ":TRAC:DATA?", *checked(fixed)),
+        *(":OUTP?", ":SOUR:FUNC?", ":SOUR:VOLT:LEV?", *checked([":SOUR:VOLT:LEV 0.125"])),
+        *checked([":SOUR:VOLT:LEV 0.0625", ":SOUR:VOLT:LEV 0.0", ":OUTP 0"]),
+        ":OUTP?",
+    ]
+    assert (reading.voltage_v, reading.current_a, reading.in_compliance) == (0.0625, 6.25e-10, False)
+    assert [one.voltage_v for one in swept] == pytest.approx([0.0625, 0.1, 0.1])
+    assert [one.current_a for one in swept] == pytest.approx([6.25e-10, 1e-9, 1e-9])
+    assert [one.in_compliance for one in swept] == [False, True, True]
     assert bench.link.state is LinkState.CLOSED
+    assert bench.instrument.limit_a == 1e-9
+
+
+def checked(commands: list[str]) -> list[str]:
+    """Settings, each followed by a look into the error queue."""
+    return [line for command in commands for line in (command, ":SYST:ERR?")]
 
 
 @given(st.floats(-210.0, 210.0), st.floats(1e-12, 1.05))
@@ -172,7 +194,7 @@ def test_numbers_without_text_are_not_sent(value: float) -> None:
 )
 async def test_a_wrong_identity_is_refused_and_nothing_touched(expected: ExpectedIdentity) -> None:
     bench = Bench()
-    bench.run(":SOUR:VOLT:LEV 1.5;:OUTP 1")
+    run_at_once(bench.instrument, ":SOUR:VOLT:LEV 1.5;:OUTP 1")
     driver = bench.driver(expected=expected)
     with pytest.raises(IdentityError, match="1234567"):
         await driver.open()
@@ -192,7 +214,7 @@ async def test_without_expectations_only_a_2400_is_accepted() -> None:
 
 async def test_open_and_close_touch_no_output_that_was_left_on() -> None:
     bench = Bench()
-    bench.run(":SOUR:VOLT:LEV 1.5;:OUTP 1")
+    run_at_once(bench.instrument, ":SOUR:VOLT:LEV 1.5;:OUTP 1")
     async with bench.driver(expected=ExpectedIdentity(model="2400", serial="1234567")) as meter:
         assert meter.identity.serial == "1234567"
         assert await meter.output_is_on()
@@ -203,7 +225,7 @@ async def test_open_and_close_touch_no_output_that_was_left_on() -> None:
 
 async def test_an_output_that_was_left_on_can_be_switched_off() -> None:
     bench = Bench()
-    bench.run(":SENS:CURR:PROT 1;:SOUR:VOLT:LEV 0.2;:OUTP 1")
+    run_at_once(bench.instrument, ":SENS:CURR:PROT 1;:SOUR:VOLT:LEV 0.2;:OUTP 1")
     async with bench.driver() as meter:
         await meter.output_off()
     assert (bench.instrument.output_on, bench.instrument.level_v) == (False, 0.0)
@@ -211,11 +233,11 @@ async def test_an_output_that_was_left_on_can_be_switched_off() -> None:
 
 async def test_errors_of_an_earlier_session_are_not_ours() -> None:
     bench = Bench()
-    bench.run("NONSENSE")
+    run_at_once(bench.instrument, "NONSENSE")
     async with bench.driver() as meter:
         await meter.configure(source="voltage")
         assert await meter.errors() == []
-        bench.run("NONSENSE")
+        run_at_once(bench.instrument, "NONSENSE")
         assert await meter.errors() == [(-113, "Undefined header")]
 
 
@@ -316,7 +338,7 @@ async def test_currents_are_sourced_and_ramped_too() -> None:
     reading = await driver.measure()
     assert reading.voltage_v == pytest.approx(1.0)
     assert reading.current_a == 1e-3
-    with pytest.raises(StateError, match="voltage sweep"):
+    with pytest.raises(StateError, match="current_a"):
         await driver.sweep(voltage_v=[0.1])
     bench.said.clear()
     await driver.close()
@@ -328,11 +350,11 @@ async def test_compliance_is_bit_3_of_the_status() -> None:
     bench = Bench()
     driver = bench.driver()
     await ready(bench, driver)
-    bench.answers[":READ?"] = "+1.000000E-01,+1.000000E-04,+2.150400E+04"
+    bench.answers[":READ?"] = "+1.000000E-01,+1.000000E-04,+2.000000E+00,+2.150400E+04"
     assert not (await driver.measure()).in_compliance
-    bench.answers[":READ?"] = "+1.000000E-01,+1.000000E-04,+2.151200E+04"
+    bench.answers[":READ?"] = "+1.000000E-01,+1.000000E-04,+2.000000E+00,+2.151200E+04"
     assert (await driver.measure()).in_compliance
-    bench.answers[":READ?"] = "+1.000000E-01,+9.900000E+37,+1.000000E+00"
+    bench.answers[":READ?"] = "+1.000000E-01,+9.900000E+37,+2.000000E+00,+1.000000E+00"
     assert (await driver.measure()).current_a == math.inf
     await driver.close()
 
@@ -349,7 +371,8 @@ async def test_time_of_a_reading_is_utc() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["+1.0,+1.0", "+1.0,+1.0,+8,+0", "+1.0,abc,+8", "+1.0,+9.910000E+37,+0", "", "+1.0,+1.0,+0.5", "\xff"]
+    "answer",
+    ["+1,+1", "+1,+1,+8,+0,+0", "+1,abc,+0,+8", "+1,+9.910000E+37,+0,+0", "", "+1,+1,+0,+0.5", "\xff"],
 )
 async def test_an_answer_that_is_no_reading_is_refused(answer: str) -> None:
     bench = Bench()
@@ -369,7 +392,7 @@ async def test_the_instruments_own_refusal_is_reported() -> None:
     async with bench.driver() as meter:
         await meter.configure(source="voltage")
         await meter.set_limit(current_a=1e-3)
-        bench.run(":SOUR:VOLT:RANG 0.2")
+        run_at_once(bench.instrument, ":SOUR:VOLT:RANG 0.2")
         with pytest.raises(InstrumentError, match="out of range") as caught:
             await meter.set_level(voltage_v=1.0)
         assert (caught.value.code, caught.value.command) == (-222, ":SOUR:VOLT:LEV 1.0")

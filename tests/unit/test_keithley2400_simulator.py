@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labrig_drivers.mock.keithley2400 import OutputEvent, SimulatedKeithley2400
+from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
+from labrig_drivers.mock.output_event import OutputEvent
 from labrig_drivers.mock.loads import DiodeLoad, Load, ResistorLoad
 
 

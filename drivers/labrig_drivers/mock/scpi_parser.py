@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from labrig_drivers.errors import InstrumentError
 
-Run = Generator[float, None, str | None]
+Run = Generator[float, None, str | bytes | None]
 """A command that takes time: yields the seconds to wait, returns its answer or None."""
 
-Handler = Callable[[str], "str | Run | None"]
+Handler = Callable[[str], "str | bytes | Run | None"]
 
 _KEYWORD = re.compile(r"([A-Z]+)([a-z]*)")
 _QUEUE_LENGTH = 10
@@ -89,7 +89,7 @@ class ScpiParser:
 
         Never raises for a bad line: the fault goes into the error queue, and the rest of the line is dropped.
         """
-        answers = []
+        answers: list[str | bytes] = []
         for header, parameter in _units(line):
             handler = self._find(header)
             if handler is None:
@@ -97,16 +97,24 @@ class ScpiParser:
                 break
             try:
                 outcome = handler(parameter)
-                answer = outcome if isinstance(outcome, str) or outcome is None else (yield from outcome)
+                answer = outcome if outcome is None or isinstance(outcome, str | bytes) else (yield from outcome)
             except InstrumentError as error:
                 self._errors.add(error.code, error.text)
                 break
             if answer is not None:
                 answers.append(answer)
-        return ";".join(answers) if answers else None
+        return _joined(answers)
 
     def _find(self, header: str) -> Handler | None:
         return next((handler for pattern, handler in self._commands if pattern.fullmatch(header)), None)
+
+
+def _joined(answers: list[str | bytes]) -> str | bytes | None:
+    """One message out of the answers to the units of a line; a block makes the whole message bytes."""
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    if len(texts) == len(answers):
+        return ";".join(texts) if texts else None
+    return b";".join(one.encode("ascii") if isinstance(one, str) else one for one in answers) + b"\n"
 
 
 def number(parameter: str, low: float, high: float) -> float:
