@@ -100,6 +100,7 @@ class CaseResult:
         reference: What `ratio` compares with, None for a case that stands alone.
         calls: Calls in each round.
         seconds: Time of one call in s, one value for each round.
+        cpu_seconds: Processor time of one call in s, all threads of this process, one value for each round.
         rate: Units per second.
         ratio: Rate over the reference's rate in the same round.
     """
@@ -108,6 +109,7 @@ class CaseResult:
     reference: str | None
     calls: int
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
     rate: Spread
     ratio: Spread | None
 
@@ -129,9 +131,9 @@ class Measurement:
 
 @dataclass
 class _Rounds:
-    """Times of one call in s, a list for each case, and what happened to the rounds."""
+    """Wall and processor times of one call in s, a list for each case, and what happened to the rounds."""
 
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     repeated: int = 0
     disturbed: int = 0
 
@@ -193,27 +195,28 @@ async def _warm_up(case: Case, case_s: float, clock: Callable[[], float]) -> int
     # The first call pays for imports, caches and connections, so that it must not decide the number of calls.
     await case.run()
     calls = 1
-    while (per_call_s := await _time(case, calls, clock)) * calls < case_s / 4.0:
+    while (per_call_s := (await _time(case, calls, clock))[0]) * calls < case_s / 4.0:
         calls *= 2
     return max(1, round(case_s / per_call_s))
 
 
-async def _time(case: Case, calls: int, clock: Callable[[], float]) -> float:
-    """Mean time of one call in s."""
+async def _time(case: Case, calls: int, clock: Callable[[], float]) -> tuple[float, float]:
+    """Mean wall and processor time of one call in s."""
     # Whatever the case before left for the collector is not this case's to pay.
     gc.collect()
     await asyncio.sleep(0)
-    start = clock()
+    start, cpu_start = clock(), time.process_time()
     for _ in range(calls):
         await case.run()
-    return (clock() - start) / calls
+    return (clock() - start) / calls, (time.process_time() - cpu_start) / calls
 
 
-def _result(case: Case, calls: int, cases: Sequence[Case], seconds: dict[str, list[float]]) -> CaseResult:
-    own = [case.units / value for value in seconds[case.name]]
+def _result(case: Case, calls: int, cases: Sequence[Case], seconds: dict[str, list[tuple[float, float]]]) -> CaseResult:
+    own = [case.units / value for value, _ in seconds[case.name]]
     ratio = None
     if case.reference is not None:
         units = next(other.units for other in cases if other.name == case.reference)
-        theirs = [units / value for value in seconds[case.reference]]
+        theirs = [units / value for value, _ in seconds[case.reference]]
         ratio = Spread.of([mine / their for mine, their in zip(own, theirs, strict=True)])
-    return CaseResult(case.name, case.reference, calls, tuple(seconds[case.name]), Spread.of(own), ratio)
+    walls, cpus = zip(*seconds[case.name], strict=True)
+    return CaseResult(case.name, case.reference, calls, walls, cpus, Spread.of(own), ratio)

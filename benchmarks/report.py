@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
@@ -83,7 +84,7 @@ def table(suite: Suite, result: Measurement, machine: Machine, *, threads: int, 
         f"{result.disturbed} disturbed ones kept",
         "",
     ]
-    header = ("case", f"{suite.unit}/s", "+-", f"us/{suite.unit}", "ratio", "[q1 - q3]", "to")
+    header = ("case", f"{suite.unit}/s", "+-", f"us/{suite.unit}", "CPU us", "ratio", "[q1 - q3]", "to")
     numbers = {case.name: f"{number}" for number, case in enumerate(result.cases, start=1)}
     rows = [header, *(_row(case, numbers) for case in result.cases)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
@@ -97,7 +98,8 @@ def table(suite: Suite, result: Measurement, machine: Machine, *, threads: int, 
 def _row(case: CaseResult, numbers: dict[str, str]) -> tuple[str, ...]:
     rate = case.rate
     name = f"{numbers[case.name]} {case.name}"
-    own = (name, f"{rate.median:,.0f}", f"{100.0 * rate.half_iqr:.1f} %", f"{1e6 / rate.median:.3g}")
+    cpu_us = 1e6 * statistics.median(case.cpu_seconds) / (statistics.median(case.seconds) * rate.median)
+    own = (name, f"{rate.median:,.0f}", f"{100.0 * rate.half_iqr:.1f} %", f"{1e6 / rate.median:.3g}", f"{cpu_us:.3g}")
     if case.ratio is None or case.reference is None:
         return (*own, "", "", "")
     ratio = case.ratio

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from labrig_drivers.errors import (
     IdentityError,
@@ -24,6 +23,7 @@ from labrig_drivers.instrument import Identity
 from labrig_drivers.links.base import Link, LinkState
 from labrig_drivers.links.framing import BlockFraming, LineFraming
 from labrig_drivers.links.reconnect import Reconnect
+from labrig_drivers.task_lock import TaskLock
 
 _NAN = 9.91e37
 _OVERFLOW = 9.9e37
@@ -86,8 +86,7 @@ class ScpiChannel:
         self._link = link
         self._name = name
         self._timeout_s = timeout_s
-        self._lock = asyncio.Lock()
-        self._owner: asyncio.Task[object] | None = None
+        self._lock = TaskLock()
         self._identity: Identity | None = None
         self._in_doubt = False
         self._reconnect = reconnect
@@ -125,19 +124,9 @@ class ScpiChannel:
         self._identity = None
         await self._link.close()
 
-    @asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[None]:
-        """Keeps other tasks out for several calls; may be nested inside one task."""
-        task = asyncio.current_task()
-        if task is not None and task is self._owner:
-            yield
-            return
-        async with self._lock:
-            self._owner = task
-            try:
-                yield
-            finally:
-                self._owner = None
+    def exclusive(self) -> TaskLock:
+        """Keeps other tasks out for several calls, by `async with`; may be nested inside one task."""
+        return self._lock
 
     async def query(self, text: str, *, timeout_s: float | None = None, idempotent: bool = False) -> str:
         """Sends one query and returns its answer without the line end.
@@ -151,7 +140,7 @@ class ScpiChannel:
             LinkError: The exchange failed, or the link could not be recovered after an earlier failure.
             ProtocolError: The answer is not ASCII.
         """
-        async with self.exclusive():
+        async with self._lock:
             try:
                 await self._synchronise()
                 return await self._ask(text, timeout_s)
@@ -167,7 +156,7 @@ class ScpiChannel:
             LinkError: The exchange failed, or the link could not be recovered after an earlier failure.
             ProtocolError: The answer is no block.
         """
-        async with self.exclusive():
+        async with self._lock:
             await self._synchronise()
             return await self._link.exchange(_encode(text), _BLOCK, timeout_s=timeout_s or self._timeout_s)
 
@@ -180,7 +169,7 @@ class ScpiChannel:
             LinkError: The exchange failed.
             ProtocolError: The answer is not that many numbers.
         """
-        async with self.exclusive():
+        async with self._lock:
             answer = await self.query(text, timeout_s=timeout_s, idempotent=idempotent)
             fields = answer.split(",")
             if len(fields) != count:
@@ -197,7 +186,7 @@ class ScpiChannel:
             LinkError: The exchange failed.
             ProtocolError: The answer is neither.
         """
-        async with self.exclusive():
+        async with self._lock:
             answer = await self.query(text, idempotent=idempotent)
             if answer.strip() not in {"0", "1"}:
                 raise self._doubt(f"{text!r} was answered {answer!r}, expected 0 or 1")
@@ -217,7 +206,7 @@ class ScpiChannel:
             LinkError: The exchange failed; whether the setting took place is unknown.
             ProtocolError: An answer is no error entry, or the queue does not end.
         """
-        async with self.exclusive():
+        async with self._lock:
             await self._synchronise()
             request = _encode(text)
             if answered_by is not None:
@@ -237,7 +226,7 @@ class ScpiChannel:
             LinkError: An exchange failed.
             ProtocolError: An answer is no error entry, or the queue does not end.
         """
-        async with self.exclusive():
+        async with self._lock:
             for text in texts:
                 await self.write(text)
 
@@ -253,7 +242,7 @@ class ScpiChannel:
             LinkError: An exchange failed.
             ProtocolError: An answer is no error entry, or the queue does not end.
         """
-        async with self.exclusive():
+        async with self._lock:
             return await self._errors_from(await self.query(_NEXT_ERROR))
 
     async def _errors_from(self, answer: str) -> list[tuple[int, str]]:
@@ -275,7 +264,7 @@ class ScpiChannel:
             LinkError: The exchange failed.
             ProtocolError: The answer is no identity.
         """
-        async with self.exclusive():
+        async with self._lock:
             self._identity = Identity.parse(await self._ask("*IDN?", None))
             return self._identity
 
@@ -290,7 +279,7 @@ class ScpiChannel:
             IdentityError: Another instrument answers.
             LinkError: The link could not be reopened, or no sensible answer came.
         """
-        async with self.exclusive():
+        async with self._lock:
             expected = self.identity
             attempt = 1
             while not await self._attempt_recovery(expected, last=attempt == _RECOVERY_ATTEMPTS):
@@ -304,7 +293,7 @@ class ScpiChannel:
             LinkError: The instrument cannot be reached, or does not answer.
             IdentityError: Another instrument answers.
         """
-        async with self.exclusive():
+        async with self._lock:
             if self._link.state is LinkState.BROKEN:
                 await self.recover()
 

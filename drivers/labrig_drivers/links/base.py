@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Callable, Iterable
 from enum import Enum
 from typing import Protocol
 
@@ -62,6 +63,34 @@ class Link(Protocol):
             LinkDesyncedError: An earlier exchange did not complete.
             ProtocolError: The answer cannot be framed; the link is desynchronised now.
             StateError: The link is not open.
+        """
+        ...
+
+    def exchange_many(
+        self,
+        requests: Iterable[bytes],
+        framing: Framing,
+        *,
+        timeout_s: float = 5.0,
+        window: int = 1,
+        is_last: Callable[[bytes], bool] | None = None,
+    ) -> AsyncGenerator[bytes]:
+        """Sends several requests, up to `window` of them ahead of their answers, and yields every message as it comes.
+
+        The latency of the link is paid once for a window, and an answer may have several messages. Only a generator
+        that was exhausted is a completed exchange: left early, cancelled or failed, it desynchronises the link as
+        `exchange` does. The link belongs to the generator meanwhile, so leave it with `contextlib.aclosing`.
+
+        Args:
+            requests: Taken one by one, each when its turn comes.
+            framing: Where one message ends.
+            timeout_s: Longest time in s for each request to be taken and for each message to come.
+            window: How many requests may be under way at most; at least 1. A link that blocks while it writes
+                (VISA) sends one at a time.
+            is_last: Tells whether a message ends the answer to the oldest request under way; None: every one does.
+
+        Raises:
+            LinkTimeoutError, LinkLostError, LinkDesyncedError, ProtocolError, StateError: As for `exchange`.
         """
         ...
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import TypeVar
 
 from labrig_drivers.errors import LinkDesyncedError, LinkLostError, StateError
@@ -35,8 +36,7 @@ class LinkGuard:
         if self._state in {LinkState.READY, LinkState.DESYNCHRONISED}:
             self._state = LinkState.BROKEN
 
-    @asynccontextmanager
-    async def exchanging(self) -> AsyncIterator[None]:
+    def exchanging(self) -> Exchanging:
         """One exchange: alone on the link, allowed only when ready, and desynchronised by every way of failing.
 
         Raises:
@@ -44,10 +44,7 @@ class LinkGuard:
             LinkDesyncedError: An earlier exchange did not complete.
             LinkLostError: The peer is gone.
         """
-        async with self._lock:
-            self._require_ready()
-            with self._judging():
-                yield
+        return Exchanging(self, self._lock)
 
     @asynccontextmanager
     async def opening(self, failed: LinkState) -> AsyncIterator[None]:
@@ -79,7 +76,14 @@ class LinkGuard:
         if self._state is not LinkState.CLOSED:
             raise StateError(f"{self.address}: the link is {self._state.value}; close it before opening it")
 
-    def _require_ready(self) -> None:
+    def require_ready(self) -> None:
+        """Refuses an exchange unless the last one completed.
+
+        Raises:
+            StateError: The link is not open.
+            LinkDesyncedError: An earlier exchange did not complete.
+            LinkLostError: The peer is gone.
+        """
         if self._state is LinkState.READY:
             return
         if self._state is LinkState.DESYNCHRONISED:
@@ -91,18 +95,41 @@ class LinkGuard:
             raise LinkLostError(f"{self.address}: the connection is lost; reopen the link and check the identity first")
         raise StateError(f"{self.address}: the link is {self._state.value}; open it first")
 
-    @contextmanager
-    def _judging(self) -> Iterator[None]:
-        try:
-            yield
-        except LinkLostError:
+    def judge(self, error: BaseException) -> None:
+        """Notes what an exchange that failed means for the link."""
+        # The peer may have gone at the same time, and broken is the stronger word.
+        if isinstance(error, LinkLostError):
             self._state = LinkState.BROKEN
-            raise
+        elif self._state is LinkState.READY:
+            self._state = LinkState.DESYNCHRONISED
+
+
+class Exchanging:
+    """The time of one exchange; a class, because a generator-based context manager costs more than the exchange.
+
+    Args:
+        guard: The link's life cycle.
+        lock: The link's lock.
+    """
+
+    def __init__(self, guard: LinkGuard, lock: asyncio.Lock) -> None:
+        self._guard = guard
+        self._lock = lock
+
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+        try:
+            self._guard.require_ready()
         except BaseException:
-            # The peer may have gone at the same time, and broken is the stronger word.
-            if self._state is LinkState.READY:
-                self._state = LinkState.DESYNCHRONISED
+            self._lock.release()
             raise
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if exc is not None:
+            self._guard.judge(exc)
+        self._lock.release()
 
 
 async def settle(future: asyncio.Future[T]) -> asyncio.CancelledError | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 from labrig_drivers.errors import LinkTimeoutError, ProtocolError
 from labrig_drivers.links.base import Framing, LinkState
@@ -52,19 +52,43 @@ class MemoryLink:
             StateError: The link is not open.
         """
         async with self._guard.exchanging():
-            if self._buffer:
-                raise ProtocolError(f"{self.address}: bytes came that nobody asked for ({bytes(self._buffer[:60])!r})")
+            self._require_silence()
             self._buffer += self._handler(request)
             if framing is None:
                 return b""
-            message = framing.take(self._buffer)
-            if message is None:
-                raise LinkTimeoutError(
-                    f"{self.address}: no complete answer to {request[:60]!r} (would have waited {timeout_s:g} s)"
-                )
-            if self._buffer:
-                raise ProtocolError(f"{self.address}: more than one message came after {request[:60]!r}")
+            message = self._take(framing, request, timeout_s)
+            self._require_nothing_more(request)
             return message
+
+    async def exchange_many(
+        self,
+        requests: Iterable[bytes],
+        framing: Framing,
+        *,
+        timeout_s: float = 5.0,
+        window: int = 1,
+        is_last: Callable[[bytes], bool] | None = None,
+    ) -> AsyncGenerator[bytes]:
+        """Sends up to `window` requests ahead and yields every message as it comes; see `Link.exchange_many`."""
+        async with self._guard.exchanging():
+            self._require_silence()
+            waiting = iter(requests)
+            under_way = 0
+            request = b""
+            message: bytes | None = None
+            while True:
+                while under_way < window and (following := next(waiting, None)) is not None:
+                    request = following
+                    self._buffer += self._handler(request)
+                    under_way += 1
+                if message is not None:
+                    yield message
+                if under_way == 0:
+                    break
+                message = self._take(framing, request, timeout_s)
+                if is_last is None or is_last(message):
+                    under_way -= 1
+            self._require_nothing_more(request)
 
     async def reopen(self, *, timeout_s: float = 5.0) -> None:  # noqa: ARG002 - the contract names it
         """Throws away what is buffered and becomes ready."""
@@ -75,3 +99,19 @@ class MemoryLink:
         """Becomes closed; harmless when closed."""
         async with self._guard.closing():
             self._buffer.clear()
+
+    def _require_silence(self) -> None:
+        if self._buffer:
+            raise ProtocolError(f"{self.address}: bytes came that nobody asked for ({bytes(self._buffer[:60])!r})")
+
+    def _take(self, framing: Framing, request: bytes, timeout_s: float) -> bytes:
+        message = framing.take(self._buffer)
+        if message is None:
+            raise LinkTimeoutError(
+                f"{self.address}: no complete answer to {request[:60]!r} (would have waited {timeout_s:g} s)"
+            )
+        return message
+
+    def _require_nothing_more(self, request: bytes) -> None:
+        if self._buffer:
+            raise ProtocolError(f"{self.address}: more than one message came after {request[:60]!r}")

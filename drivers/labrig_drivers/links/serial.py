@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from labrig_drivers.errors import LinkLostError, LinkTimeoutError
 from labrig_drivers.links.base import Framing, LinkState
 from labrig_drivers.links.guard import LinkGuard
-from labrig_drivers.links.stream import Inbox, exchange_bytes
+from labrig_drivers.links.stream import Inbox, ReadablePoll, exchange_bytes, exchange_many_bytes
 
 if TYPE_CHECKING:
     from serial import Serial
@@ -70,6 +71,23 @@ class SerialLink:
             assert self._port is not None  # ready implies an open port
             return await exchange_bytes(self._port, request, framing, timeout_s, self.address)
 
+    async def exchange_many(
+        self,
+        requests: Iterable[bytes],
+        framing: Framing,
+        *,
+        timeout_s: float = 5.0,
+        window: int = 1,
+        is_last: Callable[[bytes], bool] | None = None,
+    ) -> AsyncGenerator[bytes]:
+        """Sends up to `window` requests ahead and yields every message as it comes; see `Link.exchange_many`."""
+        async with self._guard.exchanging():
+            assert self._port is not None  # ready implies an open port
+            exchange = (requests, framing, timeout_s, window, is_last, self.address)
+            async with aclosing(exchange_many_bytes(self._port, *exchange)) as messages:
+                async for message in messages:
+                    yield message
+
     async def reopen(self, *, timeout_s: float = 5.0) -> None:
         """Opens the port anew and throws away what still arrives until the line is quiet.
 
@@ -125,17 +143,18 @@ class _Port:
         self._serial = serial
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._sending: asyncio.Future[None] | None = None
-        self._loop.add_reader(self.fileno(), self._on_readable)
+        self._blocked = False
+        self._poll = ReadablePoll(self._fileno())
+        self._loop.add_reader(self._fileno(), self._on_readable)
 
-    def fileno(self) -> int:
-        return int(self._serial.fileno()) if self._serial.is_open else -1
+    def readable(self) -> bool:
+        return self._serial.is_open and self._poll.readable()
 
     async def send(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest and not self.inbox.lost:
             try:
-                rest = rest[os.write(self.fileno(), rest) :]
+                rest = rest[os.write(self._fileno(), rest) :]
             except BlockingIOError:
                 await self._until_writable()
             except OSError as error:
@@ -163,15 +182,13 @@ class _Port:
     def _close(self) -> None:
         if not self._serial.is_open:
             return
-        self._loop.remove_reader(self.fileno())
-        self._loop.remove_writer(self.fileno())
-        if self._sending is not None and not self._sending.done():
-            self._sending.set_result(None)
+        self._loop.remove_reader(self._fileno())
+        self._loop.remove_writer(self._fileno())
         self._serial.close()
 
     def _on_readable(self) -> None:
         try:
-            data = os.read(self.fileno(), _READ_BYTES)
+            data = os.read(self._fileno(), _READ_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
@@ -186,14 +203,18 @@ class _Port:
             self._lose(self.inbox.lost)
 
     async def _until_writable(self) -> None:
-        self._sending = self._loop.create_future()
-        self._loop.add_writer(self.fileno(), self._on_writable)
+        self._blocked = True
+        self._loop.add_writer(self._fileno(), self._on_writable)
         try:
-            await self._sending
+            while self._blocked and not self.inbox.lost:
+                await self.inbox.wait()
         finally:
             if self._serial.is_open:
-                self._loop.remove_writer(self.fileno())
+                self._loop.remove_writer(self._fileno())
 
     def _on_writable(self) -> None:
-        if self._sending is not None and not self._sending.done():
-            self._sending.set_result(None)
+        self._blocked = False
+        self.inbox.wake()
+
+    def _fileno(self) -> int:
+        return int(self._serial.fileno()) if self._serial.is_open else -1

@@ -1,9 +1,11 @@
-"""The exchange over a stream of bytes, shared by TCP and serial links, which differ only in how bytes move."""
+"""Exchanges over a stream of bytes, shared by TCP and serial links, which differ only in how bytes move."""
 
 from __future__ import annotations
 
 import asyncio
 import select
+from collections.abc import AsyncGenerator, Callable, Iterable
+from types import TracebackType
 from typing import Protocol
 
 from labrig_drivers.errors import LinkLostError, LinkTimeoutError, ProtocolError
@@ -19,6 +21,7 @@ class Inbox:
     def __init__(self) -> None:
         self.buffer = bytearray()
         self._lost = ""
+        self._late = False
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -31,24 +34,62 @@ class Inbox:
         self.buffer += data
         if len(self.buffer) > _INBOX_MAX_BYTES:
             self.lose(f"sent more than {_INBOX_MAX_BYTES} bytes that nobody asked for")
-        self._wake()
+        self.wake()
 
     def lose(self, reason: str) -> None:
         """Notes that no more bytes will come; the first reason stays."""
         self._lost = self._lost or reason
-        self._wake()
+        self.wake()
 
     async def wait(self) -> None:
-        """Waits until something was fed, or the peer was lost."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        """Waits until something was fed, the peer was lost, or `wake()` was called.
 
-    def _wake(self) -> None:
+        Raises:
+            TimeoutError: The time of a running `Clock` is over.
+        """
+        if not self._late:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._late:
+            raise TimeoutError
+
+    def wake(self) -> None:
+        """Ends a `wait()`, so that whoever waits looks again."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def set_late(self, late: bool) -> None:
+        """Notes that the time is over, or no longer counts; called by `Clock`."""
+        self._late = late
+        self.wake()
+
+
+class Clock:
+    """A deadline for everything that waits on an inbox inside a `with` block.
+
+    `asyncio.timeout` does the same for any code, by cancelling the task; this one is the smaller half of its cost, and
+    every exchange has one.
+
+    Args:
+        inbox: What is waited on.
+        timeout_s: Time in s from the beginning of the block.
+    """
+
+    def __init__(self, inbox: Inbox, timeout_s: float) -> None:
+        self._inbox = inbox
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, inbox.set_late, True)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        self._inbox.set_late(False)
 
 
 class ByteStream(Protocol):
@@ -59,12 +100,12 @@ class ByteStream(Protocol):
         """Where arriving bytes are collected."""
         ...
 
-    def fileno(self) -> int:
-        """File descriptor, to ask the kernel whether bytes wait there; -1 when closed."""
+    def readable(self) -> bool:
+        """Asks the kernel whether it holds bytes, or an end, that the event loop has not collected yet."""
         ...
 
     async def send(self, data: bytes) -> None:
-        """Hands all of `data` to the kernel.
+        """Hands all of `data` to the kernel; waits on the inbox, so that a `Clock` counts.
 
         Raises:
             LinkLostError: The peer is gone.
@@ -85,7 +126,7 @@ async def exchange_bytes(
     """
     inbox = stream.inbox
     try:
-        async with asyncio.timeout(timeout_s):
+        with Clock(inbox, timeout_s):
             await _require_silence(stream, address)
             await stream.send(request)
             if framing is None:
@@ -94,16 +135,73 @@ async def exchange_bytes(
                 return b""
             message = await _next_message(inbox, framing, address)
     except TimeoutError:
-        raise LinkTimeoutError(
-            f"{address}: no complete answer to {request[:60]!r} within {timeout_s:g} s "
-            f"({len(inbox.buffer)} bytes came); the link needs to be reopened"
-        ) from None
+        raise _late(inbox, request, timeout_s, address) from None
+    _require_nothing_more(inbox, request, address)
+    return message
+
+
+async def exchange_many_bytes(
+    stream: ByteStream,
+    requests: Iterable[bytes],
+    framing: Framing,
+    timeout_s: float,
+    window: int,
+    is_last: Callable[[bytes], bool] | None,
+    address: str,
+) -> AsyncGenerator[bytes]:
+    """Sends up to `window` requests ahead and yields every message as it comes; see `Link.exchange_many`.
+
+    Raises:
+        LinkTimeoutError: A request was not taken, or a message did not come, within `timeout_s`.
+        LinkLostError: The peer is gone.
+        ProtocolError: Bytes were waiting before the first request was sent, came after the last message, or cannot be
+            framed.
+    """
+    inbox = stream.inbox
+    waiting = iter(requests)
+    under_way = 0
+    request = b""
+    message: bytes | None = None
+    await _require_silence(stream, address)
+    while True:
+        # The next request goes out before the message is handed over: the peer works while the caller does.
+        while under_way < window and (following := next(waiting, None)) is not None:
+            request = following
+            try:
+                with Clock(inbox, timeout_s):
+                    await stream.send(request)
+            except TimeoutError:
+                raise _late(inbox, request, timeout_s, address) from None
+            under_way += 1
+        if message is not None:
+            yield message
+        if under_way == 0:
+            break
+        message = framing.take(inbox.buffer)
+        if message is None:
+            try:
+                with Clock(inbox, timeout_s):
+                    message = await _next_message(inbox, framing, address)
+            except TimeoutError:
+                raise _late(inbox, request, timeout_s, address) from None
+        if is_last is None or is_last(message):
+            under_way -= 1
+    _require_nothing_more(inbox, request, address)
+
+
+def _late(inbox: Inbox, request: bytes, timeout_s: float, address: str) -> LinkTimeoutError:
+    return LinkTimeoutError(
+        f"{address}: no complete answer to {request[:60]!r} within {timeout_s:g} s "
+        f"({len(inbox.buffer)} bytes came); the link needs to be reopened"
+    )
+
+
+def _require_nothing_more(inbox: Inbox, request: bytes, address: str) -> None:
     if inbox.buffer:
         raise ProtocolError(
             f"{address}: more than one message came after {request[:60]!r} (also {bytes(inbox.buffer[:60])!r}), "
             "so nothing tells which one is the answer"
         )
-    return message
 
 
 async def _next_message(inbox: Inbox, framing: Framing, address: str) -> bytes:
@@ -121,7 +219,7 @@ async def _require_silence(stream: ByteStream, address: str) -> None:
     """Refuses to send while bytes wait that could be taken for the answer."""
     inbox = stream.inbox
     # What the kernel holds already is older than our request too; the loop is about to collect it.
-    while not inbox.buffer and not inbox.lost and _readable(stream.fileno()):
+    while not inbox.buffer and not inbox.lost and stream.readable():
         await inbox.wait()
     if inbox.buffer:
         raise ProtocolError(
@@ -132,7 +230,17 @@ async def _require_silence(stream: ByteStream, address: str) -> None:
         raise LinkLostError(f"{address}: the peer {inbox.lost}; nothing was sent")
 
 
-def _readable(fileno: int) -> bool:
-    poll = select.poll()
-    poll.register(fileno, select.POLLIN)
-    return bool(poll.poll(0))
+class ReadablePoll:
+    """Asks the kernel about one descriptor, again and again.
+
+    Args:
+        fileno: The descriptor; it must stay open as long as this is asked.
+    """
+
+    def __init__(self, fileno: int) -> None:
+        self._poll = select.poll()
+        self._poll.register(fileno, select.POLLIN)
+
+    def readable(self) -> bool:
+        """Whether bytes or an end wait there."""
+        return bool(self._poll.poll(0))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 
 from labrig_drivers.errors import LinkLostError, LinkTimeoutError
 from labrig_drivers.links.base import Framing, LinkState
 from labrig_drivers.links.guard import LinkGuard
-from labrig_drivers.links.stream import Inbox, exchange_bytes
+from labrig_drivers.links.stream import Inbox, ReadablePoll, exchange_bytes, exchange_many_bytes
 
 
 class TcpLink:
@@ -61,6 +62,23 @@ class TcpLink:
         async with self._guard.exchanging():
             assert self._connection is not None  # ready implies connected
             return await exchange_bytes(self._connection, request, framing, timeout_s, self.address)
+
+    async def exchange_many(
+        self,
+        requests: Iterable[bytes],
+        framing: Framing,
+        *,
+        timeout_s: float = 5.0,
+        window: int = 1,
+        is_last: Callable[[bytes], bool] | None = None,
+    ) -> AsyncGenerator[bytes]:
+        """Sends up to `window` requests ahead and yields every message as it comes; see `Link.exchange_many`."""
+        async with self._guard.exchanging():
+            assert self._connection is not None  # ready implies connected
+            exchange = (requests, framing, timeout_s, window, is_last, self.address)
+            async with aclosing(exchange_many_bytes(self._connection, *exchange)) as messages:
+                async for message in messages:
+                    yield message
 
     async def reopen(self, *, timeout_s: float = 5.0) -> None:
         """Drops the connection with everything in it and connects anew; the link is broken when that fails.
@@ -114,18 +132,19 @@ class _Connection(asyncio.Protocol):
         self.inbox = Inbox()
         self.closed = asyncio.Event()
         self._on_lost = on_lost
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._writable = True
         self._transport: asyncio.Transport | None = None
+        self._poll: ReadablePoll | None = None
 
-    def fileno(self) -> int:
-        return -1 if self._transport is None else self._socket(self._transport).fileno()
+    def readable(self) -> bool:
+        return self._poll is not None and self._poll.readable()
 
     async def send(self, data: bytes) -> None:
         if self._transport is None:
             raise LinkLostError("the connection is closed")
         self._transport.write(data)
-        await self._writable.wait()
+        while not self._writable:
+            await self.inbox.wait()
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -137,7 +156,8 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
         # Pausing at any unsent byte makes "writable" mean "all of it is in the kernel's hands".
         transport.set_write_buffer_limits(high=0)
-        tcp_socket = self._socket(transport)
+        tcp_socket: socket.socket = transport.get_extra_info("socket")
+        self._poll = ReadablePoll(tcp_socket.fileno())
         tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tcp_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
@@ -152,19 +172,15 @@ class _Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self._transport = self._poll = None
+        self._writable = True
         self.inbox.lose("closed the connection" if exc is None else f"was lost ({exc})")
         self._on_lost()
-        self._writable.set()
         self.closed.set()
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._writable = False
 
     def resume_writing(self) -> None:
-        self._writable.set()
-
-    @staticmethod
-    def _socket(transport: asyncio.Transport) -> socket.socket:
-        found: socket.socket = transport.get_extra_info("socket")
-        return found
+        self._writable = True
+        self.inbox.wake()

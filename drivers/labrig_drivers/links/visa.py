@@ -12,11 +12,15 @@ Prefer `TcpLink` where TCP is spoken.
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from labrig_drivers.errors import LabrigError, LinkLostError, LinkTimeoutError, ProtocolError
@@ -96,6 +100,27 @@ class VisaLink:
             session = self._session
             assert session is not None  # ready implies an open session
             return await self._on_thread(lambda: session.exchange(request, framing, timeout_s))
+
+    async def exchange_many(
+        self,
+        requests: Iterable[bytes],
+        framing: Framing,
+        *,
+        timeout_s: float = 5.0,
+        window: int = 1,
+        is_last: Callable[[bytes], bool] | None = None,
+    ) -> AsyncGenerator[bytes]:
+        """Sends up to `window` requests ahead and yields every message as it comes; see `Link.exchange_many`."""
+        async with self._guard.exchanging():
+            session = self._session
+            assert session is not None  # ready implies an open session
+            waiting = iter(requests)
+            # One hop to the thread for a window, written and read in turn there.
+            while window_of := list(islice(waiting, window)):
+                for message in await self._on_thread(
+                    partial(session.exchange_many, window_of, framing, timeout_s, is_last)
+                ):
+                    yield message
 
     async def reopen(self, *, timeout_s: float = 5.0) -> None:
         """Drops the session with everything in it and opens a new one; broken when that fails.
@@ -179,20 +204,39 @@ class _Session:
 
     def exchange(self, request: bytes, framing: Framing | None, timeout_s: float) -> bytes:
         """The whole exchange, so that one hop to the thread is enough."""
-        deadline = time.monotonic() + timeout_s - min(_MARGIN_S, timeout_s / 10)
+        messages = self._converse(request, framing, timeout_s, None)
+        return messages[-1] if messages else b""
+
+    def exchange_many(
+        self, requests: list[bytes], framing: Framing, timeout_s: float, is_last: Callable[[bytes], bool] | None
+    ) -> list[bytes]:
+        """One exchange after another; an answer ends with the first message that `is_last` says yes to."""
+        return [message for request in requests for message in self._converse(request, framing, timeout_s, is_last)]
+
+    def _converse(
+        self, request: bytes, framing: Framing | None, timeout_s: float, is_last: Callable[[bytes], bool] | None
+    ) -> list[bytes]:
+        margin_s = min(_MARGIN_S, timeout_s / 10)
+        deadline = time.monotonic() + timeout_s - margin_s
         self._require_silence()
+        messages: list[bytes] = []
         with self._translated(f"no complete answer to {request[:60]!r}", timeout_s):
             self._resource.timeout = _milliseconds(deadline - time.monotonic())
             self._resource.write_raw(request)
             if framing is None:
-                return b""
+                return messages
             buffer = bytearray()
-            while (message := framing.take(buffer)) is None:
-                self._resource.timeout = self._remaining_ms(deadline, request, timeout_s)
-                buffer += self._piece(framing, buffer)
+            while True:
+                while (message := framing.take(buffer)) is None:
+                    self._resource.timeout = self._remaining_ms(deadline, request, timeout_s)
+                    buffer += self._piece(framing, buffer)
+                messages.append(message)
+                if is_last is None or is_last(message):
+                    break
+                deadline = time.monotonic() + timeout_s - margin_s
         if buffer:
             raise ProtocolError(f"{self._address}: more than one message came after {request[:60]!r}")
-        return message
+        return messages
 
     def clear(self) -> None:
         """Device clear on a bus; a stream has none (pyvisa-py would only wait for silence)."""
@@ -213,7 +257,10 @@ class _Session:
                 self._resource.read_termination = last
             return self._resource.read_bytes(_LINE_PIECE_BYTES, break_on_termchar=True)
         count = framing.missing(buffer) if isinstance(framing, SizedFraming) else 1
-        return self._resource.read_bytes(count)
+        if self._resource.read_termination is not None:
+            # With it on, pyvisa-py stops at every such byte of binary data and copies what it has.
+            self._resource.read_termination = None
+        return self._resource.read_bytes(count, chunk_size=count)
 
     def _require_silence(self) -> None:
         """Refuses to go on while bytes wait on a stream; a bus instrument sends nothing unasked."""
@@ -226,7 +273,7 @@ class _Session:
             if isinstance(self._resource, SerialInstrument):
                 count = self._resource.bytes_in_buffer
                 waiting = self._resource.read_bytes(count) if count else b""
-            elif self._is_socket:
+            elif self._is_socket and not _is_silent(self._resource):
                 self._resource.timeout = 0
                 try:
                     waiting = self._resource.read_bytes(1)
@@ -265,6 +312,19 @@ class _Session:
             raise LinkLostError(f"{self._address}: {what} ({error})") from error
         except Exception as error:
             raise LinkLostError(f"{self._address}: {what} ({error})") from error
+
+
+def _is_silent(resource: MessageBasedResource) -> bool:
+    """Whether it is certain that no byte waits in pyvisa-py's socket; False where that cannot be seen.
+
+    A look through VISA costs a millisecond, because pyvisa-py never waits for less; its session's own socket and buffer
+    tell at once. Other backends, and a pyvisa-py that names them otherwise, are looked at through VISA.
+    """
+    session = getattr(resource.visalib, "sessions", {}).get(resource.session)
+    interface, pending = getattr(session, "interface", None), getattr(session, "_pending_buffer", None)
+    if not isinstance(interface, socket.socket) or not isinstance(pending, bytearray):
+        return False
+    return not pending and not select.select([interface], [], [], 0)[0]
 
 
 def _milliseconds(duration_s: float) -> int:
