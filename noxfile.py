@@ -60,3 +60,18 @@ def no_torch(session: nox.Session) -> None:
     session.run("labrig", "check", "rig_configs/mock.toml")
     session.run("labrig", "sweep", "rig_configs/mock.toml", "--plan", "mvm", "--writes", "1", "-o", str(output))
     session.run("labrig", "show", str(output))
+
+
+@nox.session(python="3.11")
+def qcodes(session: nox.Session) -> None:
+    """Our drivers against the simulated instruments of QCoDeS; only its data files are used, hence no dependencies."""
+    session.install("-c", "constraints.txt", "-e", ".[test]", "pyvisa-sim")
+    session.install("--no-deps", "qcodes")
+    session.run("pytest", "tests/integration/test_qcodes_simulators.py", *session.posargs)
+
+
+@nox.session(python="3.12")
+def aihwkit(session: nox.Session) -> None:
+    """The aihwkit board on the real toolkit; its wheels start at Python 3.12, so the constraints are left out."""
+    session.install("-e", ".[test,aihwkit]")
+    session.run("pytest", "tests/integration/test_aihwkit_board.py", *session.posargs)

@@ -31,6 +31,8 @@ _OTHER_NAME: Final[dict[SourceKind, str]] = {"voltage": "CURR", "current": "VOLT
 _STAT_COMPLIANCE: Final = 1 << 3
 # The most points of a list that one message may carry; the rest is appended.
 _LIST_PIECE: Final = 100
+_ELEMENTS: Final = "VOLT,CURR,TIME,STAT"
+_ELEMENT_COUNT: Final = 4
 _NO_PROTECTION: Final = HostLossProtection(None, "a Keithley 2400 keeps its output on when the host is gone")
 
 
@@ -113,7 +115,7 @@ class Keithley2400Dialect:
                 f":SENS:{limited}:RANG:AUTO 1",
                 f":SENS:CURR:NPLC {format_float(nplc)}",
                 f":SYST:RSEN {int(wires == 4)}",
-                ":FORM:ELEM VOLT,CURR,TIME,STAT",
+                f":FORM:ELEM {_ELEMENTS}",
             ]
         )
 
@@ -139,9 +141,13 @@ class Keithley2400Dialect:
         return level
 
     async def read_source(self) -> SourceKind:
-        """Asks what is sourced."""
+        """Asks what is sourced; ends a sweep that a program left behind, so that the level says what is put out."""
         function = (await self.channel.query(":SOUR:FUNC?", idempotent=True)).strip().upper()
-        return "current" if function.startswith("CURR") else "voltage"
+        source: SourceKind = "current" if function.startswith("CURR") else "voltage"
+        mode = await self.channel.query(f":SOUR:{_SCPI_NAME[source]}:MODE?", idempotent=True)
+        if not mode.strip().upper().startswith("FIX"):
+            await self._end_foreign_sweep(source)
+        return source
 
     async def switch(self, on: bool) -> None:
         """Switches the output."""
@@ -157,7 +163,7 @@ class Keithley2400Dialect:
 
     async def read(self, timeout_s: float) -> RawReading:
         """Takes one reading."""
-        return _raw(await self.channel.query_floats(":READ?", count=4, timeout_s=timeout_s))
+        return _raw(await self.channel.query_floats(":READ?", count=_ELEMENT_COUNT, timeout_s=timeout_s))
 
     async def run_sweep(
         self, source: SourceKind, levels: Sequence[float], settle_s: float, timeout_s: float
@@ -187,9 +193,9 @@ class Keithley2400Dialect:
             ]
         )
         await channel.write(":INIT", answered_by="*OPC?", timeout_s=timeout_s)
-        values = await channel.query_floats(":TRAC:DATA?", count=4 * count, timeout_s=timeout_s)
+        values = await channel.query_floats(":TRAC:DATA?", count=_ELEMENT_COUNT * count, timeout_s=timeout_s)
         await self._back_to_fixed(source, levels[-1])
-        return [_raw(values[start : start + 4]) for start in range(0, len(values), 4)]
+        return [_raw(values[start : start + _ELEMENT_COUNT]) for start in range(0, len(values), _ELEMENT_COUNT)]
 
     async def abandon_sweep(self, source: SourceKind, levels: Sequence[float]) -> None:
         """Aborts; the number of readings in the buffer tells at which level the source stands."""
@@ -197,6 +203,17 @@ class Keithley2400Dialect:
         await self.channel.write(":ABOR")
         (taken,) = await self.channel.query_floats(":TRAC:POIN:ACT?", count=1)
         await self._back_to_fixed(source, levels[min(int(taken), len(levels) - 1)])
+
+    async def _end_foreign_sweep(self, source: SourceKind) -> None:
+        """Ends a sweep of which only the instrument knows; its last reading tells where the source stands."""
+        await self.channel.write_all([":ABOR", f":FORM:ELEM {_ELEMENTS}"])
+        (taken,) = await self.channel.query_floats(":TRAC:POIN:ACT?", count=1)
+        level = await self.read_level(source)
+        if taken:
+            values = await self.channel.query_floats(":TRAC:DATA?", count=_ELEMENT_COUNT * int(taken))
+            voltage_v, current_a = values[-_ELEMENT_COUNT], values[1 - _ELEMENT_COUNT]
+            level = voltage_v if source == "voltage" else current_a
+        await self._back_to_fixed(source, level)
 
     async def _back_to_fixed(self, source: SourceKind, level: float) -> None:
         # The fixed level first: it appears as soon as the mode is fixed again. A count of 1 is what `:READ?` needs.

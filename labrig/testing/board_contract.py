@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from labrig.testing.capability_contract import check_capabilities
 from labrig.testing.promises import check_closed, check_identity, must_raise, require
+from labrig_drivers.capabilities import READ_CONDUCTANCE
 from labrig_drivers.crossbar import BoardInfo, CrossbarBoard, MvmResult
 from labrig_drivers.errors import CapabilityError, LabrigError, SafetyError, StateError
 
@@ -36,6 +38,7 @@ async def check_crossbar_board(make_board: Callable[[], CrossbarBoard]) -> None:
         await _check_order(board)
         await _check_callers_apart(board)
         await _check_cells(board)
+        await check_capabilities(board)
         identity = board.identity
     finally:
         await board.close()
@@ -211,6 +214,13 @@ async def _check_cells(board: CrossbarBoard) -> None:
     rng = np.random.default_rng(2)
     target_s = rng.choice([info.conductance_min_s, info.conductance_max_s], (info.rows, info.columns))
     await board.program(0, target_s)
+    if READ_CONDUCTANCE not in info.capabilities:
+        await must_raise(
+            CapabilityError,
+            lambda: board.read_conductance(0),
+            f"read_conductance() of a board that does not declare {READ_CONDUCTANCE!r}",
+        )
+        return
     read_s = await board.read_conductance(0)
     require(read_s.shape == target_s.shape, f"read_conductance() has shape [{info.rows}, {info.columns}]")
     require(read_s.dtype == np.float64, "read_conductance() is float64")

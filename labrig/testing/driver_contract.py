@@ -13,5 +13,6 @@ from __future__ import annotations
 
 from labrig.testing.board_contract import check_crossbar_board
 from labrig.testing.source_meter_contract import check_source_meter
+from labrig.testing.switch_matrix_contract import check_switch_matrix
 
-__all__ = ["check_crossbar_board", "check_source_meter"]
+__all__ = ["check_crossbar_board", "check_source_meter", "check_switch_matrix"]

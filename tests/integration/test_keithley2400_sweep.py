@@ -140,6 +140,28 @@ async def test_an_interrupted_sweep_is_aborted_and_never_jumps(after_s: float) -
     assert levels[-1] == 0.0
 
 
+async def test_a_sweep_of_a_program_that_died_is_ended_and_ramped_down() -> None:
+    """The buffer belongs to the simulator's instrument, not to the link: a fresh driver finds it in the middle."""
+    events: list[OutputEvent] = []
+    async with keithley2400_server(ResistorLoad(1e3), log=events.append) as server:
+        dead = Keithley2400(TcpLink("127.0.0.1", server.port), ramp_v_per_s=2.0, ramp_step_v=STEP_V)
+        await dead.open()
+        await switched_on(dead)
+        sweep = asyncio.create_task(dead.sweep(voltage_v=[index * STEP_V for index in range(9)]))
+        await asyncio.sleep(0.12)
+        # The program dies: nothing is sent any more. What it had asked for goes on.
+        sweep.cancel()
+        await asyncio.gather(sweep, return_exceptions=True)
+        await dead._channel.close()
+        async with Keithley2400(TcpLink("127.0.0.1", server.port), ramp_v_per_s=50.0, ramp_step_v=STEP_V) as fresh:
+            await fresh.output_off()
+        assert not server.instrument.output_on
+    levels = [event.voltage_v for event in events if event.output_on]
+    assert max(levels) > 2 * STEP_V
+    assert max(abs(after - before) for before, after in pairwise(levels)) <= STEP_V + 1e-7
+    assert levels[-1] == 0.0
+
+
 async def test_a_sweep_that_takes_too_long_is_aborted() -> None:
     async with keithley2400_server(ResistorLoad(1e3), time_scale=30.0) as server:
         async with Keithley2400(TcpLink("127.0.0.1", server.port), ramp_v_per_s=100.0, timeout_s=0.3) as meter:

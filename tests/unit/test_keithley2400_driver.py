@@ -126,7 +126,7 @@ async def test_golden_transcript() -> None:
         *(":OUTP?", *checked([":SOUR:VOLT:LEV 0.0625", ":OUTP 1"]), ":OUTP?", ":READ?"),
         *(":OUTP?", ":SOUR:VOLT:LEV?", ":OUTP?", *checked(prepared)),
         *(":INIT", "*OPC?", ":SYST:ERR?", ":TRAC:DATA?", *checked(fixed)),
-        *(":OUTP?", ":SOUR:FUNC?", ":SOUR:VOLT:LEV?", *checked([":SOUR:VOLT:LEV 0.125"])),
+        *(":OUTP?", ":SOUR:FUNC?", ":SOUR:VOLT:MODE?", ":SOUR:VOLT:LEV?", *checked([":SOUR:VOLT:LEV 0.125"])),
         *checked([":SOUR:VOLT:LEV 0.0625", ":SOUR:VOLT:LEV 0.0", ":OUTP 0"]),
         ":OUTP?",
     ]

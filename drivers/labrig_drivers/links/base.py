@@ -86,7 +86,7 @@ class Link(Protocol):
             framing: Where one message ends.
             timeout_s: Longest time in s for each request to be taken and for each message to come.
             window: How many requests may be under way at most; at least 1. A link that blocks while it writes
-                (VISA) sends one at a time.
+                (VISA) sends one at a time, and hands the messages of a window over together.
             is_last: Tells whether a message ends the answer to the oldest request under way; None: every one does.
 
         Raises:

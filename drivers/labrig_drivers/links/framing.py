@@ -1,4 +1,4 @@
-"""Framings of text instruments: lines, and IEEE 488.2 arbitrary blocks.
+"""Framings of text instruments: lines, IEEE 488.2 arbitrary blocks, and blocks of a length known beforehand.
 
 A framing is a value without state: it looks at the bytes that came so far and either takes one message or leaves
 them alone, so that a message split anywhere by the transport is the same message.
@@ -13,6 +13,7 @@ from labrig_drivers.errors import ProtocolError
 
 _LINE_MAX_BYTES = 1 << 20
 _BLOCK_MAX_BYTES = 1 << 28
+_FIXED_HEAD = b"#0"
 
 
 @runtime_checkable
@@ -147,3 +148,89 @@ class BlockFraming:
         data = bytes(buffer[2:end]).removesuffix(b"\r")
         del buffer[: end + len(self.terminator)]
         return data
+
+
+@dataclass(frozen=True)
+class FixedBlockFraming:
+    r"""A block `#0<data>\n` whose length the receiver knows, because it asked for so many values.
+
+    Some instruments (Keithley 2600: `printbuffer` with a binary format) head their data with `#0` and end them with
+    a line end, so nothing in the stream tells where the data end: they may hold any byte, line ends included.
+
+    Attributes:
+        data_bytes: Length of the data.
+        terminator: Bytes after the data.
+    """
+
+    data_bytes: int
+    terminator: bytes = b"\n"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.data_bytes <= _BLOCK_MAX_BYTES:
+            raise ValueError(f"a block of {self.data_bytes} bytes is not between 0 and {_BLOCK_MAX_BYTES}")
+
+    def take(self, buffer: bytearray) -> bytes | None:
+        """Removes the block from `buffer` and returns its data; None while it is incomplete.
+
+        Raises:
+            ProtocolError: The bytes do not begin with `#0`, or no terminator follows the data.
+        """
+        head = bytes(buffer[: len(_FIXED_HEAD)])
+        if not _FIXED_HEAD.startswith(head):
+            raise ProtocolError(f"expected a block that begins with {_FIXED_HEAD!r}, got {bytes(buffer[:40])!r}")
+        stop = len(_FIXED_HEAD) + self.data_bytes
+        tail = bytes(buffer[stop : stop + len(self.terminator)])
+        if not self.terminator.startswith(tail):
+            raise ProtocolError(
+                f"after a block of {self.data_bytes} bytes came {tail!r} instead of {self.terminator!r}; "
+                "does the instrument send as many values as were asked for?"
+            )
+        if self.missing_bytes(buffer) > 0:
+            return None
+        data = bytes(buffer[len(_FIXED_HEAD) : stop])
+        del buffer[: stop + len(self.terminator)]
+        return data
+
+    def missing(self, buffer: bytearray) -> int:
+        """Number of bytes that are certain to be missing from the incomplete block in `buffer`."""
+        return max(1, self.missing_bytes(buffer))
+
+    def missing_bytes(self, buffer: bytearray) -> int:
+        """Number of bytes between the end of `buffer` and the end of the block; negative beyond it."""
+        return len(_FIXED_HEAD) + self.data_bytes + len(self.terminator) - len(buffer)
+
+
+@dataclass(frozen=True)
+class PairFraming:
+    """Two messages as one: an answer, and a line that the instrument sends right after it.
+
+    The payload is that of the first, a line end, and the second line; the last line end separates them.
+
+    Attributes:
+        first: Framing of the answer.
+        second: Framing of the line.
+    """
+
+    first: LineFraming | FixedBlockFraming
+    second: LineFraming = LineFraming()
+
+    def take(self, buffer: bytearray) -> bytes | None:
+        """Removes both messages from `buffer`; None, and nothing removed, while one of them is incomplete.
+
+        Raises:
+            ProtocolError: One of them can never become complete.
+        """
+        rest = bytearray(buffer)
+        first = self.first.take(rest)
+        second = None if first is None else self.second.take(rest)
+        if first is None or second is None:
+            return None
+        del buffer[: len(buffer) - len(rest)]
+        return first + b"\n" + second
+
+    def missing(self, buffer: bytearray) -> int:
+        """Number of bytes that are certain to be missing from the incomplete pair in `buffer`."""
+        if isinstance(self.first, FixedBlockFraming) and self.first.missing_bytes(buffer) > 0:
+            # At least the line end of the second one is missing too.
+            return self.first.missing_bytes(buffer) + len(self.second.terminator)
+        return 1

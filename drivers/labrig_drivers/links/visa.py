@@ -236,6 +236,8 @@ class _Session:
                 deadline = time.monotonic() + timeout_s - margin_s
         if buffer:
             raise ProtocolError(f"{self._address}: more than one message came after {request[:60]!r}")
+        # Reading stops at a line's end; a second line, which makes the first one doubtful, would wait unseen.
+        self._require_silence(f"after {request[:60]!r} and its answer, so nothing tells which one is the answer")
         return messages
 
     def clear(self) -> None:
@@ -262,7 +264,7 @@ class _Session:
             self._resource.read_termination = None
         return self._resource.read_bytes(count, chunk_size=count)
 
-    def _require_silence(self) -> None:
+    def _require_silence(self, when: str = "and nothing was sent") -> None:
         """Refuses to go on while bytes wait on a stream; a bus instrument sends nothing unasked."""
         from pyvisa.constants import StatusCode
         from pyvisa.errors import VisaIOError
@@ -281,9 +283,7 @@ class _Session:
                     if error.error_code != StatusCode.error_timeout:
                         raise
         if waiting:
-            raise ProtocolError(
-                f"{self._address}: bytes came that nobody asked for ({waiting[:60]!r}); nothing was sent"
-            )
+            raise ProtocolError(f"{self._address}: bytes came that nobody asked for ({waiting[:60]!r}) {when}")
 
     def _remaining_ms(self, deadline: float, request: bytes, timeout_s: float) -> int:
         remaining_s = deadline - time.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from types import TracebackType
 from typing import Self
@@ -10,6 +10,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from labrig_drivers.capabilities import (
+    READ_CONDUCTANCE,
+    TEMPERATURE,
+    TRANSPOSED_MVM,
+    check_transposed_request,
+    require_capability,
+)
 from labrig_drivers.crossbar import (
     BoardInfo,
     MvmResult,
@@ -19,7 +26,7 @@ from labrig_drivers.crossbar import (
 )
 from labrig_drivers.errors import ConfigError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, Identity
-from labrig_drivers.mock.chip import ChipSettings, SimulatedArray, WrittenArray
+from labrig_drivers.mock.chip import ChipSettings, MeasuredBatch, SimulatedArray, WrittenArray
 from labrig_drivers.mock.clock import Clock, CommandedClock
 from labrig_drivers.mock.supply import SupplyPin
 
@@ -31,6 +38,9 @@ _IDLE_CURRENT_A = 4e-3
 _CONVERTER_POWER_W = 15e-3
 _PROGRAMMING_POWER_W = 40e-3
 _PULSES_PER_CELL = 8
+
+MOCK_CAPABILITIES = frozenset({READ_CONDUCTANCE, TEMPERATURE, TRANSPOSED_MVM})
+"""Everything that a `MockBoard` can be asked to offer."""
 
 
 class MockBoard:
@@ -46,6 +56,11 @@ class MockBoard:
             feeds itself.
         expected: Identity that `open()` demands.
         name: How messages call this board.
+        capabilities: What it declares, out of `MOCK_CAPABILITIES`. By default only what the wire protocol and the
+            guards of a rig carry as well.
+
+    Raises:
+        ConfigError: A capability that a mock cannot offer.
     """
 
     def __init__(
@@ -56,7 +71,11 @@ class MockBoard:
         minimum_supply_v: float | None = None,
         expected: ExpectedIdentity | None = None,
         name: str = "mock-board",
+        capabilities: frozenset[str] = frozenset({READ_CONDUCTANCE}),
     ) -> None:
+        if unknown := sorted(capabilities - MOCK_CAPABILITIES):
+            raise ConfigError(f"{name}: a mock offers no {', '.join(unknown)}, only {sorted(MOCK_CAPABILITIES)}")
+        self.capabilities = capabilities
         self.settings = settings or ChipSettings()
         self.clock: Clock = clock or CommandedClock()
         self.name = name
@@ -121,6 +140,7 @@ class MockBoard:
             adc_full_scale_a=(settings.adc_full_scale_a,) * settings.columns,
             mvm_latency_s=settings.mvm_latency_s,
             program_latency_s=settings.program_latency_s,
+            capabilities=self.capabilities,
         )
 
     async def open(self) -> None:
@@ -158,7 +178,7 @@ class MockBoard:
         written = self._arrays[array].program(target_s, write, start_s + self.settings.program_latency_s)
         self._written[array] = written
         self._requests[array] = 0
-        error_s = await self.read_conductance(array) - target_s
+        error_s = self._verify(array, written) - target_s
         return ProgramReport(
             write_index=write,
             time_s=written.time_s,
@@ -172,28 +192,37 @@ class MockBoard:
         check_mvm_request(self.info, array, line_v)
         written = self._demand_written(array)
         self._demand_supply("mvm")
-        batch = line_v.shape[0]
-        start_s = self.clock.now_s()
-        duration_s = batch * self.settings.mvm_latency_s
-        measured = self._arrays[array].mvm(written, line_v, start_s + 0.5 * duration_s, self._next_request(array))
-        self.clock.spend(duration_s)
-        self._supply.burst(start_s, start_s + duration_s, _CONVERTER_POWER_W + measured.power_w)
-        return MvmResult(
-            code=measured.code,
-            current_a=measured.code * self.info.adc_lsb_a,
-            saturated=measured.saturated,
-            time_s=start_s + self.settings.mvm_latency_s * np.arange(1, batch + 1),
-            write_index=written.write,
-        )
+        return self._measured(self._arrays[array].mvm, array, written, line_v, self.info.adc_full_scale_a)
 
     async def read_conductance(self, array: int) -> FloatArray:
         """Reads every cell with the verify amplifier; see `CrossbarBoard.read_conductance`."""
         check_program_request(
             self.info, array, np.full((self.settings.rows, self.settings.columns), self.settings.conductance_min_s)
         )
+        require_capability(self.info, READ_CONDUCTANCE)
         written = self._demand_written(array)
         self._demand_supply("read_conductance")
-        return self._arrays[array].verify(written, self.clock.now_s(), self._next_request(array))
+        return self._verify(array, written)
+
+    @property
+    def transposed_full_scale_a(self) -> tuple[float, ...]:
+        """See `TransposedMvm`; the word lines have the same converters as the bit lines."""
+        require_capability(self.info, TRANSPOSED_MVM)
+        return (self.settings.adc_full_scale_a,) * self.settings.rows
+
+    async def mvm_transposed(self, array: int, voltage_v: FloatArray) -> MvmResult:
+        """Measures one batch from the bit lines to the word lines; see `TransposedMvm`."""
+        line_v = np.asarray(voltage_v, dtype=np.float64)
+        check_transposed_request(self.info, array, line_v)
+        written = self._demand_written(array)
+        self._demand_supply("mvm_transposed")
+        measure = self._arrays[array].mvm_transposed
+        return self._measured(measure, array, written, line_v, self.transposed_full_scale_a)
+
+    async def temperature_k(self) -> float:
+        """Temperature of the chip in K; see `TemperatureSensor`."""
+        require_capability(self.info, TEMPERATURE)
+        return self.settings.temperature_k
 
     def set_supply_voltage(self, voltage_v: float) -> None:
         """Tells the board what its array supply pin sees, in V."""
@@ -206,6 +235,31 @@ class MockBoard:
     def hidden_array(self, array: int) -> SimulatedArray:
         """The truth behind one array, for tests that judge a calibration; nothing else may look."""
         return self._arrays[array]
+
+    def _measured(
+        self,
+        measure: Callable[[WrittenArray, FloatArray, float, int], MeasuredBatch],
+        array: int,
+        written: WrittenArray,
+        line_v: FloatArray,
+        full_scale_a: tuple[float, ...],
+    ) -> MvmResult:
+        batch = line_v.shape[0]
+        start_s = self.clock.now_s()
+        duration_s = batch * self.settings.mvm_latency_s
+        measured = measure(written, line_v, start_s + 0.5 * duration_s, self._next_request(array))
+        self.clock.spend(duration_s)
+        self._supply.burst(start_s, start_s + duration_s, _CONVERTER_POWER_W + measured.power_w)
+        return MvmResult(
+            code=measured.code,
+            current_a=measured.code * (np.asarray(full_scale_a) / float(2 ** (self.settings.adc_bits - 1))),
+            saturated=measured.saturated,
+            time_s=start_s + self.settings.mvm_latency_s * np.arange(1, batch + 1),
+            write_index=written.write,
+        )
+
+    def _verify(self, array: int, written: WrittenArray) -> FloatArray:
+        return self._arrays[array].verify(written, self.clock.now_s(), self._next_request(array))
 
     def _next_request(self, array: int) -> int:
         request = self._requests[array]

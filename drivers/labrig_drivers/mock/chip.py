@@ -17,7 +17,7 @@ from labrig_drivers.mock.nodal import transfer_matrix
 FloatArray = NDArray[np.float64]
 
 # Tags that keep the streams of random numbers apart.
-_DEVICES, _PROGRAMMING, _READING, _VERIFYING = 1, 2, 3, 4
+_DEVICES, _PROGRAMMING, _READING, _VERIFYING, _TRANSPOSED = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class ChipSettings:
         drift_start_s: Time constant of the drift law in s.
         mvm_latency_s: Time in s of one MVM on the chip.
         program_latency_s: Time in s of one programming of an array.
+        temperature_k: What a temperature sensor on the chip reads, in K; nothing else depends on it.
     """
 
     seed: int = 1
@@ -79,6 +80,7 @@ class ChipSettings:
     drift_start_s: float = 1.0
     mvm_latency_s: float = 10e-6
     program_latency_s: float = 5e-3
+    temperature_k: float = 300.0
 
 
 def programming_sigma_s(target_s: FloatArray, conductance_max_s: float, scale: float) -> FloatArray:
@@ -173,12 +175,35 @@ class SimulatedArray:
         current_a = current_a + np.sqrt(variance) * rng.standard_normal(current_a.shape)
         amplified_a = self.compression_a * np.tanh(self.gain * current_a / self.compression_a)
         amplified_a += self.offset_a + settings.amplifier_noise_a * rng.standard_normal(current_a.shape)
-        lowest, highest = -(2 ** (settings.adc_bits - 1)), 2 ** (settings.adc_bits - 1) - 1
-        lsb_a = settings.adc_full_scale_a / 2 ** (settings.adc_bits - 1)
-        code = np.clip(np.round(amplified_a / lsb_a), lowest, highest).astype(np.int16)
         # Bound on the drivers' power: each line as if its current came at its own voltage alone.
         power_w = line_v**2 @ transfer_s.sum(axis=1)
-        return MeasuredBatch(code, (code == lowest) | (code == highest), float(power_w.mean()))
+        return self._converted(amplified_a, float(power_w.mean()))
+
+    def mvm_transposed(
+        self, written: WrittenArray, voltage_v: FloatArray, time_s: float, request: int
+    ) -> MeasuredBatch:
+        """One batch from the bit lines `[batch, columns]` to the word lines, read by plain amplifiers.
+
+        The network of cells and wires is passive, hence reciprocal: its transfer backwards is the transpose of the
+        one forwards, from the same ends of the lines.
+        """
+        settings = self._settings
+        rng = self._generator(_TRANSPOSED, written.write, request)
+        line_v = self.dac_v(voltage_v)
+        transfer_s = transfer_matrix(self.conductance_s(written, time_s), settings.wire_ohm, settings.wire_ohm).T
+        current_a = line_v @ transfer_s
+        variance = settings.shot_noise_a * (np.abs(line_v) @ transfer_s)
+        variance += settings.conductance_noise**2 * (line_v**2 @ transfer_s**2) + settings.amplifier_noise_a**2
+        current_a = current_a + np.sqrt(variance) * rng.standard_normal(current_a.shape)
+        return self._converted(current_a, float((line_v**2 @ transfer_s.sum(axis=1)).mean()))
+
+    def _converted(self, current_a: FloatArray, power_w: float) -> MeasuredBatch:
+        """What the output converters make of currents."""
+        bits = self._settings.adc_bits
+        lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        lsb_a = self._settings.adc_full_scale_a / 2 ** (bits - 1)
+        code = np.clip(np.round(current_a / lsb_a), lowest, highest).astype(np.int16)
+        return MeasuredBatch(code, (code == lowest) | (code == highest), power_w)
 
 
 @dataclass(frozen=True)

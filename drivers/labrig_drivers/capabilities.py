@@ -1,0 +1,143 @@
+"""What a crossbar board may offer beyond programming and MVMs: names, and the protocol behind each name.
+
+A board that names a capability in `BoardInfo.capabilities` has the verb, and it works; a board that does not name it
+refuses the verb with `CapabilityError`, or has no such verb at all. `labrig.testing` checks both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult
+from labrig_drivers.errors import CapabilityError, SafetyError
+
+READ_CONDUCTANCE: Final = "read-conductance"
+"""`CrossbarBoard.read_conductance` reads the cells."""
+TRANSPOSED_MVM: Final = "transposed-mvm"
+"""The bit lines can be driven and the word lines read: `TransposedMvm`."""
+FLOATING_LINES: Final = "floating-lines"
+"""Word lines can be left open during an MVM, not only at 0 V: `FloatingLines`."""
+TEMPERATURE: Final = "temperature"
+"""The board measures the temperature of its chip: `TemperatureSensor`."""
+STREAMING: Final = "streaming"
+"""Answers to a long batch arrive while it is still being measured; no verb of its own."""
+
+CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        READ_CONDUCTANCE: "reading single cells",
+        TRANSPOSED_MVM: "MVMs from the bit lines to the word lines",
+        FLOATING_LINES: "word lines left open during an MVM",
+        TEMPERATURE: "the temperature of the chip",
+        STREAMING: "answers that arrive during a batch",
+    }
+)
+"""What each known name means; a board may name others."""
+
+
+@runtime_checkable
+class TransposedMvm(Protocol):
+    """A board whose bit lines can be driven while its word lines are read."""
+
+    @property
+    def transposed_full_scale_a(self) -> tuple[float, ...]:
+        """Current in A at the upper end of the ADC of each word line; `StateError` before `open()`."""
+        ...
+
+    async def mvm_transposed(self, array: int, voltage_v: FloatArray) -> MvmResult:
+        """Applies `voltage_v[batch, columns]` to the bit lines of one array and reads its word lines.
+
+        An ideal one is `current_a[b, i] = sum_j voltage_v[b, j] * conductance_s[i, j]`. Codes and currents of the
+        result are `[batch, rows]`; voltages, bits and errors are those of `CrossbarBoard.mvm`.
+
+        Raises:
+            CapabilityError: The board does not declare `transposed-mvm`, no such array, or wrong shape.
+            SafetyError: A voltage lies outside the board's range, or is not finite.
+            StateError: The array was never programmed, or its supply is off.
+        """
+        ...
+
+
+@runtime_checkable
+class FloatingLines(Protocol):
+    """A board that can leave word lines open during an MVM."""
+
+    async def mvm_floating(self, array: int, voltage_v: FloatArray, driven: NDArray[np.bool_]) -> MvmResult:
+        """Like `CrossbarBoard.mvm`, but drives only the word lines where `driven[rows]` is true.
+
+        The others are open; their voltages in `voltage_v[batch, rows]` must be 0.
+
+        Raises:
+            CapabilityError: The board does not declare `floating-lines`, no such array, or wrong shape.
+            SafetyError: A voltage lies outside the board's range, or is not finite.
+            StateError: The array was never programmed, or its supply is off.
+        """
+        ...
+
+
+@runtime_checkable
+class TemperatureSensor(Protocol):
+    """A board that measures the temperature of its chip."""
+
+    async def temperature_k(self) -> float:
+        """Temperature of the chip in K now.
+
+        Raises:
+            CapabilityError: The board does not declare `temperature`.
+            StateError: The board is not open.
+        """
+        ...
+
+
+def require_capability(info: BoardInfo, name: str) -> None:
+    """Refuses what a board does not declare.
+
+    Args:
+        info: What the board says of itself.
+        name: The capability, such as `TRANSPOSED_MVM`.
+
+    Raises:
+        CapabilityError: The board does not declare it; the message lists what it has.
+    """
+    if name in info.capabilities:
+        return
+    meaning = f" ({CAPABILITIES[name]})" if name in CAPABILITIES else ""
+    declared = ", ".join(sorted(info.capabilities)) or "none"
+    raise CapabilityError(
+        f"board with chip {info.chip_id}: does not declare {name!r}{meaning}; declared capabilities: {declared}. "
+        "Use another board, or leave this step out"
+    )
+
+
+def check_transposed_request(info: BoardInfo, array: int, voltage_v: FloatArray) -> None:
+    """Refuses a transposed MVM that the board cannot carry out; nothing has been sent then.
+
+    Raises:
+        CapabilityError: Not declared, no such array, or wrong shape.
+        SafetyError: A voltage is not finite or outside the board's range.
+    """
+    require_capability(info, TRANSPOSED_MVM)
+    if not 0 <= array < info.arrays:
+        raise CapabilityError(
+            f"mvm_transposed refused, nothing was sent: array {array} does not exist "
+            f"(the board has arrays 0 to {info.arrays - 1})"
+        )
+    if voltage_v.ndim != 2 or voltage_v.shape[1] != info.columns or not len(voltage_v):
+        raise CapabilityError(
+            f"mvm_transposed refused, nothing was sent: shape {list(voltage_v.shape)} does not fit, "
+            f"expected [batch >= 1, {info.columns}]"
+        )
+    # Written so that NaN is refused as well; a float32 copy of a limit may round outward.
+    slack_v = 1e-6 * max(abs(info.voltage_min_v), abs(info.voltage_max_v))
+    inside = (voltage_v >= info.voltage_min_v - slack_v) & (voltage_v <= info.voltage_max_v + slack_v)
+    if not inside.all():
+        raise SafetyError(
+            [
+                f"{int((~inside).sum())} bit line voltages outside {info.voltage_min_v:g} to "
+                f"{info.voltage_max_v:g} V, or not finite"
+            ]
+        )
