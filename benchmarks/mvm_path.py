@@ -5,6 +5,10 @@ layers do. The reference is a bare asyncio exchange of the same numbers of bytes
 checks, no checksum, no chip. "Instant board" speaks the whole protocol but has no chip, as hardware does not
 need the time that a simulation takes; "simulated bench" is what `labrig simulate` runs, and "in this process" is the
 same chip without a link. Client and servers share one core.
+
+A long batch, which the driver cuts into requests and sends ahead, is compared with a bare client that sends the same
+frames with the same window to the same instant board and looks at no answer: with the board's process on the core of
+the client, on another one (as a board has a processor of its own), and behind a line that takes 2 ms each way.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import numpy as np
 from benchmarks.byte_server import bare_exchange, byte_server
 from benchmarks.harness import Case
 from benchmarks.instant_board import instant_board_process
+from benchmarks.pipelined import pipelined_cases
 from benchmarks.report import Script, Suite, main
 from labrig_drivers.board_messages import Mvm, MvmAnswer
 from labrig_drivers.board_protocol import encode
@@ -102,6 +107,9 @@ async def prepare(quick: bool) -> AsyncIterator[Suite]:  # noqa: ARG001 - the ef
             cases.append(Case(bare, exchange.run, batch))
             for name, board in sorted(boards.items(), key=lambda item: item[0].lower()):
                 cases.append(Case(f"{name}, batch {batch}", mvm(board, voltage_v), batch, bare))
+        long_cases, long_helpers = await pipelined_cases(stack, direct.info.rows, direct.info.columns, SEED)
+        cases += long_cases
+        helpers += long_helpers
         yield Suite(f"MVMs of {direct.info.rows} x {direct.info.columns}", "MVM", cases, helpers)
 
 

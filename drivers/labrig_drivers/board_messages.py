@@ -46,6 +46,7 @@ class Welcome:
         version: The version that both speak, chosen by the board.
         session: Number of this session, counted by the board; the host builds its idempotency keys from it.
         max_payload_bytes: Longest payload that the board takes or sends.
+        max_requests: How many requests the board takes in before it has answered the first of them; at least 1.
         silence_s: The board grounds all lines when the host is silent for longer than this, in s; 0 is never.
         identity: Manufacturer, model, serial number, firmware.
         info_json: All of `BoardInfo` as a JSON object, see `info_to_json`.
@@ -54,6 +55,7 @@ class Welcome:
     version: int
     session: int
     max_payload_bytes: int
+    max_requests: int
     silence_s: float
     identity: Identity
     info_json: str
@@ -100,6 +102,36 @@ class MvmAnswer:
     time_s: NDArray[np.float64]
     code: NDArray[np.int16]
     saturated: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class StreamMvm:
+    """Asks for the same as `Mvm`, answered by several `MvmPart`, each sent as soon as it is measured.
+
+    Attributes:
+        array: Which array.
+        part_vectors: The most vectors that one part may answer, at least 1; the board may send shorter parts.
+        voltage_v: Inputs in V, `[batch, rows]`.
+    """
+
+    array: int
+    part_vectors: int
+    voltage_v: Float32Array
+
+
+@dataclass(frozen=True, eq=False)
+class MvmPart:
+    """A part of the answer to `StreamMvm`; parts come in order and without gaps.
+
+    Attributes:
+        first: Which vector of the request is the first one answered here.
+        last: True for the last part.
+        answer: The results of the part.
+    """
+
+    first: int
+    last: bool
+    answer: MvmAnswer
 
 
 @dataclass(frozen=True)
@@ -160,6 +192,8 @@ Message = (
     | Programmed
     | Mvm
     | MvmAnswer
+    | StreamMvm
+    | MvmPart
     | ReadConductance
     | Conductance
     | Ping

@@ -339,7 +339,7 @@ class KeysightB2900Dialect:
     async def _query_doubles(self, query: str, timeout_s: float | None) -> list[float]:
         data = await self.channel.query_block(query, timeout_s=timeout_s)
         if len(data) % 8:
-            raise ProtocolError(f"{self.channel.name}: {query!r} was answered with {len(data)} bytes, not with doubles")
+            raise self.channel.distrust(f"{query!r} was answered with {len(data)} bytes, not with doubles")
         return [_number(value) for (value,) in struct.iter_unpack(">d", data)]
 
     def _own(self, subsystem: str, rest: str) -> str:

@@ -173,11 +173,11 @@ class ScpiChannel:
             answer = await self.query(text, timeout_s=timeout_s, idempotent=idempotent)
             fields = answer.split(",")
             if len(fields) != count:
-                raise self._doubt(f"{text!r} was answered {answer!r}, expected {count} numbers")
+                raise self.distrust(f"{text!r} was answered {answer!r}, expected {count} numbers")
             try:
                 return [parse_float(field) for field in fields]
             except ProtocolError as error:
-                raise self._doubt(f"{text!r} was answered {answer!r}: {error}") from error
+                raise self.distrust(f"{text!r} was answered {answer!r}: {error}") from error
 
     async def query_flag(self, text: str, *, idempotent: bool = False) -> bool:
         """Sends one query whose answer is 0 or 1.
@@ -189,7 +189,7 @@ class ScpiChannel:
         async with self._lock:
             answer = await self.query(text, idempotent=idempotent)
             if answer.strip() not in {"0", "1"}:
-                raise self._doubt(f"{text!r} was answered {answer!r}, expected 0 or 1")
+                raise self.distrust(f"{text!r} was answered {answer!r}, expected 0 or 1")
             return answer.strip() == "1"
 
     async def write(self, text: str, *, answered_by: str | None = None, timeout_s: float | None = None) -> None:
@@ -212,7 +212,7 @@ class ScpiChannel:
             if answered_by is not None:
                 answer = await self._exchange(request + _encode(answered_by), text, timeout_s)
                 if answer.strip() != "1":
-                    raise self._doubt(f"{answered_by!r} was answered {answer!r}, expected 1")
+                    raise self.distrust(f"{answered_by!r} was answered {answer!r}, expected 1")
                 request = b""
             # Setting and first look into the queue travel together, as two lines: a lone setting has no answer, and
             # TCP may hold back what follows it until the peer acknowledges.
@@ -250,12 +250,12 @@ class ScpiChannel:
         while len(errors) < _MAX_ERRORS:
             entry = _ERROR.fullmatch(answer.strip())
             if entry is None:
-                raise self._doubt(f"{_NEXT_ERROR!r} was answered {answer!r}, expected a code and a text")
+                raise self.distrust(f"{_NEXT_ERROR!r} was answered {answer!r}, expected a code and a text")
             if int(entry[1]) == 0:
                 return errors
             errors.append((int(entry[1]), entry[2]))
             answer = await self._ask(_NEXT_ERROR, None)
-        raise self._doubt(f"{_MAX_ERRORS} errors were read and the queue is not empty, the last is {errors[-1]}")
+        raise self.distrust(f"{_MAX_ERRORS} errors were read and the queue is not empty, the last is {errors[-1]}")
 
     async def identify(self) -> Identity:
         """Asks who the instrument is and remembers the answer for every later recovery.
@@ -342,10 +342,18 @@ class ScpiChannel:
         try:
             return answer.decode("ascii")
         except UnicodeDecodeError as error:
-            raise self._doubt(f"{text!r} was answered {answer[:60]!r}, which is not ASCII") from error
+            raise self.distrust(f"{text!r} was answered {answer[:60]!r}, which is not ASCII") from error
 
-    def _doubt(self, what: str) -> ProtocolError:
-        # An answer that makes no sense may belong to another question, so the link is not trusted any further.
+    def distrust(self, what: str) -> ProtocolError:
+        """Notes an answer that makes no sense, so that the next call begins with a recovery.
+
+        Args:
+            what: What came and what was expected.
+
+        Returns:
+            The error for the caller to raise.
+        """
+        # It may belong to another question, so the link is not trusted any further.
         self._in_doubt = True
         return ProtocolError(f"{self._name} at {self.address}: {what}")
 

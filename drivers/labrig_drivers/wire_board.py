@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
+from labrig_drivers.board_batches import (
+    Collected,
+    StreamOrder,
+    pieces,
+    result_of,
+    vectors_per_request,
+    vectors_per_stream,
+)
+from labrig_drivers.board_keep_alive import KeepAlive
 from labrig_drivers.board_messages import (
     Conductance,
     Done,
-    Fault,
-    FaultCode,
-    Hello,
-    Message,
     Mvm,
     MvmAnswer,
-    Ping,
-    Pong,
+    MvmPart,
     Program,
     Programmed,
     ReadConductance,
     Safe,
-    Welcome,
-    info_from_json,
+    StreamMvm,
 )
-from labrig_drivers.board_protocol import (
-    MVM_ANSWER_HEAD_BYTES,
-    MVM_HEAD_BYTES,
-    PROGRAM_HEAD_BYTES,
-    PROTOCOL_VERSION,
-    BoardFraming,
-    decode,
-    encode,
-)
+from labrig_drivers.board_session import BoardSession
+from labrig_drivers.board_turns import MvmStream, Turn
+from labrig_drivers.capabilities import READ_CONDUCTANCE, STREAMING, require_capability
 from labrig_drivers.crossbar import (
     BoardInfo,
     MvmResult,
@@ -44,28 +45,23 @@ from labrig_drivers.crossbar import (
     check_mvm_request,
     check_program_request,
 )
-from labrig_drivers.errors import (
-    CapabilityError,
-    IdentityError,
-    InstrumentError,
-    LabrigError,
-    ProtocolError,
-    SafetyError,
-    StateError,
-)
-from labrig_drivers.instrument import ExpectedIdentity, Identity
-from labrig_drivers.links.base import Link, LinkState
+from labrig_drivers.errors import CapabilityError, LabrigError, ProtocolError, StateError
+from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection, Identity
+from labrig_drivers.links.base import Link
 from labrig_drivers.links.guard import settle
 
 # How long `close()` waits for each step of making the board safe before it disconnects all the same.
 _SAFE_TIMEOUT_S: Final = 1.0
 _UINT32: Final = 2**32
+# Requests of a stream under way: one that is answered, and one that waits for its turn.
+_STREAM_WINDOW: Final = 2
 
-AnswerT = TypeVar("AnswerT", bound=Message)
+AnswerT = TypeVar("AnswerT")
+ResultT = TypeVar("ResultT")
 
 
 class WireBoard:
-    """A crossbar board at the other end of a link; keeps `CrossbarBoard`.
+    """A crossbar board at the other end of a link; keeps `CrossbarBoard` and `ProtectsItself`.
 
     Requests are checked before anything is sent. An exchange that did not end with its own answer (timeout,
     cancellation, damaged or foreign answer, lost connection) raises; the next call first reopens the link and
@@ -77,6 +73,8 @@ class WireBoard:
         expected: Identity that `open()` demands.
         name: How messages call this board.
         timeout_s: Longest wait for an answer in s, on top of the board's own latency.
+        keep_alive: Pings an idle board by itself, so that it grounds its lines when the host is gone, and not when the
+            host only thinks.
     """
 
     def __init__(
@@ -86,17 +84,16 @@ class WireBoard:
         expected: ExpectedIdentity | None = None,
         name: str = "board",
         timeout_s: float = 10.0,
+        keep_alive: bool = True,
     ) -> None:
-        self._link = link
-        self._expected = expected or ExpectedIdentity()
-        self._name = name
+        self._session = BoardSession(link, expected or ExpectedIdentity(), name)
         self._timeout_s = timeout_s
         self._lock = asyncio.Lock()
-        self._framing = BoardFraming()
-        self._welcome: Welcome | None = None
-        self._info: BoardInfo | None = None
-        self._in_step = False
-        self._requests = 0
+        self._keep_alive = KeepAlive(self._session, self._lock, timeout_s) if keep_alive else None
+        # Weak, so that a stream that was left by `break` is still found and closed by the event loop.
+        self._streams: WeakSet[MvmStream] = WeakSet()
+        self._turn = Turn(self._session, self._lock, timeout_s)
+        self._ending = False
         self._programs = 0
 
     @classmethod
@@ -107,12 +104,22 @@ class WireBoard:
     @property
     def identity(self) -> Identity:
         """Who the board said it is; `StateError` before `open()`."""
-        return self._demand_open()[0].identity
+        return self._session.demand_open()[0].identity
 
     @property
     def info(self) -> BoardInfo:
         """Geometry, ranges and converters; `StateError` before `open()`."""
-        return self._demand_open()[1]
+        return self._session.demand_open()[1]
+
+    @property
+    def host_loss_protection(self) -> HostLossProtection:
+        """What the board does when its host falls silent; `StateError` before `open()`."""
+        silence_s = self._session.demand_open()[0].silence_s
+        if silence_s == 0.0:
+            text = "the board has no limit on its host's silence: it grounds its lines when the connection ends"
+            return HostLossProtection(None, text)
+        text = f"the board grounds its lines when its host is gone or silent for {silence_s:g} s"
+        return HostLossProtection(silence_s, text)
 
     async def open(self) -> None:
         """Connects, agrees on the protocol's version and checks the identity; nothing is driven.
@@ -124,17 +131,16 @@ class WireBoard:
             StateError: Already open, or the board serves another host.
         """
         async with self._lock:
-            if self._info is not None:
-                raise StateError(f"{self._name} at {self._link.address} is already open")
-            try:
-                await self._link.open(timeout_s=self._timeout_s)
-                await self._greet(self._timeout_s)
-            except BaseException:
-                await self._link.close()
-                raise
+            await self._session.begin(self._timeout_s)
+            self._ending = False
+            if self._keep_alive is not None:
+                self._keep_alive.start(self._session.demand_open()[0].silence_s)
 
     async def close(self) -> None:
-        """Grounds all lines as far as the board still answers, then disconnects; also when cancelled."""
+        """Grounds all lines as far as the board still answers, then disconnects; also when cancelled.
+
+        A stream that somebody still holds is ended.
+        """
         ending = asyncio.ensure_future(self._end())
         cancelled = await settle(ending)
         ending.result()
@@ -157,36 +163,60 @@ class WireBoard:
         """
         target_s = np.asarray(conductance_s, dtype=np.float64)
         check_program_request(self.info, array, target_s)
-        async with self._lock:
-            welcome, info = await self._in_session()
+        async with self._turn as (welcome, info):
             self._programs += 1
             key = welcome.session * _UINT32 + self._programs % _UINT32
             request = Program(array, key, target_s.astype(np.float32))
-            answer = await self._exchange(request, Programmed, self._timeout_s + info.program_latency_s)
+            answer = await self._session.ask(request, Programmed, self._timeout_s + info.program_latency_s)
         return ProgramReport(answer.write_index, answer.time_s, answer.pulses, answer.rms_error_s)
 
     async def mvm(self, array: int, voltage_v: NDArray[np.float64]) -> MvmResult:
         """Measures one batch; see `CrossbarBoard.mvm`.
 
-        A batch that is too long for one frame goes in several, in order, each a request of its own.
+        A long batch goes in several requests, in order, as many at a time as the board queues. When the board refuses
+        one of them, the whole batch is refused.
         """
         line_v = np.asarray(voltage_v, dtype=np.float64)
         check_mvm_request(self.info, array, line_v)
-        async with self._lock:
-            welcome, info = await self._in_session()
-            step = _vectors_per_frame(info, welcome.max_payload_bytes)
-            pieces = [line_v[start : start + step] for start in range(0, len(line_v), step)]
-            answers = [await self._mvm_piece(info, array, piece) for piece in pieces]
-            if any(answer.write_index != answers[0].write_index for answer in answers):
-                raise self._distrust("it was programmed by somebody else during a batch")
-        code = np.concatenate([answer.code for answer in answers])
-        return MvmResult(
-            code=code,
-            current_a=code * info.adc_lsb_a,
-            saturated=np.concatenate([answer.saturated for answer in answers]),
-            time_s=np.concatenate([answer.time_s for answer in answers]),
-            write_index=answers[0].write_index,
-        )
+        async with self._turn as (welcome, info):
+            step = vectors_per_request(info, welcome, len(line_v))
+            timeout_s = self._timeout_s + step * info.mvm_latency_s
+            if step == len(line_v):
+                answer = await self._session.ask(Mvm(array, line_v.astype(np.float32)), MvmAnswer, timeout_s)
+                return self._accept(partial(result_of, info, step), answer)
+            collected = Collected(info, len(line_v), step)
+            requests = (Mvm(array, piece.astype(np.float32)) for piece in pieces(line_v, step))
+            asking = self._session.ask_many(requests, MvmAnswer, timeout_s=timeout_s, window=welcome.max_requests)
+            async with aclosing(asking) as answers:
+                async for answer in answers:
+                    self._accept(collected.add, answer)
+            return collected.result()
+
+    def mvm_stream(self, array: int, voltage_v: NDArray[np.float64], *, part_vectors: int = 256) -> MvmStream:
+        """Measures one batch and yields its results in order, part by part, while the board goes on measuring.
+
+        The board belongs to the stream until it is exhausted or left; other tasks wait, and a request by the task that
+        reads the stream is refused. Left early (by `break`, an error or a cancellation), its late results are thrown
+        away, and the link is reopened before its next use. Nothing is pinged while the reader holds a part.
+
+        Args:
+            array: Which array.
+            voltage_v: Inputs in V, `[batch, rows]`.
+            part_vectors: The most vectors that one part answers, at least 1.
+
+        Raises:
+            CapabilityError: The board does not stream, no such array, or wrong shape; nothing was sent.
+            SafetyError: A voltage lies outside the board's range, or is not finite; nothing was sent.
+            LabrigError: While it is read, as for `mvm`; the parts before stay right.
+        """
+        line_v = np.asarray(voltage_v, dtype=np.float64)
+        require_capability(self.info, STREAMING)
+        check_mvm_request(self.info, array, line_v)
+        if part_vectors < 1:
+            raise CapabilityError(f"mvm_stream refused, nothing was sent: part_vectors is {part_vectors}, not positive")
+        stream = MvmStream(self._parts(array, line_v, min(part_vectors, len(line_v))), self._session.where)
+        self._streams.add(stream)
+        return stream
 
     async def read_conductance(self, array: int) -> NDArray[np.float64]:
         """Reads every cell; see `CrossbarBoard.read_conductance`."""
@@ -195,125 +225,64 @@ class WireBoard:
                 f"read_conductance refused, nothing was sent: array {array} does not exist "
                 f"(the board has arrays 0 to {self.info.arrays - 1})"
             )
-        async with self._lock:
-            _, info = await self._in_session()
+        require_capability(self.info, READ_CONDUCTANCE)
+        async with self._turn as (_, info):
             duration_s = info.rows * info.columns * info.mvm_latency_s
-            answer = await self._exchange(ReadConductance(array), Conductance, self._timeout_s + duration_s)
+            answer = await self._session.ask(ReadConductance(array), Conductance, self._timeout_s + duration_s)
             if answer.conductance_s.shape != (info.rows, info.columns):
-                raise self._distrust(f"it answered conductances of shape {list(answer.conductance_s.shape)}")
+                raise self._session.distrust(f"it answered conductances of shape {list(answer.conductance_s.shape)}")
         return answer.conductance_s.astype(np.float64)
 
     async def ping(self) -> None:
-        """Makes sure that the board answers, and keeps it from taking the host for gone."""
-        self._demand_open()
-        async with self._lock:
-            await self._in_session()
-            nonce = self._requests
-            answer = await self._exchange(Ping(nonce), Pong, self._timeout_s)
-            if answer.nonce != nonce:
-                raise self._distrust("it answered another ping")
+        """Makes sure that the board answers."""
+        self._session.demand_open()
+        async with self._turn:
+            await self._session.ping(self._timeout_s)
 
-    async def _mvm_piece(self, info: BoardInfo, array: int, line_v: NDArray[np.float64]) -> MvmAnswer:
-        timeout_s = self._timeout_s + len(line_v) * info.mvm_latency_s
-        answer = await self._exchange(Mvm(array, line_v.astype(np.float32)), MvmAnswer, timeout_s)
-        if answer.code.shape != (len(line_v), info.columns):
-            raise self._distrust(f"it answered codes of shape {list(answer.code.shape)}")
-        return answer
-
-    def _demand_open(self) -> tuple[Welcome, BoardInfo]:
-        if self._welcome is None or self._info is None:
-            raise StateError(f"{self._name} at {self._link.address} is not open; use `async with` or call open()")
-        return self._welcome, self._info
-
-    async def _in_session(self, timeout_s: float | None = None) -> tuple[Welcome, BoardInfo]:
-        """The session, begun anew when the last exchange did not end with its own answer."""
-        self._demand_open()
-        if not self._in_step or self._link.state is not LinkState.READY:
-            self._in_step = False
-            timeout_s = timeout_s or self._timeout_s
-            await self._link.reopen(timeout_s=timeout_s)
-            await self._greet(timeout_s)
-        return self._demand_open()
-
-    async def _greet(self, timeout_s: float) -> None:
-        try:
-            welcome = await self._exchange(Hello(PROTOCOL_VERSION, PROTOCOL_VERSION), Welcome, timeout_s)
-        finally:
-            # There is no session until everything below was found right, not even after a proper refusal.
-            self._in_step = False
-        address = self._link.address
-        self._expected.check(welcome.identity, address)
-        if self._welcome is not None and welcome.identity != self._welcome.identity:
-            raise IdentityError(str(self._welcome.identity), str(welcome.identity), address)
-        if welcome.version != PROTOCOL_VERSION:
-            raise ProtocolError(f"{self._name} at {address} chose version {welcome.version}, which was not offered")
-        info = info_from_json(welcome.info_json)
-        array_bytes = PROGRAM_HEAD_BYTES + 4 * info.rows * info.columns
-        if array_bytes > welcome.max_payload_bytes or _vectors_per_frame(info, welcome.max_payload_bytes) < 1:
-            raise ProtocolError(
-                f"{self._name} at {address} takes payloads of {welcome.max_payload_bytes} bytes, "
-                "too short for one of its own arrays or for one input vector and its answer"
+    async def _parts(self, array: int, line_v: NDArray[np.float64], part_vectors: int) -> AsyncGenerator[MvmResult]:
+        async with self._turn as (welcome, info):
+            step = vectors_per_stream(info, welcome, len(line_v))
+            order = StreamOrder(info, len(line_v), step)
+            requests = (StreamMvm(array, part_vectors, piece.astype(np.float32)) for piece in pieces(line_v, step))
+            asking = self._session.ask_many(
+                requests,
+                MvmPart,
+                timeout_s=self._timeout_s + part_vectors * info.mvm_latency_s,
+                window=min(welcome.max_requests, _STREAM_WINDOW),
             )
-        self._welcome, self._info = welcome, info
-        self._in_step = True
+            self._turn.streaming = asyncio.current_task()
+            try:
+                async with aclosing(asking) as parts:
+                    async for part in parts:
+                        if self._ending:
+                            raise StateError(f"{self._session.where} was closed while it streamed results")
+                        result = self._accept(order.take, part)
+                        # The last one is given out when the exchange has ended, so that leaving then costs nothing.
+                        if order.complete and await anext(parts, None) is not None:
+                            raise self._session.distrust("it sent more parts than there are results")
+                        yield result
+            finally:
+                self._turn.streaming = None
 
-    async def _exchange(self, request: Message, answer_type: type[AnswerT], timeout_s: float) -> AnswerT:
-        """Sends one request and returns its answer; the caller holds the lock."""
-        # Never 0: that is what a board answers to a frame that it cannot read.
-        request_id = self._requests % (_UINT32 - 1) + 1
-        self._requests += 1
-        frame = encode(request, request_id)
-        # Cancelled or failed from here on, the next answer on this link could be this one's.
-        self._in_step = False
-        answered_id, answer = decode(await self._link.exchange(frame, self._framing, timeout_s=timeout_s))
-        if answered_id != request_id:
-            said = f" ({answer.text})" if isinstance(answer, Fault) else ""
-            raise self._distrust(f"it answered request {answered_id}{said} when asked {request_id}")
-        if isinstance(answer, Fault):
-            self._in_step = True
-            raise _fault_error(answer, type(request).__name__, f"{self._name} at {self._link.address}")
-        if not isinstance(answer, answer_type):
-            raise self._distrust(f"it answered {type(answer).__name__} to {type(request).__name__}")
-        self._in_step = True
-        return answer
-
-    def _distrust(self, reason: str) -> ProtocolError:
-        self._in_step = False
-        return ProtocolError(
-            f"{self._name} at {self._link.address}: {reason}; the answer was thrown away, "
-            "and the link will be reopened before its next use"
-        )
+    def _accept(self, take: Callable[[AnswerT], ResultT], answer: AnswerT) -> ResultT:
+        try:
+            return take(answer)
+        except ProtocolError as error:
+            raise self._session.distrust(str(error)) from None
 
     async def _end(self) -> None:
+        self._ending = True
+        for stream in list(self._streams):
+            await stream.cut()
         async with self._lock:
-            if self._info is None:
+            if not self._session.is_open:
                 return
             try:
+                if self._keep_alive is not None:
+                    await self._keep_alive.stop()
                 # The board may be gone or deaf; it grounds its lines by itself when the connection ends.
                 with contextlib.suppress(LabrigError):
-                    await self._in_session(_SAFE_TIMEOUT_S)
-                    await self._exchange(Safe(), Done, _SAFE_TIMEOUT_S)
+                    await self._session.ensure(_SAFE_TIMEOUT_S)
+                    await self._session.ask(Safe(), Done, _SAFE_TIMEOUT_S)
             finally:
-                self._welcome = self._info = None
-                self._in_step = False
-                await self._link.close()
-
-
-def _vectors_per_frame(info: BoardInfo, max_payload_bytes: int) -> int:
-    """How many input vectors fit into one request, and their answers into one answer."""
-    asked = (max_payload_bytes - MVM_HEAD_BYTES) // (4 * info.rows)
-    # 8 bytes of time, 2 bytes and 1 bit for each column; the flags are padded to a byte once.
-    answered = 8 * (max_payload_bytes - MVM_ANSWER_HEAD_BYTES - 1) // (64 + 17 * info.columns)
-    return min(asked, answered)
-
-
-def _fault_error(fault: Fault, request: str, board: str) -> LabrigError:
-    match fault.code:
-        case FaultCode.UNSAFE_VALUE:
-            return SafetyError([f"{board} says: {fault.text}"])
-        case FaultCode.NOT_PROGRAMMED | FaultCode.SUPPLY_OFF | FaultCode.BUSY:
-            return StateError(f"{board} says: {fault.text}")
-        case FaultCode.UNSUPPORTED:
-            return CapabilityError(f"{board} says: {fault.text}")
-        case _:
-            return InstrumentError(fault.code, fault.text, request, board)
+                await self._session.end()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from labrig_drivers.board_messages import Done, Fault, FaultCode, Message, MvmAnswer, Welcome, info_to_json
 from labrig_drivers.board_protocol import decode, encode
+from labrig_drivers.capabilities import READ_CONDUCTANCE
 from labrig_drivers.crossbar import BoardInfo, MvmResult, ProgramReport
 from labrig_drivers.errors import (
     IdentityError,
@@ -55,6 +56,7 @@ class ExactBoard:
             adc_full_scale_a=(1.0,) * COLUMNS,
             mvm_latency_s=0.0,
             program_latency_s=0.0,
+            capabilities=frozenset({READ_CONDUCTANCE}),
         )
         self.writes = 0
 
@@ -387,7 +389,7 @@ async def test_a_listener_that_never_speaks_is_a_timeout() -> None:
 def _scripted(answers: dict[str, Message]) -> Callable[[bytes], bytes]:
     """A peer that greets properly and then says what it was told to each kind of request."""
     board = ExactBoard()
-    welcome = Welcome(1, 1, 10_000, 0.0, board.identity, info_to_json(board.info))
+    welcome = Welcome(1, 1, 10_000, 1, 0.0, board.identity, info_to_json(board.info))
 
     def answer(frame: bytes) -> bytes:
         request_id, request = decode(frame)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -265,7 +266,7 @@ async def test_a_silent_host_finds_its_lines_grounded_and_goes_on() -> None:
     bench = Bench(MockBoard(SETTINGS), silence_s=0.02)
     async with bench.server:
         bench.port = await bench.server.start_tcp()
-        async with WireBoard(bench.link()) as board:
+        async with WireBoard(bench.link(), keep_alive=False) as board:
             await board.program(0, TARGET_S)
             await bench.seen("grounded")
             assert "disconnect" not in bench.noted()
@@ -385,14 +386,16 @@ async def test_the_server_answers_without_waiting_for_more_to_send() -> None:
     await server.wait_closed()
 
 
-@pytest.mark.parametrize("spoil", ["version", "description", "payload"])
+@pytest.mark.parametrize("spoil", ["version", "description", "payload", "requests", "silence"])
 async def test_a_welcome_that_makes_no_sense_is_refused(spoil: str) -> None:
     async with MockBoard(SETTINGS) as board:
-        good = Welcome(1, 1, 10_000, 0.0, board.identity, info_to_json(board.info))
+        good = Welcome(1, 1, 10_000, 1, 0.0, board.identity, info_to_json(board.info))
     welcome = {
         "version": replace(good, version=2),
         "description": replace(good, info_json="{}"),
         "payload": replace(good, max_payload_bytes=20),
+        "requests": replace(good, max_requests=0),
+        "silence": replace(good, silence_s=math.inf),
     }[spoil]
     link = MemoryLink(lambda request: encode(welcome, decode(request)[0]))
     with pytest.raises(ProtocolError, match=spoil):

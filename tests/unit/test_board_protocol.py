@@ -6,8 +6,11 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import struct
 import zlib
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -24,17 +27,27 @@ from labrig_drivers.board_messages import (
     Message,
     Mvm,
     MvmAnswer,
+    MvmPart,
     Ping,
     Pong,
     Program,
     Programmed,
     ReadConductance,
     Safe,
+    StreamMvm,
     Welcome,
     info_from_json,
     info_to_json,
 )
-from labrig_drivers.board_protocol import MAX_PAYLOAD_BYTES, BoardFraming, decode, encode, request_id_of
+from labrig_drivers.board_protocol import (
+    MAX_PAYLOAD_BYTES,
+    BoardFraming,
+    decode,
+    decode_verified,
+    encode,
+    ends_answer,
+    request_id_of,
+)
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import ProtocolError
 from labrig_drivers.instrument import Identity
@@ -61,11 +74,13 @@ def mvm_answers(draw: st.DrawFn) -> MvmAnswer:
 
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Hello, U8, U8),
-    st.builds(Welcome, U8, U32, U32, FLOAT32, st.builds(Identity, TEXT, TEXT, TEXT, TEXT), TEXT),
+    st.builds(Welcome, U8, U32, U32, U16, FLOAT32, st.builds(Identity, TEXT, TEXT, TEXT, TEXT), TEXT),
     st.builds(Program, U16, U64, MATRICES),
     st.builds(Programmed, U32, FLOAT64, U64, FLOAT64),
     st.builds(Mvm, U16, MATRICES),
     mvm_answers(),
+    st.builds(StreamMvm, U16, U32, MATRICES),
+    st.builds(MvmPart, U32, st.booleans(), mvm_answers()),
     st.builds(ReadConductance, U16),
     st.builds(Conductance, MATRICES),
     st.builds(Ping, U64),
@@ -100,6 +115,8 @@ def assert_same(left: Message, right: Message) -> None:
         if isinstance(one, np.ndarray):
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
+        elif isinstance(one, MvmAnswer):
+            assert_same(one, other)
         else:
             assert one == other
 
@@ -113,9 +130,39 @@ def test_every_message_comes_back_equal(message: Message, request_id: int) -> No
     assert taken == frame
     assert buffer == b"LR"
     assert request_id_of(taken) == request_id
-    back_id, back = decode(taken)
-    assert back_id == request_id
-    assert_same(back, message)
+    for read in (decode, decode_verified):
+        back_id, back = read(taken)
+        assert back_id == request_id
+        assert_same(back, message)
+
+
+@given(MESSAGES)
+def test_only_parts_before_the_last_leave_an_answer_open(message: Message) -> None:
+    assert ends_answer(encode(message, 1)) == (not isinstance(message, MvmPart) or message.last)
+
+
+@given(MESSAGES, st.data())
+def test_what_is_missing_from_a_frame_is_never_overstated(message: Message, data: st.DataObject) -> None:
+    frame = encode(message, 1)
+    there = data.draw(st.integers(0, len(frame) - 1))
+    missing = BoardFraming().missing(bytearray(frame[:there]))
+    assert 1 <= missing <= len(frame) - there
+    if there >= 12:
+        assert missing == len(frame) - there
+
+
+def test_arrays_in_any_order_of_memory_are_sent_row_by_row() -> None:
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for other in (np.asfortranarray(rows), rows[::-1][::-1], np.repeat(rows, 2, axis=1)[:, ::2], rows.astype(">f4")):
+        assert encode(Mvm(0, other), 1) == encode(Mvm(0, rows), 1)
+
+
+def test_a_mark_that_is_neither_last_nor_not_is_refused() -> None:
+    answer = MvmAnswer(0, np.zeros(1), np.zeros((1, 3), dtype=np.int16), np.zeros((1, 3), dtype=np.bool_))
+    payload = bytearray(encode(MvmPart(0, True, answer), 9)[12:-4])
+    payload[0] = 2
+    with pytest.raises(ProtocolError, match="neither 0 nor 1"):
+        decode(_framed(0x87, bytes(payload)))
 
 
 @given(MESSAGES, U32, st.data())
@@ -190,18 +237,46 @@ def test_a_payload_cut_short_or_too_long_is_refused(message: Message, cut: int) 
             decode(_framed(kind, payload[:-cut]))
 
 
-def test_the_bytes_of_the_reference_page() -> None:
-    ping = encode(Ping(0x1122334455667788), 5)
-    assert ping.hex(" ") == "4c 52 01 05 05 00 00 00 08 00 00 00 88 77 66 55 44 33 22 11 61 08 5a dc"
-    assert encode(Safe(), 6).hex(" ") == "4c 52 01 06 06 00 00 00 00 00 00 00 c8 43 d9 34"
-    answer = MvmAnswer(
-        2,
-        np.array([0.5]),
-        np.array([[1, -2, 511]], dtype=np.int16),
-        np.array([[False, False, True]]),
-    )
-    payload = "02 00 00 00 01 00 00 00 03 00 00 00 00 00 00 00 e0 3f 01 00 fe ff ff 01 04"
-    assert encode(answer, 1)[12:-4].hex(" ") == payload
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "board-protocol.md"
+INPUT_V = np.array([[0.25, -0.125]], dtype=np.float32)
+OUTPUT = MvmAnswer(2, np.array([0.5]), np.array([[1, -2, 511]], dtype=np.int16), np.array([[False, False, True]]))
+CELLS_S = np.array([[1e-5, 2e-5]], dtype=np.float32)
+EXAMPLES: dict[str, tuple[Message, int]] = {
+    "Hello": (Hello(1, 1), 1),
+    "Welcome": (Welcome(1, 7, 4096, 4, 1.0, Identity("ACME", "X1", "S9", "1.2"), "{}"), 1),
+    "Program": (Program(0, 7 * 2**32 + 1, CELLS_S), 4),
+    "Programmed": (Programmed(0, 0.5, 16, 1e-7), 4),
+    "Mvm": (Mvm(0, INPUT_V), 2),
+    "MvmAnswer": (OUTPUT, 2),
+    "StreamMvm": (StreamMvm(0, 16, INPUT_V), 3),
+    "MvmPart": (MvmPart(0, True, OUTPUT), 3),
+    "ReadConductance": (ReadConductance(0), 8),
+    "Conductance": (Conductance(CELLS_S), 8),
+    "Ping": (Ping(0x1122334455667788), 5),
+    "Pong": (Pong(0x1122334455667788), 5),
+    "Safe": (Safe(), 6),
+    "Done": (Done(), 6),
+    "Fault": (Fault(FaultCode.NOT_PROGRAMMED, "no"), 2),
+}
+
+
+def test_the_page_shows_one_frame_of_every_type() -> None:
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| `([0-9a-f ]+)` \|$", PAGE.read_text(), re.MULTILINE)
+    expected = {name: (str(number), encode(message, number).hex(" ")) for name, (message, number) in EXAMPLES.items()}
+    assert {name: (number, frame) for name, number, frame in rows} == expected
+    assert {type(message) for message, _ in EXAMPLES.values()} == set(get_args(Message))
+
+
+def test_the_frames_that_the_page_takes_apart_are_whole() -> None:
+    blocks = re.findall(r"(?:^ {4}(?:[0-9a-f]{2} )+ .*\n)+", PAGE.read_text(), re.MULTILINE)
+    frames = [
+        " ".join(
+            match[0] for line in block.splitlines() if (match := re.match(r"(?:[0-9a-f]{2}(?: |$))+", line.strip()))
+        )
+        for block in blocks
+    ]
+    shown = [" ".join(frame.split()) for frame in frames]
+    assert shown == [encode(*EXAMPLES[name]).hex(" ") for name in ("Hello", "Mvm", "MvmAnswer")]
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from labrig_drivers.links.base import Framing, Link, LinkState
-    from labrig_drivers.links.framing import BlockFraming, LineFraming
+    from labrig_drivers.links.framing import BlockFraming, FixedBlockFraming, LineFraming
     from labrig_drivers.links.memory import MemoryLink
+    from labrig_drivers.links.reconnect import Reconnect
     from labrig_drivers.links.serial import SerialLink
+    from labrig_drivers.links.shared import SharedLink
     from labrig_drivers.links.tcp import TcpLink
     from labrig_drivers.links.url import link_from_url
     from labrig_drivers.links.visa import VisaLink
 
 __all__ = [
     "BlockFraming",
+    "FixedBlockFraming",
     "Framing",
     "LineFraming",
     "Link",
     "LinkState",
     "MemoryLink",
+    "Reconnect",
     "SerialLink",
+    "SharedLink",
     "TcpLink",
     "VisaLink",
     "link_from_url",
@@ -32,12 +37,15 @@ __all__ = [
 
 _HOME = {
     "BlockFraming": "framing",
+    "FixedBlockFraming": "framing",
     "Framing": "base",
     "LineFraming": "framing",
     "Link": "base",
     "LinkState": "base",
     "MemoryLink": "memory",
+    "Reconnect": "reconnect",
     "SerialLink": "serial",
+    "SharedLink": "shared",
     "TcpLink": "tcp",
     "VisaLink": "visa",
     "link_from_url": "url",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
 
+from labrig_drivers.board_batches import vectors_per_part
 from labrig_drivers.board_messages import (
     Conductance,
     Done,
@@ -20,23 +23,30 @@ from labrig_drivers.board_messages import (
     Message,
     Mvm,
     MvmAnswer,
+    MvmPart,
     Ping,
     Pong,
     Program,
     Programmed,
     ReadConductance,
     Safe,
+    StreamMvm,
     Welcome,
     info_to_json,
 )
-from labrig_drivers.board_protocol import PROTOCOL_VERSION, BoardFraming, decode, encode, request_id_of
-from labrig_drivers.crossbar import CrossbarBoard
+from labrig_drivers.board_protocol import PROTOCOL_VERSION, BoardFraming, decode_verified, encode, request_id_of
+from labrig_drivers.capabilities import FLOATING_LINES, STREAMING, TEMPERATURE, TRANSPOSED_MVM
+from labrig_drivers.crossbar import CrossbarBoard, MvmResult, check_mvm_request
 from labrig_drivers.errors import CapabilityError, LinkError, ProtocolError, SafetyError, StateError
 from labrig_drivers.mock.event_log import BoardEvent, BoardEventKind
 from labrig_drivers.mock.ports import Port, PtyPort, TcpPort
 
 _KEPT_KEYS: Final = 1024
+# The protocol has no message for these, so a host could not use them.
+_NOT_CARRIED: Final = frozenset({TRANSPOSED_MVM, FLOATING_LINES, TEMPERATURE})
 _FAULT_TEXT_LENGTH: Final = 1000
+# A host that takes no byte of an answer for so long is gone, also for a board that has no limit on silence.
+_STUCK_S: Final = 10.0
 
 
 class BoardServer:
@@ -53,7 +63,10 @@ class BoardServer:
         supply_is_on: Tells a refusal for want of supply from one of an unprogrammed array; None when the
             board feeds itself.
         max_payload_bytes: Longest payload that is taken or sent.
-        silence_s: Lines are grounded when the host sends nothing for longer than this; 0 is never.
+        max_requests: How many requests a host is told that it may have under way. They are answered in order; while
+            the board works, nothing is read, and what a host sends waits on the line.
+        silence_s: Lines are grounded when the host sends nothing, or takes nothing of its answers, for longer than
+            this; 0 is never.
         gap_s: Part of a frame is thrown away when its rest does not follow for so long, so that a serial line comes
             back into step by itself.
         handover_s: How long a new host waits for the one before it to leave, before it is told `BUSY`.
@@ -68,6 +81,7 @@ class BoardServer:
         now_s: Callable[[], float] = time.monotonic,
         supply_is_on: Callable[[], bool] | None = None,
         max_payload_bytes: int = 4 * 2**20,
+        max_requests: int = 16,
         silence_s: float = 10.0,
         gap_s: float = 0.5,
         handover_s: float = 0.5,
@@ -79,7 +93,9 @@ class BoardServer:
         self._supply_is_on = supply_is_on
         self._max_payload_bytes = max_payload_bytes
         self._framing = BoardFraming(max_payload_bytes)
+        self._max_requests = max_requests
         self._silence_s = silence_s
+        self._stuck_s = silence_s or _STUCK_S
         self._gap_s = gap_s
         self._handover_s = handover_s
         self._host: Port | None = None
@@ -119,7 +135,7 @@ class BoardServer:
 
     def start_pty(self) -> str:
         """Serves a new pseudo-terminal from the running event loop and returns the path of its device."""
-        port = PtyPort()
+        port = PtyPort(self._stuck_s)
         self._ptys.append(port)
         self._keep(asyncio.ensure_future(self._serve_line(port)))
         return port.device
@@ -149,7 +165,7 @@ class BoardServer:
         task = asyncio.current_task()
         assert task is not None
         self._keep(task)
-        port = TcpPort(reader, writer)
+        port = TcpPort(reader, writer, self._stuck_s)
         try:
             try:
                 # A connection may have been accepted in the last moment before the end.
@@ -180,15 +196,20 @@ class BoardServer:
                 self._host_left.set()
 
     async def _receive(self, port: Port, buffer: bytearray) -> bytes:
+        loop = asyncio.get_running_loop()
+        since_s = loop.time()
         while True:
-            patience_s = self._gap_s if buffer else self._silence_s or None
+            gap_ends_s = since_s + self._gap_s if buffer else math.inf
+            watched = self._silence_s > 0.0 and self._awake and self._host is port
+            silence_ends_s = since_s + self._silence_s if watched else math.inf
+            until_s = min(gap_ends_s, silence_ends_s)
             try:
-                async with asyncio.timeout(patience_s):
+                async with asyncio.timeout_at(None if until_s == math.inf else until_s):
                     return await port.receive()
             except TimeoutError:
-                if buffer:
+                if gap_ends_s == until_s:
                     buffer.clear()
-                elif self._host is port:
+                if silence_ends_s == until_s:
                     await self._ground(port)
 
     async def _answer_all(self, port: Port, buffer: bytearray) -> bool:
@@ -202,12 +223,22 @@ class BoardServer:
                 return port.outlives_host
             if frame is None:
                 return True
-            await port.send(await self._answer(port, frame))
+            answer = await self._answer(port, frame)
+            if answer is None or not await port.send(answer):
+                # Gone, or as good as gone: what it still asked for is not done.
+                buffer.clear()
+                if self._host is port:
+                    await self._ground(port)
+                return port.outlives_host
 
-    async def _answer(self, port: Port, frame: bytes) -> bytes:
+    async def _answer(self, port: Port, frame: bytes) -> bytes | None:
+        """Carries a request out; returns its answer, or the last part of it, or None when the host left meanwhile."""
         request_id = request_id_of(frame)
         try:
-            _, request = decode(frame)
+            _, request = decode_verified(frame)
+            if isinstance(request, StreamMvm):
+                last = await self._stream(port, request, request_id)
+                return None if last is None else encode(last, request_id)
             return encode(await self._carry_out(port, request), request_id)
         except ProtocolError as error:
             return self._fault(port, FaultCode.BAD_REQUEST, str(error), request_id)
@@ -227,15 +258,13 @@ class BoardServer:
     async def _carry_out(self, port: Port, request: Message) -> Message:
         if isinstance(request, Hello):
             return await self._welcome(port, request)
-        if self._host is not port:
-            raise ProtocolError("no session: send Hello first")
+        self._require_session(port)
         match request:
             case Program():
                 return await self._program(port, request)
             case Mvm():
                 await self._wake()
-                result = await self._board.mvm(request.array, request.voltage_v.astype(np.float64))
-                return MvmAnswer(result.write_index, result.time_s, result.code, result.saturated)
+                return _mvm_answer(await self._board.mvm(request.array, request.voltage_v.astype(np.float64)))
             case ReadConductance():
                 await self._wake()
                 conductance_s = await self._board.read_conductance(request.array)
@@ -248,6 +277,30 @@ class BoardServer:
             case _:
                 raise ProtocolError(f"{type(request).__name__} is an answer, not a request")
 
+    async def _stream(self, port: Port, request: StreamMvm, request_id: int) -> MvmPart | None:
+        """Sends each part as soon as it is measured, and returns the last one; None when the host left meanwhile."""
+        self._require_session(port)
+        await self._wake()
+        step = min(request.part_vectors, vectors_per_part(self._board.info, self._max_payload_bytes))
+        if step < 1:
+            raise CapabilityError(f"parts of {request.part_vectors} vectors are not possible here")
+        line_v = request.voltage_v.astype(np.float64)
+        # All of it, before the first part is measured.
+        check_mvm_request(self._board.info, request.array, line_v)
+        first = 0
+        while True:
+            answer = _mvm_answer(await self._board.mvm(request.array, line_v[first : first + step]))
+            part = MvmPart(first, first + step >= len(line_v), answer)
+            if part.last:
+                return part
+            if not await port.send(encode(part, request_id)):
+                return None
+            first += step
+
+    def _require_session(self, port: Port) -> None:
+        if self._host is not port:
+            raise ProtocolError("no session: send Hello first")
+
     async def _welcome(self, port: Port, request: Hello) -> Welcome:
         if not request.min_version <= PROTOCOL_VERSION <= request.max_version:
             raise CapabilityError(
@@ -257,13 +310,15 @@ class BoardServer:
         await self._admit(port)
         await self._wake()
         self._sessions += 1
+        info = self._board.info
         return Welcome(
             version=PROTOCOL_VERSION,
             session=self._sessions,
             max_payload_bytes=self._max_payload_bytes,
+            max_requests=self._max_requests,
             silence_s=self._silence_s,
             identity=self._board.identity,
-            info_json=info_to_json(self._board.info),
+            info_json=info_to_json(replace(info, capabilities=info.capabilities - _NOT_CARRIED | {STREAMING})),
         )
 
     async def _admit(self, port: Port) -> None:
@@ -318,6 +373,10 @@ class BoardServer:
     ) -> None:
         if self._log is not None:
             self._log(BoardEvent(self._now_s(), self._name, what, port.address, array, write_index, text))
+
+
+def _mvm_answer(result: MvmResult) -> MvmAnswer:
+    return MvmAnswer(result.write_index, result.time_s, result.code, result.saturated)
 
 
 class _BusyError(StateError):

@@ -14,7 +14,6 @@ from typing import Final, Protocol
 _PIECE_BYTES: Final = 65536
 # How often a pseudo-terminal that nobody has open is looked at; the kernel offers nothing to wait for.
 _ABSENT_POLL_S: Final = 0.02
-# A host that takes no byte of an answer for so long is taken for gone.
 _STUCK_S: Final = 10.0
 
 
@@ -35,19 +34,26 @@ class Port(Protocol):
         """Waits for bytes; empty when the host left."""
         ...
 
-    async def send(self, data: bytes) -> None:
-        """Sends all of `data`, or drops it when the host has left."""
+    async def send(self, data: bytes) -> bool:
+        """Sends all of `data`; False when the host left, or took nothing for too long, and the rest was dropped."""
         ...
 
 
 class TcpPort:
-    """One TCP connection of a server; keeps `Port`."""
+    """One TCP connection of a server; keeps `Port`.
+
+    Args:
+        reader: What the host sends.
+        writer: What goes to the host.
+        stuck_s: A host that takes no byte of an answer for so long, in s, is taken for gone.
+    """
 
     outlives_host = False
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stuck_s: float = _STUCK_S) -> None:
         self._reader = reader
         self._writer = writer
+        self._stuck_s = stuck_s
         # None when the host left before it was served.
         host, port = (writer.get_extra_info("peername") or ("gone", 0))[:2]
         self.address = f"tcp://{host}:{port}"
@@ -64,16 +70,24 @@ class TcpPort:
         except OSError:
             return b""
 
-    async def send(self, data: bytes) -> None:
-        """Sends all of `data`, or drops it when the host left; cuts off one that takes nothing for long."""
+    async def send(self, data: bytes) -> bool:
+        """Sends all of `data`; False when the host left, or took nothing for too long and was cut off."""
         self._writer.write(data)
-        try:
-            async with asyncio.timeout(_STUCK_S):
-                await self._writer.drain()
-        except TimeoutError:
-            self._writer.transport.abort()
-        except OSError:
-            return
+        transport = self._writer.transport
+        while True:
+            waiting = transport.get_write_buffer_size()
+            try:
+                async with asyncio.timeout(self._stuck_s):
+                    await self._writer.drain()
+            except TimeoutError:
+                # Slow is not stuck.
+                if transport.get_write_buffer_size() < waiting:
+                    continue
+                transport.abort()
+                return False
+            except OSError:
+                return False
+            return not transport.is_closing()
 
     async def close(self) -> None:
         """Closes the connection."""
@@ -85,6 +99,9 @@ class TcpPort:
 class PtyPort:
     """The device's end of a new pseudo-terminal in raw mode; keeps `Port`.
 
+    Args:
+        stuck_s: A host that takes no byte of an answer for so long, in s, is taken for gone.
+
     Attributes:
         device: Path that a host opens like a serial port.
         address: Where the host comes from, for the log.
@@ -92,7 +109,8 @@ class PtyPort:
 
     outlives_host = True
 
-    def __init__(self) -> None:
+    def __init__(self, stuck_s: float = _STUCK_S) -> None:
+        self._stuck_s = stuck_s
         self._master, host_end = os.openpty()
         try:
             # No echo and no translation even before the host has set its own end up.
@@ -128,23 +146,24 @@ class PtyPort:
                 return b""
             await asyncio.sleep(_ABSENT_POLL_S)
 
-    async def send(self, data: bytes) -> None:
-        """Sends all of `data`, or drops the rest when the host left or takes nothing for long."""
+    async def send(self, data: bytes) -> bool:
+        """Sends all of `data`; False when the host left or took nothing for too long, and the rest was dropped."""
         rest = memoryview(data)
         while rest:
             try:
                 rest = rest[os.write(self._master, rest) :]
             except BlockingIOError:
                 try:
-                    async with asyncio.timeout(_STUCK_S):
+                    async with asyncio.timeout(self._stuck_s):
                         await self._ready(writing=True)
                 except TimeoutError:
                     termios.tcflush(self._master, termios.TCOFLUSH)
-                    return
+                    return False
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                return
+                return False
+        return True
 
     def close(self) -> None:
         """Takes the pseudo-terminal away."""
