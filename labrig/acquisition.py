@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from labrig.cleanup import finish
 from labrig.config import RigConfig
-from labrig.energy_meter import EnergyMeter
 from labrig.events import BlockCommitted, EventBus, RunFinished, RunStarted, RunStatus
+from labrig.interlock import SupplyFeed, wait_until_closed
 from labrig.plans.base import MvmPoint, Plan, ProgramPoint
 from labrig.recording.file import Durability
 from labrig.recording.header import RecordingHeader
@@ -45,12 +45,10 @@ class _Progress:
     def __init__(self) -> None:
         self.mvms = 0
         self.writes = 0
-        self.meter: EnergyMeter | None = None
         self._started_s = time.monotonic()
 
-    def summary(self) -> RunSummary:
-        joules = None if self.meter is None else self.meter.joules()
-        return RunSummary(self.mvms, self.writes, time.monotonic() - self._started_s, joules)
+    def summary(self, feed: SupplyFeed) -> RunSummary:
+        return RunSummary(self.mvms, self.writes, time.monotonic() - self._started_s, feed.joules())
 
 
 async def acquire(
@@ -60,6 +58,9 @@ async def acquire(
 
     MVMs whose point hash is in `done` are left out. What remains of an interrupted write is measured on a new one,
     since the chip went on drifting; a write of which nothing remains is not made again.
+
+    While an interlock of the rig is open the array supply is off and the run waits; it then goes on with the same
+    point. A programming that was in hand when the interlock opened is made again, as a new write.
 
     When cancelled, or when anything fails, the block in hand is committed or left out as a whole, a
     `RunFinished` with the status `aborted` is published, and the error goes on. The caller closes the writer.
@@ -71,16 +72,14 @@ async def acquire(
     mvms, writes = sum(one.rows for one in capacity.values()), sum(one.writes for one in capacity.values())
     bus.publish(RunStarted(plan.name, mvms, writes, writer.path))
     progress = _Progress()
+    feed = SupplyFeed(rig, bus, writer.append_supply)
     status: RunStatus = "aborted"
     try:
-        async with AsyncExitStack() as stack:
-            if rig.supply is not None:
-                progress.meter = EnergyMeter(rig.supply, bus, writer.append_supply)
-                await stack.enter_async_context(progress.meter)
-            await _run_points(rig, plan, writer, bus, progress, done)
+        async with feed:
+            await _run_points(rig, feed, plan, writer, bus, progress, done)
         status = "finished"
     finally:
-        summary = progress.summary()
+        summary = progress.summary(feed)
         bus.publish(RunFinished(status, summary.mvms, summary.writes, summary.seconds, summary.joules))
     return summary
 
@@ -114,8 +113,10 @@ async def run_sweep(
         capacity = plan.capacity(info)
         writer = await RecordingWriter.create(output, header, info, capacity, durability=durability, resume=resume)
         # Leaving: first the supply, then the file, then the instruments.
-        async with writer, opened.powered():
-            return await acquire(opened, plan, writer, bus, done=done)
+        async with writer:
+            await wait_until_closed(opened, bus)
+            async with opened.powered():
+                return await acquire(opened, plan, writer, bus, done=done)
 
 
 def _committed_points(path: Path) -> frozenset[str]:
@@ -126,15 +127,19 @@ def _committed_points(path: Path) -> frozenset[str]:
 
 
 async def _run_points(
-    rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus, progress: _Progress, done: Collection[str]
+    rig: Rig,
+    feed: SupplyFeed,
+    plan: Plan,
+    writer: RecordingWriter,
+    bus: EventBus,
+    progress: _Progress,
+    done: Collection[str],
 ) -> None:
     pending: asyncio.Task[None] | None = None
     # A write is made when the first MVM that needs it comes, so that a resumed run makes none for nothing.
     wanted: dict[int, ProgramPoint] = {}
     try:
         async for point in plan.points(rig.board.info):
-            if progress.meter is not None:
-                progress.meter.check()
             if isinstance(point, ProgramPoint):
                 wanted[point.array] = point
                 continue
@@ -145,10 +150,10 @@ async def _run_points(
                 # The recording counts writes by their order, so the last block of the old one comes first.
                 if pending is not None:
                     await asyncio.shield(pending)
-                report = await rig.board.program(write.array, write.conductance_s)
+                report = await feed.make(partial(rig.board.program, write.array, write.conductance_s))
                 await writer.append_write(write.array, write.conductance_s, report)
                 progress.writes += 1
-            result = await rig.board.mvm(point.array, point.voltage_v)
+            result = await feed.make(partial(rig.board.mvm, point.array, point.voltage_v))
             if pending is not None:
                 await asyncio.shield(pending)
             pending = asyncio.create_task(_commit(point, result, writer, bus, progress))

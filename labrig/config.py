@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from labrig.instruments import installed_drivers
+from labrig.rig_faults import rig_faults
 from labrig.toml_lines import key_lines, line_of
-from labrig.toml_models import Fault, Section, check_toml, read_toml
+from labrig.toml_models import Section, check_toml, read_toml
 from labrig_drivers.errors import ConfigError
 
-DRIVER_GROUP = "labrig.drivers"
+__all__ = [
+    "BoardConfig",
+    "BoardSafetyConfig",
+    "InterlockConfig",
+    "RigConfig",
+    "SafetyConfig",
+    "SourceMeterConfig",
+    "installed_drivers",
+    "load_rig",
+    "parse_rig",
+    "rig_schema",
+    "shipped_rig",
+]
 
 # Instruments are named groups in a recording, hence no slash and no dot.
 InstrumentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+ArrayNumber = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]*)$")]
 LinkUrl = Annotated[str, StringConstraints(pattern=r"^[a-z]+://.+")]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -28,6 +42,24 @@ class RigSection(Section):
 
     name: Annotated[str, Field(min_length=1)]
     """How messages and recordings call this rig."""
+
+
+class BoardSafetyConfig(Section):
+    """Limits of the board, or of one array: tighter than those above it."""
+
+    max_read_voltage_v: Positive | None = None
+    """Highest voltage in V of the word lines, either sign."""
+    min_conductance_s: Positive | None = None
+    """Lowest conductance in S that may be programmed."""
+    max_conductance_s: Positive | None = None
+    """Highest conductance in S that may be programmed."""
+
+
+class ArrayConfig(Section):
+    """One array of the board."""
+
+    safety: BoardSafetyConfig
+    """Limits of this array alone."""
 
 
 class BoardConfig(Section):
@@ -42,7 +74,26 @@ class BoardConfig(Section):
     expect_serial: str | None = None
     """Serial number that the board must report."""
     settings: dict[str, object] = Field(default_factory=dict)
-    """Settings of a driver that runs in this process."""
+    """Settings of the driver's own."""
+    safety: BoardSafetyConfig | None = None
+    """Limits of all its arrays."""
+    arrays: dict[ArrayNumber, ArrayConfig] = Field(default_factory=dict)
+    """Arrays with limits of their own, by number."""
+
+
+class SourceMeterSafetyConfig(Section):
+    """Limits of one source-meter: tighter than those of the rig."""
+
+    max_voltage_v: Positive | None = None
+    """Highest voltage in V, either sign."""
+    max_current_a: Positive | None = None
+    """Highest current in A, either sign."""
+    max_power_w: Positive | None = None
+    """Highest product of level and limit in W."""
+    max_ramp_v_per_s: Positive | None = None
+    """Fastest change in V/s of the output while it is on."""
+    max_ramp_a_per_s: Positive | None = None
+    """Fastest change in A/s of the output while it is on."""
 
 
 class SourceMeterConfig(Section):
@@ -64,6 +115,10 @@ class SourceMeterConfig(Section):
     """Compliance limit in A."""
     nplc: Annotated[float, Field(ge=0.01, le=25)] = 1.0
     """Integration time in power line cycles."""
+    settings: dict[str, object] = Field(default_factory=dict)
+    """Settings of the driver's own, such as `channel = "b"`."""
+    safety: SourceMeterSafetyConfig | None = None
+    """Limits of this source-meter alone."""
 
 
 class SafetyConfig(Section):
@@ -77,8 +132,19 @@ class SafetyConfig(Section):
     """Highest product of level and limit in W of any source-meter."""
     max_ramp_v_per_s: Positive
     """Fastest change in V/s of an output that is on."""
+    max_ramp_a_per_s: Positive | None = None
+    """Fastest change in A/s of a sourced current; without it a change is made in 20 steps."""
     max_read_voltage_v: Positive
     """Highest voltage in V of the array's word lines, either sign."""
+
+
+class InterlockConfig(Section):
+    """An interlock (door, emergency stop) that an instrument of the rig reads; a run pauses while it is open."""
+
+    instrument: str
+    """The instrument that reads it: the name of a source-meter, or `board`."""
+    poll_s: Annotated[float, Field(ge=0.01, le=60)] = 0.5
+    """Time in s between two looks at it while a run measures or waits."""
 
 
 class RigFile(Section):
@@ -87,6 +153,7 @@ class RigFile(Section):
     rig: RigSection
     board: BoardConfig
     source_meters: dict[InstrumentName, SourceMeterConfig] = Field(default_factory=dict)
+    interlocks: dict[InstrumentName, InterlockConfig] = Field(default_factory=dict)
     safety: SafetyConfig
 
 
@@ -101,6 +168,7 @@ class RigConfig:
         safety: The section `[safety]`.
         path: The file.
         source_text: The file's text, verbatim: recordings carry it.
+        interlocks: The sections `[interlocks.NAME]` by name.
     """
 
     rig: RigSection
@@ -109,15 +177,18 @@ class RigConfig:
     safety: SafetyConfig
     path: Path
     source_text: str
+    interlocks: Mapping[str, InterlockConfig] = field(default_factory=dict)
+
+    @property
+    def max_read_voltage_v(self) -> float:
+        """Highest voltage in V that every array may be read with: what a plan for all of them has to keep."""
+        tables = [self.board.safety, *(array.safety for array in self.board.arrays.values())]
+        own = [table.max_read_voltage_v for table in tables if table is not None]
+        return min([self.safety.max_read_voltage_v, *(limit for limit in own if limit is not None)])
 
     def locate(self, key: str) -> str:
         """The place `file:line` of a dotted key, for messages."""
         return f"{self.path}:{line_of(key_lines(self.source_text), key.split('.'))}"
-
-
-def installed_drivers() -> dict[str, EntryPoint]:
-    """The drivers of this Python environment by entry point name (group `labrig.drivers`)."""
-    return {point.name: point for point in sorted(entry_points(group=DRIVER_GROUP))}
 
 
 def load_rig(path: Path | str) -> RigConfig:
@@ -142,8 +213,8 @@ def parse_rig(text: str, path: Path, *, drivers: Collection[str] | None = None) 
         ConfigError: The text is wrong; the message lists every fault.
     """
     known = installed_drivers() if drivers is None else drivers
-    checked = check_toml(text, path, RigFile, lambda raw: _cross_faults(raw, known))
-    return RigConfig(checked.rig, checked.board, checked.source_meters, checked.safety, path, text)
+    checked = check_toml(text, path, RigFile, lambda raw: rig_faults(raw, known))
+    return RigConfig(checked.rig, checked.board, checked.source_meters, checked.safety, path, text, checked.interlocks)
 
 
 def rig_schema() -> dict[str, object]:
@@ -166,62 +237,3 @@ def shipped_rig(name: str) -> Path:
             return path
     known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
     raise ConfigError(f"no rig file named {name!r} comes with labrig; there are: {', '.join(known) or 'none'}")
-
-
-def _cross_faults(raw: Mapping[str, object], drivers: Collection[str]) -> Iterator[Fault]:
-    """Faults between keys, on values that may be wrong by themselves, so that all come in one error."""
-    board = _table(raw, "board")
-    yield from _driver_fault(board, ("board",), drivers)
-    if "link" in board and board.get("settings"):
-        yield Fault(("board", "settings"), "only a driver without a link has settings; remove link or settings")
-    supplies: list[str] = []
-    for name, meter in _table(raw, "source_meters").items():
-        if not isinstance(meter, dict):
-            continue
-        where = ("source_meters", name)
-        if name == "board":
-            yield Fault(where, "this name is taken by the crossbar board")
-        yield from _driver_fault(meter, where, drivers)
-        yield from _envelope_faults(meter, where, _table(raw, "safety"))
-        if meter.get("role") == "array-supply":
-            for key in ("level_voltage_v", "limit_current_a"):
-                if key not in meter:
-                    yield Fault((*where, key), "is missing; the role array-supply needs it")
-            if supplies:
-                yield Fault((*where, "role"), f"only one array-supply is possible, {supplies[0]} is one already")
-            supplies.append(name)
-
-
-def _driver_fault(table: Mapping[str, object], where: tuple[str, ...], drivers: Collection[str]) -> Iterator[Fault]:
-    driver = table.get("driver")
-    if isinstance(driver, str) and driver not in drivers:
-        known = ", ".join(sorted(drivers)) or "none"
-        yield Fault((*where, "driver"), f"no driver named {driver!r} is installed; installed are: {known}")
-
-
-def _envelope_faults(
-    meter: Mapping[str, object], where: tuple[str, ...], safety: Mapping[str, object]
-) -> Iterator[Fault]:
-    level_v, limit_a = _number(meter, "level_voltage_v"), _number(meter, "limit_current_a")
-    max_v, max_a = _number(safety, "max_voltage_v"), _number(safety, "max_current_a")
-    max_w = _number(safety, "max_power_w")
-    if level_v is not None and max_v is not None and abs(level_v) > max_v:
-        yield Fault((*where, "level_voltage_v"), f"{level_v:g} V exceeds safety.max_voltage_v = {max_v:g} V")
-    if limit_a is not None and max_a is not None and limit_a > max_a:
-        yield Fault((*where, "limit_current_a"), f"{limit_a:g} A exceeds safety.max_current_a = {max_a:g} A")
-    if level_v is not None and limit_a is not None and max_w is not None and abs(level_v) * limit_a > max_w:
-        power = f"{abs(level_v) * limit_a:g} W"
-        yield Fault(
-            (*where, "limit_current_a"),
-            f"level times limit is {power}, exceeds safety.max_power_w = {max_w:g} W",
-        )
-
-
-def _table(raw: Mapping[str, object], name: str) -> dict[str, object]:
-    value = raw.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _number(table: Mapping[str, object], key: str) -> float | None:
-    value = table.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -59,6 +59,13 @@ class EnergyMeter:
             self._task = None
             await self._read()
 
+    async def halt(self) -> None:
+        """Ends without a last reading, for a supply that is switched off or about to be."""
+        await self._end_task()
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            # Perhaps it failed because the supply is off already; whoever halts knows that.
+            self._task.exception()
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -69,7 +76,7 @@ class EnergyMeter:
         if exc is None:
             await self.stop()
         else:
-            await self._end_task()
+            await self.halt()
 
     def joules(self) -> float:
         """Energy in J since the start, voltage times current integrated by trapezoids."""

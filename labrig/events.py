@@ -90,6 +90,28 @@ class Alarm:
 
 
 @dataclass(frozen=True)
+class RunPaused:
+    """An interlock is open: the array supply is off, and the run waits until it is closed.
+
+    Attributes:
+        reason: Which interlock, for a person.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunResumed:
+    """The interlock is closed again, the array supply is on, and the run goes on with the point that it stopped at.
+
+    Attributes:
+        seconds: How long the run waited in s.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """A run ended.
 
@@ -108,7 +130,7 @@ class RunFinished:
     joules: float | None
 
 
-Event = RunStarted | BlockCommitted | SupplyRead | StepDone | Message | Alarm | RunFinished
+Event = RunStarted | BlockCommitted | SupplyRead | StepDone | Message | Alarm | RunPaused | RunResumed | RunFinished
 Listener = Callable[[Event], None]
 
 

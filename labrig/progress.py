@@ -22,6 +22,8 @@ from labrig.events import (
     Event,
     Message,
     RunFinished,
+    RunPaused,
+    RunResumed,
     RunStarted,
     StepDone,
     SupplyRead,
@@ -83,6 +85,10 @@ class ProgressListener:
                 self._print(event.text)
             case Alarm():
                 self._print(f"ALARM: {event.text}", style="bold red")
+            case RunPaused():
+                self._print(f"PAUSED: {event.reason}", style="bold yellow")
+            case RunResumed():
+                self._print(f"goes on after {event.seconds:.1f} s")
             case RunFinished():
                 energy = "" if event.joules is None else f", {event.joules:.3g} J from the array supply"
                 self._print(f"{event.status}: {event.mvms} MVMs, {event.writes} writes, {event.seconds:.1f} s{energy}")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, cast
 
 from labrig.cleanup import finish
-from labrig.config import BoardConfig, RigConfig, SourceMeterConfig, installed_drivers, load_rig
-from labrig.safety import Envelope, GuardedBoard, GuardedSourceMeter
+from labrig.config import RigConfig, load_rig
+from labrig.guarded_board import GuardedBoard
+from labrig.guarded_source_meter import GuardedSourceMeter
+from labrig.instruments import InstrumentSpec, build_instruments
+from labrig.rig_lock import LOCK_FOLDER, RigLock
+from labrig.safety import board_envelope, source_envelope
+from labrig.watchdog.client import Watchdog
 from labrig_drivers.crossbar import BoardInfo, CrossbarBoard
-from labrig_drivers.errors import ConfigError, LabrigError
-from labrig_drivers.instrument import ExpectedIdentity, Identity, Instrument
-from labrig_drivers.links import link_from_url
+from labrig_drivers.errors import ConfigError, LabrigError, StateError
+from labrig_drivers.instrument import HostLossProtection, Identity, Instrument, ProtectsItself
+from labrig_drivers.interlock import InterlockInput
 from labrig_drivers.source_meter import SourceMeter
 
 BOARD_NAME = "board"
@@ -42,19 +47,48 @@ class RigError(LabrigError):
 class Rig:
     """The instruments of one rig. Use as `async with open_rig("rig.toml") as rig:`.
 
-    Every request to the board and the source-meters passes the envelope of the rig file first.
+    Every request to the board and the source-meters passes the limits of the rig file first. While the rig is open no
+    other labrig on this machine gets its instruments, and before the first output is on, a watchdog process stands
+    ready to switch it off should this process be killed.
 
     Args:
         config: The rig file.
         board: The crossbar board, not yet open.
         source_meters: The source-meters by the names of the rig file, not yet open.
+        lock: Keeps others from the instruments; None for instruments that nobody else can reach.
+        watchdog: Switches off when this process is killed; None for instruments that only this process can reach.
+
+    Raises:
+        ConfigError: An instrument that should read an interlock cannot.
     """
 
-    def __init__(self, config: RigConfig, board: CrossbarBoard, source_meters: Mapping[str, SourceMeter]) -> None:
-        envelope = Envelope.from_config(config.safety)
+    def __init__(
+        self,
+        config: RigConfig,
+        board: CrossbarBoard,
+        source_meters: Mapping[str, SourceMeter],
+        *,
+        lock: RigLock | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> None:
         self.config = config
-        self._board = GuardedBoard(board, envelope)
-        self._source_meters = {name: GuardedSourceMeter(meter, envelope, name) for name, meter in source_meters.items()}
+        self._lock = lock
+        self._watchdog = watchdog
+        self._bare: dict[str, Instrument] = {BOARD_NAME: board, **source_meters}
+        self._interlocks = _interlocks(config, self._bare)
+        specs = {spec.name: spec for spec in instrument_specs(config)}
+        board_spec = specs[BOARD_NAME]
+        before_drive = partial(self._watch, board_spec) if board_spec.addresses else None
+        self._board = GuardedBoard(board, board_envelope(config), before_drive)
+        self._source_meters = {
+            name: GuardedSourceMeter(
+                meter,
+                source_envelope(config, name),
+                before_on=partial(self._before_on, specs[name]),
+                after_off=partial(self._after_off, specs[name]),
+            )
+            for name, meter in source_meters.items()
+        }
 
     @property
     def board(self) -> CrossbarBoard:
@@ -76,27 +110,43 @@ class Rig:
         """Who each instrument said it is, by name; the crossbar board is `board`."""
         return {name: instrument.identity for name, instrument in self._instruments().items()}
 
+    def host_loss_protection(self) -> dict[str, HostLossProtection | None]:
+        """What switches each instrument off when the host is lost, by name; None where nothing does."""
+        return {
+            name: one.host_loss_protection if isinstance(one, ProtectsItself) else None
+            for name, one in self._bare.items()
+        }
+
+    async def open_interlocks(self) -> list[str]:
+        """Asks every interlock of the rig file; returns the names of those that are open.
+
+        Raises:
+            CapabilityError: An instrument has no interlock after all.
+            LinkError: One cannot be asked.
+        """
+        return [name for name, one in self._interlocks.items() if not await finish(_closed(one))]
+
+    async def keep_watch(self) -> None:
+        """Starts the watchdog process again if it has died; cheap enough to be called before every point."""
+        if self._watchdog is not None:
+            await finish(self._watchdog.revive())
+
     async def open(self) -> None:
         """Opens all instruments in parallel and checks who they are; no output is touched.
 
         Raises:
+            StateError: Somebody else has an instrument; nothing was opened, and the message says who.
             RigError: At least one instrument failed; those that opened were closed again.
+            ConfigError: The rig file limits an array that the board does not have.
         """
-        instruments = self._instruments()
+        if self._lock is not None:
+            self._lock.acquire()
         try:
-            results = await asyncio.gather(*(one.open() for one in instruments.values()), return_exceptions=True)
+            await self._open()
         except BaseException:
-            await finish(_close_all(instruments))
+            if self._lock is not None:
+                self._lock.release()
             raise
-        failures = _failures(instruments, results)
-        if failures:
-            # What went wrong in opening is the message; no output was touched, so closing has nothing to add.
-            await finish(_close_all(instruments))
-            headline = (
-                f"rig {self.config.rig.name!r} ({self.config.path}): {len(failures)} of {len(instruments)} "
-                "instruments could not be opened, no output was touched"
-            )
-            raise RigError(headline, failures, _places(self.config))
 
     async def close(self) -> None:
         """Makes the source-meters safe, then the board, and disconnects; a cancellation waits for that.
@@ -145,6 +195,47 @@ class Rig:
         finally:
             await self.power_down()
 
+    async def _open(self) -> None:
+        instruments = self._instruments()
+        try:
+            results = await asyncio.gather(*(one.open() for one in instruments.values()), return_exceptions=True)
+        except BaseException:
+            await finish(_close_all(instruments))
+            raise
+        failures = _failures(instruments, results)
+        if failures:
+            # What went wrong in opening is the message; no output was touched, so closing has nothing to add.
+            await finish(_close_all(instruments))
+            headline = (
+                f"rig {self.config.rig.name!r} ({self.config.path}): {len(failures)} of {len(instruments)} "
+                "instruments could not be opened, no output was touched"
+            )
+            raise RigError(headline, failures, _places(self.config))
+        arrays = self._board.info.arrays
+        unknown = [number for number in self.config.board.arrays if int(number) >= arrays]
+        if unknown:
+            await finish(_close_all(instruments))
+            places = [(self.config.locate(key), key) for key in (f"board.arrays.{number}" for number in unknown)]
+            raise ConfigError(
+                "\n".join(
+                    f"{place}: {key}: the board has arrays 0 to {arrays - 1} only, so this would limit nothing"
+                    for place, key in places
+                )
+            )
+
+    async def _before_on(self, spec: InstrumentSpec) -> None:
+        if names := await self.open_interlocks():
+            raise StateError(f"{spec.name}: interlock {', '.join(names)} is open; close it before switching on")
+        await self._watch(spec)
+
+    async def _watch(self, spec: InstrumentSpec) -> None:
+        if self._watchdog is not None:
+            await self._watchdog.arm(spec)
+
+    async def _after_off(self, spec: InstrumentSpec) -> None:
+        if self._watchdog is not None:
+            await self._watchdog.disarm(spec.section)
+
     def _instruments(self) -> dict[str, Instrument]:
         return {BOARD_NAME: self._board, **self._source_meters}
 
@@ -157,8 +248,14 @@ class Rig:
     async def _close(self) -> None:
         # Sources first: a board that lost its lines is safe only when nothing feeds it.
         failures: dict[str, BaseException] = {}
-        for group in (dict(self._source_meters), {BOARD_NAME: self._board}):
-            failures |= await _close_all(group)
+        try:
+            for group in (dict(self._source_meters), {BOARD_NAME: self._board}):
+                failures |= await _close_all(group)
+        finally:
+            if self._watchdog is not None:
+                await self._watchdog.stop()
+            if self._lock is not None:
+                self._lock.release()
         if failures:
             headline = (
                 f"rig {self.config.rig.name!r}: {len(failures)} instruments could not be made safe; "
@@ -167,22 +264,47 @@ class Rig:
             raise RigError(headline, failures, _places(self.config))
 
 
-def open_rig(source: RigConfig | Path | str) -> Rig:
+def instrument_specs(config: RigConfig) -> list[InstrumentSpec]:
+    """What it takes to make each instrument of a rig file, the board first."""
+    board = config.board
+    specs = [InstrumentSpec("board", board.driver, board.link, board.expect_model, board.expect_serial, board.settings)]
+    for name, meter in config.source_meters.items():
+        ramp_v_per_s = source_envelope(config, name).ramp_v_per_s
+        section = f"source_meters.{name}"
+        specs.append(
+            InstrumentSpec(
+                section, meter.driver, meter.link, meter.expect_model, meter.expect_serial, meter.settings, ramp_v_per_s
+            )
+        )
+    return specs
+
+
+def open_rig(source: RigConfig | Path | str, *, lock_folder: Path = LOCK_FOLDER) -> Rig:
     """Makes the rig of a rig file. It is opened by `async with`, as in the example of `Rig`.
+
+    Args:
+        source: The rig file, read or not.
+        lock_folder: Where the locks of instruments are; everybody on this machine has to use the same.
 
     Raises:
         ConfigError: The rig file is wrong, or a driver refuses what it is given; every fault at once.
     """
     config = source if isinstance(source, RigConfig) else load_rig(source)
-    faults: list[str] = []
-    board: CrossbarBoard | None = _try_build("board", config.board, config, faults)
-    meters: dict[str, SourceMeter] = {
-        name: _try_build(f"source_meters.{name}", settings, config, faults)
-        for name, settings in config.source_meters.items()
-    }
-    if faults or board is None:
-        raise ConfigError("\n".join(faults))
-    return Rig(config, board, meters)
+    specs = instrument_specs(config)
+    try:
+        built = build_instruments(specs)
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        located = [f"{config.locate(line.partition(':')[0])}: {line}" for line in lines]
+        raise ConfigError("\n".join(located)) from error
+    # What an entry point makes is known only at run time; the contract tests check it.
+    board = cast(CrossbarBoard, built["board"])
+    meters = {name: cast(SourceMeter, built[f"source_meters.{name}"]) for name in config.source_meters}
+    addresses = {name: address for spec in specs for name, address in spec.addresses.items()}
+    if not addresses:
+        return Rig(config, board, meters)
+    lock = RigLock(addresses, f"rig {config.rig.name!r} ({config.path})", lock_folder)
+    return Rig(config, board, meters, lock=lock, watchdog=Watchdog(lock, lock_folder))
 
 
 async def identify(config: RigConfig) -> tuple[dict[str, Identity], BoardInfo]:
@@ -198,42 +320,23 @@ async def identify(config: RigConfig) -> tuple[dict[str, Identity], BoardInfo]:
         return rig.identities(), rig.board.info
 
 
-def _try_build(
-    section: str, settings: BoardConfig | SourceMeterConfig, config: RigConfig, faults: list[str]
-) -> Any:  # what an entry point makes is known only at run time; the contract tests check it
-    try:
-        return _build(section, settings)
-    except ConfigError as error:
-        for line in str(error).splitlines():
-            # A driver names the keys of its own settings; what names no key is about the link.
-            text = line if line.startswith(section) else f"{section}.link: {line}"
-            faults.append(f"{config.locate(text.partition(':')[0])}: {text}")
-        return None
+def _interlocks(config: RigConfig, instruments: Mapping[str, object]) -> dict[str, InterlockInput]:
+    found: dict[str, InterlockInput] = {}
+    faults: list[str] = []
+    for name, interlock in config.interlocks.items():
+        instrument = instruments[interlock.instrument]
+        if isinstance(instrument, InterlockInput):
+            found[name] = instrument
+        else:
+            key = f"interlocks.{name}.instrument"
+            faults.append(f"{config.locate(key)}: {key}: the driver of {interlock.instrument!r} reads no interlock")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return found
 
 
-def _build(section: str, settings: BoardConfig | SourceMeterConfig) -> object:
-    """Calls `from_settings(link, expected, name)`, or `(settings, expected, name)` where there is no link."""
-    make = _load_driver(section, settings.driver)
-    expected = ExpectedIdentity(settings.expect_model, settings.expect_serial)
-    name = section.rpartition(".")[2]
-    if "link" in inspect.signature(make).parameters:
-        if settings.link is None:
-            raise ConfigError(f"{section}.link: is missing; the driver {settings.driver!r} needs it")
-        return make(link_from_url(settings.link), expected, name)
-    if settings.link is not None:
-        raise ConfigError(f"{section}.link: the driver {settings.driver!r} runs in this process and takes no link")
-    return make(settings.settings if isinstance(settings, BoardConfig) else {}, expected, name)
-
-
-def _load_driver(section: str, driver: str) -> Callable[..., object]:
-    point = installed_drivers().get(driver)
-    if point is None:
-        raise ConfigError(f"{section}.driver: no driver named {driver!r} is installed")
-    try:
-        make: Callable[..., object] = point.load().from_settings
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{section}.driver: {driver!r} ({point.value}) cannot be loaded: {error}") from error
-    return make
+async def _closed(interlock: InterlockInput) -> bool:
+    return await interlock.interlock_closed()
 
 
 async def _close_all(instruments: Mapping[str, Instrument]) -> dict[str, BaseException]:

@@ -1,303 +1,186 @@
-"""The rig-wide envelope, and instruments that keep it: every request is checked before anything is sent.
+"""What no request may exceed: the limits of the rig, of one instrument, of one array, all of which apply at once.
 
-The guards wrap an instrument and keep its contract, so nothing above knows that they are there.
+Limits only; the guards (`labrig.guarded_board`, `labrig.guarded_source_meter`) hold every request against them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from types import TracebackType
-from typing import Literal, Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from labrig.cleanup import finish
-from labrig.config import SafetyConfig
-from labrig_drivers.crossbar import (
-    BoardInfo,
-    CrossbarBoard,
-    FloatArray,
-    MvmResult,
-    ProgramReport,
-    check_mvm_request,
-    check_program_request,
-)
-from labrig_drivers.errors import SafetyError
-from labrig_drivers.instrument import Identity
-from labrig_drivers.source_meter import Reading, SourceKind, SourceMeter
+from labrig.config import BoardSafetyConfig, RigConfig
+from labrig_drivers.crossbar import FloatArray
 
-# An output that is on moves in steps of this duration.
-RAMP_STEP_S = 0.01
+# A float32 copy of a limit may round outward; a relative 1e-6 is below any converter's step.
+_SLACK = 1e-6
 
 
 @dataclass(frozen=True)
-class Envelope:
-    """What no request may exceed, either sign.
+class SourceLimits:
+    """One table of limits of a source-meter, either sign; None limits nothing.
 
     Attributes:
-        max_voltage_v: Voltage in V of any source-meter.
-        max_current_a: Current in A of any source-meter.
-        max_power_w: Product in W of level and limit of any source-meter.
-        max_ramp_v_per_s: Change in V/s of a source-meter's output that is on.
-        max_read_voltage_v: Voltage in V of the array's word lines.
+        where: The table in the rig file, for messages.
+        max_voltage_v: Voltage in V, level or limit.
+        max_current_a: Current in A, level or limit.
+        max_power_w: Product in W of level and limit.
+        max_ramp_v_per_s: Change in V/s of an output that is on.
+        max_ramp_a_per_s: Change in A/s of an output that is on.
     """
 
-    max_voltage_v: float
-    max_current_a: float
-    max_power_w: float
-    max_ramp_v_per_s: float
-    max_read_voltage_v: float
+    where: str
+    max_voltage_v: float | None = None
+    max_current_a: float | None = None
+    max_power_w: float | None = None
+    max_ramp_v_per_s: float | None = None
+    max_ramp_a_per_s: float | None = None
 
-    @classmethod
-    def from_config(cls, config: SafetyConfig) -> Envelope:
-        """The envelope of a rig file's section `[safety]`."""
-        return cls(
-            max_voltage_v=config.max_voltage_v,
-            max_current_a=config.max_current_a,
-            max_power_w=config.max_power_w,
-            max_ramp_v_per_s=config.max_ramp_v_per_s,
-            max_read_voltage_v=config.max_read_voltage_v,
-        )
-
-    def source_violations(self, name: str, voltage_v: float | None, current_a: float | None) -> list[str]:
-        """Every limit that a source-meter would violate with this voltage and current (level or limit)."""
-        reasons = []
+    def reasons(self, voltage_v: float | None, current_a: float | None) -> Iterator[str]:
+        """Every limit of this table that a voltage and a current, level or limit, would violate."""
+        power_w = None if voltage_v is None or current_a is None else abs(voltage_v * current_a)
         for value, limit, unit, key in (
             (voltage_v, self.max_voltage_v, "V", "max_voltage_v"),
             (current_a, self.max_current_a, "A", "max_current_a"),
+            (power_w, self.max_power_w, "W", "max_power_w"),
         ):
             # Written so that NaN is refused as well.
-            if value is not None and not abs(value) <= limit:
-                reasons.append(f"{name}: {value:g} {unit} exceeds {key} = {limit:g} {unit}")
-        if voltage_v is not None and current_a is not None and abs(voltage_v * current_a) > self.max_power_w:
-            power_w = abs(voltage_v * current_a)
-            reasons.append(f"{name}: {power_w:g} W exceeds max_power_w = {self.max_power_w:g} W")
-        return reasons
-
-    def read_violations(self, voltage_v: FloatArray) -> list[str]:
-        """Every limit that these word line voltages would violate."""
-        # A float32 copy of the limit may round outward; a relative 1e-6 is below any converter's step.
-        over = int((np.abs(voltage_v) > self.max_read_voltage_v * (1 + 1e-6)).sum())
-        if not over:
-            return []
-        return [
-            f"{over} word line voltages exceed max_read_voltage_v = {self.max_read_voltage_v:g} V "
-            f"(largest {np.nanmax(np.abs(voltage_v)):g} V)"
-        ]
+            if value is not None and limit is not None and not abs(value) <= limit:
+                yield f"{value:g} {unit} exceeds {self.where}.{key} = {limit:g} {unit}"
 
 
-class GuardedBoard:
-    """A crossbar board whose every request is checked against the envelope and the board's own ranges."""
+@dataclass(frozen=True)
+class SourceEnvelope:
+    """All limits of one source-meter.
 
-    def __init__(self, inner: CrossbarBoard, envelope: Envelope) -> None:
-        self._inner = inner
-        self._envelope = envelope
-
-    @property
-    def identity(self) -> Identity:
-        """Who the board said it is; `StateError` before `open()`."""
-        return self._inner.identity
-
-    @property
-    def info(self) -> BoardInfo:
-        """Geometry, ranges and converters; `StateError` before `open()`."""
-        return self._inner.info
-
-    async def open(self) -> None:
-        """Connects and checks the identity, without touching an output."""
-        await self._inner.open()
-
-    async def close(self) -> None:
-        """Makes the board safe and disconnects."""
-        await self._inner.close()
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
-        """Programs one array; see `CrossbarBoard.program`."""
-        check_program_request(self._inner.info, array, conductance_s)
-        return await self._inner.program(array, conductance_s)
-
-    async def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
-        """Measures one batch; see `CrossbarBoard.mvm`.
-
-        Raises:
-            SafetyError: A voltage lies outside the envelope or the board's range; every reason at once.
-        """
-        reasons: list[str] = []
-        try:
-            check_mvm_request(self._inner.info, array, voltage_v)
-        except SafetyError as error:
-            reasons += error.reasons
-        reasons += self._envelope.read_violations(voltage_v)
-        if reasons:
-            raise SafetyError(reasons)
-        return await self._inner.mvm(array, voltage_v)
-
-    async def read_conductance(self, array: int) -> FloatArray:
-        """Reads every cell; see `CrossbarBoard.read_conductance`."""
-        return await self._inner.read_conductance(array)
-
-
-class GuardedSourceMeter:
-    """A source-meter whose levels and limits keep the envelope, and whose output moves by a ramp.
-
-    A cancellation waits for the exchange in flight: cut in two, it would leave a link that cannot switch off.
-
-    Args:
-        inner: The instrument.
-        envelope: What it must keep.
-        name: How messages call it.
+    Attributes:
+        name: How messages call the source-meter.
+        limits: Every table that applies.
     """
 
-    def __init__(self, inner: SourceMeter, envelope: Envelope, name: str) -> None:
-        self._inner = inner
-        self._envelope = envelope
-        self._name = name
-        self._on = False
-        self._level_v: float | None = None  # what the caller asked for
-        self._output_v = 0.0  # what was sent last
-        self._level_a: float | None = None
-        self._limit_v: float | None = None
-        self._limit_a: float | None = None
+    name: str
+    limits: tuple[SourceLimits, ...]
 
     @property
-    def identity(self) -> Identity:
-        """Who the instrument said it is; `StateError` before `open()`."""
-        return self._inner.identity
+    def ramp_v_per_s(self) -> float | None:
+        """Fastest change of a voltage in V/s."""
+        return _least(one.max_ramp_v_per_s for one in self.limits)
 
-    async def open(self) -> None:
-        """Connects and checks the identity, without touching an output."""
-        await self._inner.open()
+    @property
+    def ramp_a_per_s(self) -> float | None:
+        """Fastest change of a current in A/s; None where no table says."""
+        return _least(one.max_ramp_a_per_s for one in self.limits)
 
-    async def close(self) -> None:
-        """Ramps an output that is on to zero, switches it off, disconnects; a cancellation waits for that."""
-        await finish(self._close())
+    def reasons(self, pairs: Sequence[tuple[float | None, float | None]]) -> list[str]:
+        """Every limit that one of the pairs of voltage in V and current in A would violate."""
+        found = (f"{self.name}: {reason}" for one in self.limits for pair in pairs for reason in one.reasons(*pair))
+        return list(dict.fromkeys(found))
 
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()
+@dataclass(frozen=True)
+class BoardLimits:
+    """One table of limits of a board or of one array; None limits nothing.
 
-    async def configure(self, *, source: SourceKind, nplc: float = 1.0, wires: Literal[2, 4] = 2) -> None:
-        """Sets source function, integration time and sense wiring; see `SourceMeter.configure`."""
-        await finish(self._inner.configure(source=source, nplc=nplc, wires=wires))
-        # Level and limit of another function say nothing about this one.
-        self._level_v = self._level_a = self._limit_v = self._limit_a = None
-        self._output_v = 0.0
+    Attributes:
+        where: The table in the rig file, for messages.
+        max_read_voltage_v: Voltage in V of the word lines, either sign.
+        min_conductance_s: Lowest conductance in S that may be programmed.
+        max_conductance_s: Highest conductance in S that may be programmed.
+    """
 
-    async def set_limit(self, *, current_a: float | None = None, voltage_v: float | None = None) -> None:
-        """Sets the compliance limit; `SafetyError` where it leaves the envelope."""
-        self._demand_inside([(self._level_v, current_a), (voltage_v, self._level_a)])
-        self._limit_a, self._limit_v = current_a, voltage_v
-        await finish(self._inner.set_limit(current_a=current_a, voltage_v=voltage_v))
+    where: str
+    max_read_voltage_v: float | None = None
+    min_conductance_s: float | None = None
+    max_conductance_s: float | None = None
 
-    async def set_level(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
-        """Sets the level, by a ramp while the output is on; `SafetyError` where it leaves the envelope."""
-        self._demand_inside([(voltage_v, self._limit_a), (self._limit_v, current_a)])
-        self._level_v, self._level_a = voltage_v, current_a
-        if voltage_v is not None and self._on:
-            await self._ramp(voltage_v)
-        else:
-            self._output_v = voltage_v or 0.0
-            await finish(self._inner.set_level(voltage_v=voltage_v, current_a=current_a))
+    def read_reasons(self, voltage_v: FloatArray) -> Iterator[str]:
+        """What these word line voltages would violate."""
+        limit = self.max_read_voltage_v
+        if limit is None:
+            return
+        over = int((np.abs(voltage_v) > limit * (1 + _SLACK)).sum())
+        if over:
+            largest_v = np.nanmax(np.abs(voltage_v))
+            yield (
+                f"{over} word line voltages exceed {self.where}.max_read_voltage_v = {limit:g} V "
+                f"(largest {largest_v:g} V)"
+            )
 
-    async def output_on(self) -> None:
-        """Switches the output on at 0 V and ramps to the level."""
-        level_v = self._level_v
-        if level_v:
-            self._output_v = 0.0
-            await finish(self._inner.set_level(voltage_v=0.0))
-        # Before the request: an exchange that is cancelled may have switched it on.
-        self._on = True
-        await finish(self._inner.output_on())
-        if level_v:
-            await self._ramp(level_v)
+    def program_reasons(self, conductance_s: FloatArray) -> Iterator[str]:
+        """What these targets would violate."""
+        low, high = self.min_conductance_s, self.max_conductance_s
+        if low is not None and (under := int((conductance_s < low * (1 - _SLACK)).sum())):
+            yield (
+                f"{under} targets are below {self.where}.min_conductance_s = {low:g} S "
+                f"(lowest {np.nanmin(conductance_s):g} S)"
+            )
+        if high is not None and (over := int((conductance_s > high * (1 + _SLACK)).sum())):
+            yield (
+                f"{over} targets exceed {self.where}.max_conductance_s = {high:g} S "
+                f"(highest {np.nanmax(conductance_s):g} S)"
+            )
 
-    async def output_off(self) -> None:
-        """Ramps to zero, switches the output off and reads the state back."""
-        try:
-            if self._on and self._output_v:
-                await self._ramp(0.0)
-        finally:
-            await finish(self._inner.output_off())
-            self._on = False
 
-    async def output_is_on(self) -> bool:
-        """Asks the instrument for the state of its output."""
-        return await finish(self._inner.output_is_on())
+@dataclass(frozen=True)
+class BoardEnvelope:
+    """All limits of a board.
 
-    async def measure(self) -> Reading:
-        """Takes one reading; see `SourceMeter.measure`."""
-        return await finish(self._inner.measure())
+    Attributes:
+        limits: Every table that applies to all arrays.
+        arrays: The table of one array, by its number.
+    """
 
-    async def set_ranges(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
-        """Fixes the ranges; see `SourceMeter.set_ranges`."""
-        await finish(self._inner.set_ranges(voltage_v=voltage_v, current_a=current_a))
+    limits: tuple[BoardLimits, ...]
+    arrays: Mapping[int, BoardLimits] = field(default_factory=dict)
 
-    async def sweep(
-        self, *, voltage_v: Sequence[float] | None = None, current_a: Sequence[float] | None = None
-    ) -> list[Reading]:
-        """Takes one reading at each level; where a step is too large for the ramp, point by point."""
-        if voltage_v is None:
-            levels_a = current_a or []
-            self._demand_inside([(self._limit_v, level) for level in levels_a])
-            return await self._inner.sweep(current_a=levels_a)
-        self._demand_inside([(level, self._limit_a) for level in voltage_v])
-        if not voltage_v:
-            return []
-        if self._on:
-            await self._ramp(voltage_v[0])
-        step_v = self._envelope.max_ramp_v_per_s * RAMP_STEP_S
-        if all(abs(after - before) <= step_v for before, after in pairwise(voltage_v)):
-            readings = await self._inner.sweep(voltage_v=voltage_v)
-            self._output_v = self._level_v = voltage_v[-1]
-            return readings
-        readings = []
-        for level_v in voltage_v:
-            await self.set_level(voltage_v=level_v)
-            readings.append(await finish(self._inner.measure()))
-        return readings
+    def of_array(self, array: int) -> tuple[BoardLimits, ...]:
+        """Every table that applies to one array."""
+        own = self.arrays.get(array)
+        return self.limits if own is None else (*self.limits, own)
 
-    async def errors(self) -> list[tuple[int, str]]:
-        """Reads the instrument's error queue until it is empty; see `SourceMeter.errors`."""
-        return await finish(self._inner.errors())
+    def read_reasons(self, array: int, voltage_v: FloatArray) -> list[str]:
+        """Every limit that these word line voltages would violate."""
+        return [reason for one in self.of_array(array) for reason in one.read_reasons(voltage_v)]
 
-    def _demand_inside(self, pairs: list[tuple[float | None, float | None]]) -> None:
-        reasons = [reason for pair in pairs for reason in self._envelope.source_violations(self._name, *pair)]
-        if reasons:
-            raise SafetyError(list(dict.fromkeys(reasons)))
+    def program_reasons(self, array: int, conductance_s: FloatArray) -> list[str]:
+        """Every limit that these targets would violate."""
+        return [reason for one in self.of_array(array) for reason in one.program_reasons(conductance_s)]
 
-    async def _ramp(self, target_v: float) -> None:
-        start_v = self._output_v
-        distance_v = abs(target_v - start_v)
-        # A hair off, so that 0.3 / 0.1 is three steps.
-        steps = max(1, math.ceil(distance_v / (self._envelope.max_ramp_v_per_s * RAMP_STEP_S) - 1e-9))
-        for step in range(1, steps + 1):
-            level_v = target_v if step == steps else start_v + (target_v - start_v) * step / steps
-            self._output_v = level_v
-            await finish(self._inner.set_level(voltage_v=level_v))
-            if step < steps:
-                await asyncio.sleep(RAMP_STEP_S)
 
-    async def _close(self) -> None:
-        try:
-            if self._on:
-                await self.output_off()
-        finally:
-            await self._inner.close()
+def source_envelope(config: RigConfig, name: str) -> SourceEnvelope:
+    """The limits of the source-meter `name` of a rig file."""
+    rig, own = config.safety, config.source_meters[name].safety
+    tables = [
+        SourceLimits(
+            "safety",
+            max_voltage_v=rig.max_voltage_v,
+            max_current_a=rig.max_current_a,
+            max_power_w=rig.max_power_w,
+            max_ramp_v_per_s=rig.max_ramp_v_per_s,
+            max_ramp_a_per_s=rig.max_ramp_a_per_s,
+        )
+    ]
+    if own is not None:
+        tables.append(SourceLimits(f"source_meters.{name}.safety", **own.model_dump()))
+    return SourceEnvelope(name, tuple(tables))
+
+
+def board_envelope(config: RigConfig) -> BoardEnvelope:
+    """The limits of the board of a rig file."""
+    tables = [BoardLimits("safety", max_read_voltage_v=config.safety.max_read_voltage_v)]
+    if config.board.safety is not None:
+        tables.append(_board_limits("board.safety", config.board.safety))
+    arrays = {
+        int(number): _board_limits(f"board.arrays.{number}.safety", array.safety)
+        for number, array in config.board.arrays.items()
+    }
+    return BoardEnvelope(tuple(tables), arrays)
+
+
+def _board_limits(where: str, table: BoardSafetyConfig) -> BoardLimits:
+    return BoardLimits(where, **table.model_dump())
+
+
+def _least(values: Iterator[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)

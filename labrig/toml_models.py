@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from labrig.toml_lines import key_lines, line_of
 from labrig_drivers.errors import ConfigError
 
-_SI_UNIT = re.compile(r"_(v_per_s|v|a|w|s)$")
+_SI_UNIT = re.compile(r"_(v_per_s|a_per_s|v|a|w|s)$")
 _UNIT = re.compile(r"_[a-z]+(_per_[a-z]+)?$", re.IGNORECASE)
 
 
@@ -110,9 +110,11 @@ def _schema_fault(model: type[Section], kind: str, loc: tuple[int | str, ...], m
 def _unknown_key(known: list[str], name: str) -> str:
     # The unit ends a name: level_voltage_mv and level_voltage both mean level_voltage_v.
     stems = {name, _UNIT.sub("", name)}
-    for candidate in known:
-        if _SI_UNIT.search(candidate) and _SI_UNIT.sub("", candidate) in stems:
-            return f"unknown key; did you mean {candidate}? (SI units)"
+    meant = [one for one in known if _SI_UNIT.search(one) and _SI_UNIT.sub("", one) in stems]
+    if meant:
+        # max_ramp_ma_per_s could be both max_ramp_v_per_s and max_ramp_a_per_s by its stem.
+        (nearest,) = difflib.get_close_matches(name, meant, n=1, cutoff=0.0)
+        return f"unknown key; did you mean {nearest}? (SI units)"
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"unknown key; did you mean {close[0]}?"

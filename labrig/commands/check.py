@@ -1,4 +1,4 @@
-"""`labrig check`: who is on the bench?"""
+"""`labrig check`: who is on the bench, and what protects it?"""
 
 from __future__ import annotations
 
@@ -8,36 +8,41 @@ from labrig.commands.arguments import RigArgument
 from labrig.commands.interruptible import run_interruptible
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from labrig.config import RigConfig
-    from labrig_drivers.crossbar import BoardInfo
-    from labrig_drivers.instrument import Identity
+    from labrig.rig_survey import RigSurvey
+    from labrig_drivers.instrument import HostLossProtection
+
+_NOTHING = "nothing; the watchdog process covers a killed program, not a dead host"
 
 
 def check(rig: RigArgument) -> None:
-    """Open a rig, identify its instruments, print them and close, without touching an output.
+    """Open a rig, identify its instruments, say what protects it, and close, without touching an output.
 
     Example: labrig check rig_configs/mock.toml
     """
+    from rich.console import Console
+
     from labrig.config import load_rig
-    from labrig.rig import identify
+    from labrig.rig_survey import survey
 
     config = load_rig(rig)
-    identities, info = run_interruptible(identify(config))
-    _print(config, identities, info)
+    found = run_interruptible(survey(config))
+    _print(Console(markup=False, highlight=False), config, found)
 
 
-def _print(config: RigConfig, identities: dict[str, Identity], info: BoardInfo) -> None:
-    from rich.console import Console
+def _print(console: Console, config: RigConfig, found: RigSurvey) -> None:
     from rich.table import Table
 
     addresses = {"board": config.board.link or "in this process"}
     addresses |= {name: meter.link for name, meter in config.source_meters.items()}
     drivers = {"board": config.board.driver} | {name: one.driver for name, one in config.source_meters.items()}
     table = Table("instrument", "driver", "address", "identity", title=f"rig {config.rig.name}")
-    for name, identity in identities.items():
+    for name, identity in found.identities.items():
         table.add_row(name, drivers[name], addresses[name], str(identity))
-    console = Console(markup=False, highlight=False)
     console.print(table)
+    info = found.info
     full_scale_a = max(info.adc_full_scale_a)
     console.print(
         f"chip {info.chip_id}: {info.arrays} arrays of {info.rows} x {info.columns}, "
@@ -45,4 +50,29 @@ def _print(config: RigConfig, identities: dict[str, Identity], info: BoardInfo) 
         f"{info.voltage_min_v:g} to {info.voltage_max_v:g} V, "
         f"DAC {info.dac_bits} bits, ADC {info.adc_bits} bits to {full_scale_a * 1e6:g} uA"
     )
+    if found.watchdog_start_s is not None:
+        _print_protection(console, config, found)
     console.print("all instruments answered; no output was touched")
+
+
+def _print_protection(console: Console, config: RigConfig, found: RigSurvey) -> None:
+    console.print("when the host is lost (power cut, pulled cable), what switches off:")
+    for name, protection in found.protection.items():
+        console.print(f"  {name}: {_protection(protection)}", soft_wrap=True)
+    for name, interlock in config.interlocks.items():
+        state = "OPEN" if name in found.open_interlocks else "closed"
+        console.print(f"interlock {name} (read by {interlock.instrument}): {state}")
+    console.print(
+        f"watchdog process: available, ready in {found.watchdog_start_s:.2f} s; "
+        "it switches off when the program is killed",
+        soft_wrap=True,
+    )
+    console.print("locks: no other labrig on this machine holds an instrument of this rig")
+
+
+def _protection(protection: HostLossProtection | None) -> str:
+    if protection is None:
+        return _NOTHING
+    if protection.silence_s is None:
+        return f"{_NOTHING} ({protection.text})"
+    return f"itself, after {protection.silence_s:g} s without the host ({protection.text})"

@@ -58,7 +58,7 @@ def sweep(
     if resume is not None and output is not None:
         raise ConfigError("--output names a new recording and --resume an old one; give one of them")
     config = load_rig(rig)
-    chosen = plan_by_name(plan, seed=seed, writes=writes, max_voltage_v=config.safety.max_read_voltage_v)
+    chosen = plan_by_name(plan, seed=seed, writes=writes, max_voltage_v=config.max_read_voltage_v)
     path = resume or output or Path(f"sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}.h5")
     survives: Durability = "power" if durability is DurabilityChoice.POWER else "process"
     bus = EventBus()

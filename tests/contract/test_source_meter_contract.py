@@ -17,15 +17,16 @@ from labrig_drivers.instrument import ExpectedIdentity
 from labrig_drivers.keithley2400 import Keithley2400
 from labrig_drivers.links import Link, MemoryLink, SerialLink, TcpLink, VisaLink
 from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
+from labrig_drivers.mock.loads import ResistorLoad
 from labrig_drivers.mock.output_event import OutputEvent
-from labrig_drivers.mock.keithley_server import Keithley2400Server, ResistorLoad
+from labrig_drivers.mock.servers import InstrumentServer
 from labrig_drivers.source_meter import SourceMeter
 
 RAMP_STEP_V = 0.05
 
 
 @asynccontextmanager
-async def on_pty(server: Keithley2400Server) -> AsyncIterator[str]:
+async def on_pty(server: InstrumentServer[SimulatedKeithley2400]) -> AsyncIterator[str]:
     """Serves one client on a new pseudo-terminal and yields the path of its other end."""
     loop = asyncio.get_running_loop()
     master, terminal = os.openpty()
@@ -86,8 +87,8 @@ class Place:
 @pytest.fixture(params=["memory", "tcp", "serial", "visa"])
 async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
     events: list[OutputEvent] = []
-    async with Keithley2400Server(ResistorLoad(1000.0), log=events.append, time_scale=0.01) as server:
-        instrument = server.instrument
+    instrument = SimulatedKeithley2400(ResistorLoad(1000.0), log=events.append)
+    async with InstrumentServer(instrument, time_scale=0.01) as server:
         if request.param == "memory":
             yield Place(MemoryLink(handler_of(instrument)), instrument, events)
         elif request.param == "tcp":

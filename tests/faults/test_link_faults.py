@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import tty
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from itertools import pairwise
 
 import pytest
 
+from labrig.testing.fault_plan import Fault, FaultMenu, FaultPlan
+from labrig.testing.fault_proxy import FaultProxy
 from labrig_drivers.errors import (
     LabrigError,
     LinkDesyncedError,
@@ -23,7 +24,10 @@ from labrig_drivers.errors import (
 )
 from labrig_drivers.keithley2400 import Keithley2400
 from labrig_drivers.links import LineFraming, Link, LinkState, SerialLink, TcpLink, VisaLink
-from labrig_drivers.mock.keithley_server import Keithley2400Server, OutputEvent, ResistorLoad
+from labrig_drivers.mock.instrument_server import InstrumentServer
+from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
+from labrig_drivers.mock.loads import ResistorLoad
+from labrig_drivers.mock.output_event import OutputEvent
 from labrig_drivers.scpi import ScpiChannel
 
 LINE = LineFraming()
@@ -275,89 +279,29 @@ async def test_a_port_that_never_falls_silent_cannot_be_reopened(place: Place) -
     noise.cancel()
 
 
-class FaultProxy:
-    """Stands between a driver and the simulator and spoils answers, the same ones for the same seed."""
-
-    def __init__(self, port: int, seed: int) -> None:
-        self._port = port
-        self._random = random.Random(seed)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.rate = 0.0
-        self.spoilt = 0
-
-    async def start(self) -> int:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    async def stop(self) -> None:
-        self._server.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        answers, requests = await asyncio.open_connection("127.0.0.1", self._port)
-        answering = asyncio.create_task(self._answer(answers, writer))
-        try:
-            while line := await reader.readline():
-                requests.write(line)
-        except (OSError, asyncio.CancelledError):
-            return
-        finally:
-            self._tasks.discard(task)
-            answering.cancel()
-            await asyncio.gather(answering, return_exceptions=True)
-            requests.transport.abort()
-            writer.transport.abort()
-
-    async def _answer(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await answers.readline():
-            fault = "none"
-            if self._random.random() < self.rate:
-                self.spoilt += 1
-                fault = self._random.choice(["drop", "delay", "duplicate", "echo", "split", "garbage", "close", "half"])
-            if fault == "delay":
-                await asyncio.sleep(0.15)
-            if fault == "half":
-                line = line[: len(line) // 2]
-            if fault == "split":
-                writer.write(line[:2])
-                await asyncio.sleep(0.005)
-                line = line[2:]
-            if fault == "garbage":
-                line = self._random.randbytes(20) + b"\n" + line
-            if fault != "drop":
-                writer.write(line)
-            if fault == "duplicate":
-                writer.write(line)
-            if fault == "echo":
-                await asyncio.sleep(0.005)
-                writer.write(line)
-            if fault in {"close", "half"}:
-                writer.close()
-                return
+SPOILT_ANSWERS = FaultMenu(
+    requests=(),
+    answers=(Fault.DROP, Fault.DELAY, Fault.DUPLICATE, Fault.SPLIT, Fault.GARBAGE, Fault.CUT, Fault.HALF_CLOSE),
+    durations_s=(0.005, 0.15),
+)
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_no_reading_is_wrong_behind_a_link_that_spoils_answers(seed: int) -> None:
     events: list[OutputEvent] = []
     right = raised = 0
-    async with Keithley2400Server(ResistorLoad(1000.0), log=events.append, time_scale=0.01) as server:
-        proxy = FaultProxy(server.port, seed)
-        link = TcpLink("127.0.0.1", await proxy.start())
+    async with (
+        InstrumentServer(SimulatedKeithley2400(ResistorLoad(1000.0), log=events.append), time_scale=0.01) as server,
+        FaultProxy(server.port) as proxy,
+    ):
+        link = TcpLink("127.0.0.1", proxy.port)
         meter = Keithley2400(link, timeout_s=0.1, ramp_v_per_s=1e4)
         await meter.open()
         await meter.configure(source="voltage", nplc=0.01)
         await meter.set_limit(current_a=0.1)
         await meter.set_level(voltage_v=0.0)
         await meter.output_on()
-        proxy.rate = 0.08
+        proxy.plan = FaultPlan.random(seed, 0.08, SPOILT_ANSWERS)
         for index in range(1, 41):
             try:
                 await meter.set_level(voltage_v=index / 100.0)
@@ -370,10 +314,9 @@ async def test_no_reading_is_wrong_behind_a_link_that_spoils_answers(seed: int) 
             right += 1
             assert reading.voltage_v == pytest.approx(index / 100.0)
             assert reading.current_a == pytest.approx(index / 1e5)
-        proxy.rate = 0.0
+        await proxy.heal()
         await meter.close()
-        await proxy.stop()
-    assert proxy.spoilt > 0
+    assert proxy.injected
     assert right > 0
     assert right + raised == 40
     levels = [event.voltage_v for event in events if event.output_on]
@@ -381,7 +324,7 @@ async def test_no_reading_is_wrong_behind_a_link_that_spoils_answers(seed: int) 
     assert (events[-1].output_on, levels[-1]) == (False, 0.0)
 
 
-async def running_meter(server: Keithley2400Server, timeout_s: float) -> Keithley2400:
+async def running_meter(server: InstrumentServer[SimulatedKeithley2400], timeout_s: float) -> Keithley2400:
     meter = Keithley2400(TcpLink("127.0.0.1", server.port), timeout_s=timeout_s, ramp_v_per_s=1000.0)
     await meter.open()
     await meter.configure(source="voltage", nplc=0.1)
@@ -392,7 +335,7 @@ async def running_meter(server: Keithley2400Server, timeout_s: float) -> Keithle
 
 
 async def test_a_connection_that_was_lost_is_made_again_to_switch_off() -> None:
-    async with Keithley2400Server(ResistorLoad(1000.0)) as server:
+    async with InstrumentServer(SimulatedKeithley2400(ResistorLoad(1000.0))) as server:
         meter = await running_meter(server, timeout_s=2.0)
         port = server.port
         await server.stop()
@@ -405,7 +348,7 @@ async def test_a_connection_that_was_lost_is_made_again_to_switch_off() -> None:
 
 
 async def test_an_instrument_out_of_reach_is_a_persons_business() -> None:
-    async with Keithley2400Server(ResistorLoad(1000.0)) as server:
+    async with InstrumentServer(SimulatedKeithley2400(ResistorLoad(1000.0))) as server:
         meter = await running_meter(server, timeout_s=0.2)
         await server.stop()
         with pytest.raises(StateError, match="press OUTPUT OFF"):
@@ -417,7 +360,9 @@ async def test_an_instrument_out_of_reach_is_a_persons_business() -> None:
 async def test_cancelled_anywhere_the_output_ends_off(turns: int) -> None:
     """After any number of turns of the event loop, from opening to measuring."""
     events: list[OutputEvent] = []
-    async with Keithley2400Server(ResistorLoad(1000.0), log=events.append, time_scale=0.01) as server:
+    async with InstrumentServer(
+        SimulatedKeithley2400(ResistorLoad(1000.0), log=events.append), time_scale=0.01
+    ) as server:
 
         async def work() -> None:
             meter = Keithley2400(TcpLink("127.0.0.1", server.port), timeout_s=2.0, ramp_v_per_s=1000.0)

@@ -17,7 +17,7 @@ from labrig_drivers.mock.instrument_server import run_at_once
 from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
 from labrig_drivers.mock.loads import DiodeLoad, ResistorLoad
 from labrig_drivers.mock.output_event import OutputEvent
-from labrig_drivers.mock.servers import keithley2400_server
+from labrig_drivers.mock.servers import InstrumentServer
 from labrig_drivers.source_meter import Reading
 
 STEP_V = 0.05
@@ -123,7 +123,7 @@ async def test_the_instruments_own_stamp_is_kept_apart() -> None:
 @pytest.mark.parametrize("after_s", [0.0, 0.01, 0.03, 0.06])
 async def test_an_interrupted_sweep_is_aborted_and_never_jumps(after_s: float) -> None:
     events: list[OutputEvent] = []
-    async with keithley2400_server(ResistorLoad(1e3), log=events.append) as server:
+    async with InstrumentServer(SimulatedKeithley2400(ResistorLoad(1e3), log=events.append)) as server:
         async with Keithley2400(TcpLink("127.0.0.1", server.port), ramp_v_per_s=5.0, ramp_step_v=STEP_V) as meter:
             await switched_on(meter)
             sweep = asyncio.create_task(meter.sweep(voltage_v=[index * STEP_V for index in range(11)]))
@@ -143,7 +143,7 @@ async def test_an_interrupted_sweep_is_aborted_and_never_jumps(after_s: float) -
 async def test_a_sweep_of_a_program_that_died_is_ended_and_ramped_down() -> None:
     """The buffer belongs to the simulator's instrument, not to the link: a fresh driver finds it in the middle."""
     events: list[OutputEvent] = []
-    async with keithley2400_server(ResistorLoad(1e3), log=events.append) as server:
+    async with InstrumentServer(SimulatedKeithley2400(ResistorLoad(1e3), log=events.append)) as server:
         dead = Keithley2400(TcpLink("127.0.0.1", server.port), ramp_v_per_s=2.0, ramp_step_v=STEP_V)
         await dead.open()
         await switched_on(dead)
@@ -163,7 +163,7 @@ async def test_a_sweep_of_a_program_that_died_is_ended_and_ramped_down() -> None
 
 
 async def test_a_sweep_that_takes_too_long_is_aborted() -> None:
-    async with keithley2400_server(ResistorLoad(1e3), time_scale=30.0) as server:
+    async with InstrumentServer(SimulatedKeithley2400(ResistorLoad(1e3)), time_scale=30.0) as server:
         async with Keithley2400(TcpLink("127.0.0.1", server.port), ramp_v_per_s=100.0, timeout_s=0.3) as meter:
             await switched_on(meter)
             with pytest.raises(LinkTimeoutError):
@@ -175,7 +175,7 @@ async def test_a_sweep_that_takes_too_long_is_aborted() -> None:
 
 async def test_a_sweep_keeps_the_ramp_rate_by_waiting_at_each_level() -> None:
     events: list[OutputEvent] = []
-    async with keithley2400_server(ResistorLoad(1e3), log=events.append) as server:
+    async with InstrumentServer(SimulatedKeithley2400(ResistorLoad(1e3), log=events.append)) as server:
         link = TcpLink("127.0.0.1", server.port)
         async with Keithley2400(link, ramp_v_per_s=2.0, ramp_step_v=STEP_V) as meter:
             await switched_on(meter)

@@ -11,22 +11,25 @@ import pytest
 from labrig_drivers.errors import LinkError, LinkLostError, LinkTimeoutError, StateError
 from labrig_drivers.keithley2400 import Keithley2400
 from labrig_drivers.links import LineFraming, LinkState, TcpLink, VisaLink
-from labrig_drivers.mock.keithley_server import Keithley2400Server, ResistorLoad
+from labrig_drivers.mock.loads import ResistorLoad
+from labrig_drivers.mock.servers import InstrumentServer, SimulatedKeithley2400
+
+Server = InstrumentServer[SimulatedKeithley2400]
 
 LINE = LineFraming()
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[Keithley2400Server]:
-    async with Keithley2400Server(ResistorLoad(1000.0), time_scale=0.1) as running:
+async def server() -> AsyncIterator[InstrumentServer[SimulatedKeithley2400]]:
+    async with InstrumentServer(SimulatedKeithley2400(ResistorLoad(1000.0)), time_scale=0.1) as running:
         yield running
 
 
-def visa(server: Keithley2400Server) -> VisaLink:
+def visa(server: Server) -> VisaLink:
     return VisaLink(f"TCPIP::127.0.0.1::{server.port}::SOCKET")
 
 
-async def test_a_session_lives_on_one_thread_that_ends_with_it(server: Keithley2400Server) -> None:
+async def test_a_session_lives_on_one_thread_that_ends_with_it(server: Server) -> None:
     before = set(threading.enumerate())
     link = visa(server)
     await link.open()
@@ -39,7 +42,7 @@ async def test_a_session_lives_on_one_thread_that_ends_with_it(server: Keithley2
     assert set(threading.enumerate()) == before
 
 
-async def test_closing_one_instrument_leaves_the_others_open(server: Keithley2400Server) -> None:
+async def test_closing_one_instrument_leaves_the_others_open(server: Server) -> None:
     first, second = visa(server), visa(server)
     await asyncio.gather(first.open(), second.open())
     await first.close()
@@ -47,7 +50,7 @@ async def test_closing_one_instrument_leaves_the_others_open(server: Keithley240
     await second.close()
 
 
-async def test_two_tasks_on_one_session_never_swap_answers(server: Keithley2400Server) -> None:
+async def test_two_tasks_on_one_session_never_swap_answers(server: Server) -> None:
     """Two threads on one pyvisa-py session do."""
     link = visa(server)
     await link.open()
@@ -61,7 +64,9 @@ async def test_two_tasks_on_one_session_never_swap_answers(server: Keithley2400S
     await link.close()
 
 
-async def test_a_cancelled_reading_waits_for_its_thread_and_is_never_seen_again(server: Keithley2400Server) -> None:
+async def test_a_cancelled_reading_waits_for_its_thread_and_is_never_seen_again(
+    server: Server,
+) -> None:
     meter = Keithley2400(visa(server), ramp_v_per_s=1000.0)
     async with meter:
         await meter.configure(source="voltage", nplc=10.0)
@@ -80,7 +85,7 @@ async def test_a_cancelled_reading_waits_for_its_thread_and_is_never_seen_again(
 
 
 async def test_a_dead_peer_ends_in_a_timeout_and_the_person_is_told() -> None:
-    server = Keithley2400Server(ResistorLoad(1000.0))
+    server = InstrumentServer(SimulatedKeithley2400(ResistorLoad(1000.0)))
     await server.start()
     meter = Keithley2400(visa(server), timeout_s=0.2)
     await meter.open()
@@ -95,7 +100,9 @@ async def test_a_dead_peer_ends_in_a_timeout_and_the_person_is_told() -> None:
         await meter.close()
 
 
-async def test_an_unanswered_request_times_out_and_reopening_helps(server: Keithley2400Server) -> None:
+async def test_an_unanswered_request_times_out_and_reopening_helps(
+    server: Server,
+) -> None:
     link = visa(server)
     await link.open()
     with pytest.raises(LinkTimeoutError):
@@ -113,7 +120,9 @@ async def test_a_backend_that_does_not_exist_is_a_link_error() -> None:
     assert link.state is LinkState.CLOSED
 
 
-async def test_the_server_survives_garbage_and_a_client_that_leaves(server: Keithley2400Server) -> None:
+async def test_the_server_survives_garbage_and_a_client_that_leaves(
+    server: Server,
+) -> None:
     garbage = [bytes(range(256)) + b"\n", b"x" * 300_000 + b"\n", b";;;:\n\n\r\n", b':SENS:FUNC "VOLT\n', b"#9999\n"]
     for piece in garbage:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -134,7 +143,7 @@ async def test_the_server_survives_garbage_and_a_client_that_leaves(server: Keit
     await link.close()
 
 
-async def test_stopping_the_server_disconnects_its_clients(server: Keithley2400Server) -> None:
+async def test_stopping_the_server_disconnects_its_clients(server: Server) -> None:
     link = TcpLink("127.0.0.1", server.port)
     await link.open()
     await link.exchange(b"*IDN?\n", LINE)
@@ -147,6 +156,6 @@ async def test_stopping_the_server_disconnects_its_clients(server: Keithley2400S
         _ = server.port
 
 
-async def test_a_port_in_use_is_a_link_error(server: Keithley2400Server) -> None:
+async def test_a_port_in_use_is_a_link_error(server: Server) -> None:
     with pytest.raises(LinkError, match="cannot listen"):
-        await Keithley2400Server(ResistorLoad(1.0)).start(port=server.port)
+        await InstrumentServer(SimulatedKeithley2400(ResistorLoad(1.0))).start(port=server.port)

@@ -341,7 +341,7 @@ async def test_output_that_was_left_on_is_switched_off_first(bench: Bench) -> No
 
 
 async def test_plan_beyond_the_envelope_is_refused(bench: Bench) -> None:
-    with pytest.raises(SafetyError, match="exceed max_read_voltage_v"):
+    with pytest.raises(SafetyError, match=r"exceed safety\.max_read_voltage_v"):
         await run_sweep(bench.rig(), replace(PLAN, max_voltage_v=None), bench.path, bench.bus)
     assert not bench.supply.is_on
 

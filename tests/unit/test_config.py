@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from labrig.config import installed_drivers, load_rig, parse_rig, rig_schema, shipped_rig
-from labrig.rig import open_rig
+from labrig.rig import identify, open_rig
+from labrig.safety import board_envelope, source_envelope
 from labrig.toml_lines import key_lines, line_of
 from labrig_drivers.errors import ConfigError
 
@@ -105,7 +108,6 @@ def test_every_fault_comes_in_one_error_with_its_line() -> None:
         ('name = "bench"', 'nam = "bench"', "rig.nam: unknown key; did you mean name?"),
         ("[source_meters.supply]", "[source_meters.board]", "this name is taken by the crossbar board"),
         ("[source_meters.supply]", '[source_meters."a/b"]', "source_meters.a/b: string should match pattern"),
-        ("settings = { seed = 3 }", 'link = "tcp://h:1"\nsettings = { seed = 3 }', "remove link or settings"),
         ('link = "visa:', 'link = "', "source_meters.supply.link: string should match pattern"),
         ("[safety]", "[danger]", "rig.toml:1: safety: is missing"),
         ("limit_current_a = 0.1", "limit_current_a = -0.1", "limit_current_a: input should be greater than 0"),
@@ -115,6 +117,128 @@ def test_every_fault_comes_in_one_error_with_its_line() -> None:
 def test_fault(old: str, new: str, fault: str) -> None:
     assert old in GOOD
     assert any(fault in line for line in faults_of(GOOD.replace(old, new)))
+
+
+TIGHT = """
+[board.safety]
+max_read_voltage_v = 0.4
+max_conductance_s = 4e-5
+
+[board.arrays.1.safety]
+max_read_voltage_v = 0.3
+min_conductance_s = 5e-6
+
+[source_meters.supply.safety]
+max_voltage_v = 1.5
+max_ramp_v_per_s = 5.0
+
+[interlocks.door]
+instrument = "supply"
+poll_s = 0.2
+"""
+
+
+def test_tighter_limits_and_interlocks_are_read() -> None:
+    config = parse_rig(GOOD + TIGHT, Path("rig.toml"), drivers=DRIVERS)
+    assert config.max_read_voltage_v == 0.3
+    assert source_envelope(config, "supply").ramp_v_per_s == 5.0
+    assert [one.where for one in source_envelope(config, "supply").limits] == ["safety", "source_meters.supply.safety"]
+    envelope = board_envelope(config)
+    assert [one.where for one in envelope.of_array(1)] == ["safety", "board.safety", "board.arrays.1.safety"]
+    assert [one.where for one in envelope.of_array(0)] == ["safety", "board.safety"]
+    assert config.interlocks["door"].poll_s == 0.2
+    assert parse_rig(GOOD, Path("rig.toml"), drivers=DRIVERS).max_read_voltage_v == 0.5
+
+
+def test_tables_of_the_safety_guide_are_valid() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "safety.md").read_text()
+    tables = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    config = parse_rig(GOOD.partition("[safety]")[0] + "\n".join(tables), Path("rig.toml"), drivers=DRIVERS)
+    assert source_envelope(config, "supply").ramp_a_per_s == 0.5
+    assert (config.max_read_voltage_v, config.interlocks["door"].instrument) == (0.3, "supply")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        (
+            "max_voltage_v = 1.5",
+            "max_voltage_v = 2.5",
+            "rig.toml:31: source_meters.supply.safety.max_voltage_v: 2.5 V is looser than safety.max_voltage_v = 2 V",
+        ),
+        ("max_ramp_v_per_s = 5.0", "max_ramp_v_per_s = 11.0", "11 V/s is looser than safety.max_ramp_v_per_s"),
+        (
+            "max_voltage_v = 1.5",
+            "max_voltage_v = 1.1",
+            "rig.toml:12: source_meters.supply.level_voltage_v: 1.2 V exceeds "
+            "source_meters.supply.safety.max_voltage_v = 1.1 V",
+        ),
+        (
+            "max_read_voltage_v = 0.3",
+            "max_read_voltage_v = 0.45",
+            "board.arrays.1.safety.max_read_voltage_v: 0.45 V is looser than board.safety.max_read_voltage_v = 0.4 V",
+        ),
+        ("max_read_voltage_v = 0.4", "max_read_voltage_v = 0.6", "0.6 V is looser than safety.max_read_voltage_v"),
+        ("min_conductance_s = 5e-6", "min_conductance_s = 5e-5", "no conductance lies between 5e-05 S and 4e-05 S"),
+        ("[board.arrays.1.safety]", "[board.arrays.one.safety]", "board.arrays.one: string should match pattern"),
+        ("max_ramp_v_per_s = 5.0", "max_ramp_ma_per_s = 5.0", "did you mean max_ramp_a_per_s? (SI units)"),
+        ('instrument = "supply"', 'instrument = "door"', "the rig has no instrument 'door'; there are: board, supply"),
+    ],
+)
+def test_fault_of_a_limit(old: str, new: str, fault: str) -> None:
+    assert old in TIGHT
+    assert any(fault in line for line in faults_of(GOOD + TIGHT.replace(old, new)))
+
+
+MADE = """
+[board.settings]
+gate_v = 2.5
+pulse = { max_v = 3.0, limit_a = 0.5 }
+read = { max_v = 0.2 }
+
+[board.settings.word_source]
+link = "tcp://h:1"
+ramp_v_per_s = 100.0
+
+[[board.settings.bit_meters]]
+link = "tcp://h:2"
+ramp_v_per_s = 50.0
+
+[board.settings.matrix]
+settings = { voltage_v = 100.0 }
+"""
+
+
+def test_a_board_that_is_made_of_source_meters_keeps_the_limits_of_the_rig() -> None:
+    text = GOOD.replace("settings = { seed = 3 }\n", "") + MADE
+    faults = [line.split(": ", 2) for line in faults_of(text)]
+    assert [(key, reason) for _, key, reason in faults] == [
+        ("board.settings.gate_v", "2.5 V exceeds safety.max_voltage_v = 2 V"),
+        ("board.settings.pulse.limit_a", "0.5 A exceeds safety.max_current_a = 0.2 A"),
+        ("board.settings.pulse.max_v", "3 V exceeds safety.max_voltage_v = 2 V"),
+        ("board.settings.word_source.ramp_v_per_s", "100 V/s exceeds safety.max_ramp_v_per_s = 10 V/s"),
+        ("board.settings.bit_meters.0.ramp_v_per_s", "50 V/s exceeds safety.max_ramp_v_per_s = 10 V/s"),
+    ]
+    assert parse_rig(
+        text.replace("word_source", "word").replace("bit_meters", "bits"), Path("rig.toml"), drivers=DRIVERS
+    )
+
+
+def test_an_array_that_the_board_has_not_cannot_be_limited(tmp_path: Path) -> None:
+    path = tmp_path / "rig.toml"
+    path.write_text(shipped_rig("mock").read_text() + "\n[board.arrays.7.safety]\nmax_read_voltage_v = 0.1\n")
+    line = path.read_text().splitlines().index("[board.arrays.7.safety]") + 1
+    with pytest.raises(ConfigError, match=rf"rig\.toml:{line}: board\.arrays\.7: the board has arrays 0 to 1 only"):
+        asyncio.run(identify(load_rig(path)))
+
+
+def test_an_instrument_that_reads_no_interlock_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rig.toml"
+    path.write_text(shipped_rig("mock").read_text() + '\n[interlocks.lid]\ninstrument = "board"\n')
+    with pytest.raises(
+        ConfigError, match=r"rig\.toml:\d+: interlocks\.lid\.instrument: the driver of 'board' reads no"
+    ):
+        open_rig(path)
 
 
 def test_second_array_supply_is_refused() -> None:
@@ -165,6 +289,24 @@ def test_link_that_a_driver_needs_or_cannot_use(tmp_path: Path) -> None:
         open_rig(path)
     path.write_text(mock.replace('"mock-board"', '"wire-board"\nlink = "pigeon://loft"'))
     with pytest.raises(ConfigError, match=r"rig\.toml:\d+: board\.link: bad address 'pigeon://loft'"):
+        open_rig(path)
+
+
+def test_two_meters_at_one_address_or_with_settings_that_nobody_reads(tmp_path: Path) -> None:
+    path = tmp_path / "rig.toml"
+    bench = shipped_rig("simulated_bench").read_text()
+    second = '\n[source_meters.second]\ndriver = "keithley2400"\nlink = "tcp://LOCALHOST:15025"\n'
+    path.write_text(bench + second)
+    with pytest.raises(
+        ConfigError, match=r"source_meters\.second\.link: tcp://LOCALHOST:15025 is the address of"
+    ) as one:
+        open_rig(path)
+    assert "source_meters.supply too; the driver 'keithley2400' cannot share" in str(one.value)
+    path.write_text(bench.replace("nplc = 1.0", 'nplc = 1.0\nsettings = { channel = "b" }'))
+    with pytest.raises(ConfigError, match=r"rig\.toml:\d+: source_meters\.supply\.settings\.channel: "):
+        open_rig(path)
+    path.write_text(bench.replace('expect_model = "LR-SIM1"', "settings = { colour = 2 }"))
+    with pytest.raises(ConfigError, match=r"rig\.toml:\d+: board\.settings: the driver 'wire-board' has no settings"):
         open_rig(path)
 
 

@@ -16,6 +16,8 @@ from labrig.events import (
     EventBus,
     Message,
     RunFinished,
+    RunPaused,
+    RunResumed,
     RunStarted,
     StepDone,
     SupplyRead,
@@ -66,9 +68,12 @@ def test_progress_tells_the_run(*, terminal: bool) -> None:
         progress(SupplyRead(Reading(1.2, 0.01, in_compliance=False, time_s=0.0)))
         progress(StepDone("in-loop", step=3, steps=9, loss=0.5, accuracy=0.25))
         progress(Alarm("supply at its limit"))
+        progress(RunPaused("interlock door is open"))
+        progress(RunResumed(seconds=12.5))
         progress(RunFinished("finished", mvms=20, writes=1, seconds=2.0, joules=1.5))
     shown = text.getvalue()
     wanted = ["run[1].h5", "in-loop", "loss 0.5000, accuracy 25.0 %", "ALARM: supply at its limit", "1.5 J"]
+    wanted += ["PAUSED: interlock door is open", "goes on after 12.5 s"]
     wanted += ["10/20"] if terminal else ["MVMs: 10 of 20", "in-loop: 3 of 9"]
     assert [one for one in wanted if one not in shown] == []
 

@@ -35,8 +35,8 @@ def factory(source: str) -> Callable[[], SourceMeter]:
 
 
 def test_it_is_short() -> None:
-    assert len(DRIVER.splitlines()) <= 45
-    assert len([line for line in DRIVER.splitlines() if not line.startswith("from ")]) <= 40
+    written = [line for line in DRIVER.splitlines() if line and not line.startswith("from ")]
+    assert len(written) <= 40
 
 
 async def test_it_keeps_the_contract() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
-from labrig_drivers.mock.output_event import OutputEvent
 from labrig_drivers.mock.loads import DiodeLoad, Load, ResistorLoad
+from labrig_drivers.mock.output_event import OutputEvent
 
 
 @dataclass

@@ -19,8 +19,9 @@ from labrig_drivers.mock.board_server import BoardServer
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_drivers.mock.clock import ChipClock, WallClock
 from labrig_drivers.mock.event_log import BoardEvent, EventLog
+from labrig_drivers.mock.instrument_server import InstrumentServer
+from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
 from labrig_drivers.mock.output_event import OutputEvent
-from labrig_drivers.mock.servers import keithley2400_server
 
 _MOMENT_S: Final = 1e-3
 
@@ -78,7 +79,9 @@ class SimulatedBench:
         board = MockBoard(self.settings.chip, clock=ChipClock(clock), minimum_supply_v=minimum_v)
         supply = _ArraySupply(board, minimum_v)
         self._server = BoardServer(board, self._note_board, now_s=clock.now_s, supply_is_on=supply.is_on)
-        self._meter = keithley2400_server(supply, serial="SIM-2400", log=self._note_meter, clock=clock.now_s)
+        self._meter = InstrumentServer(
+            SimulatedKeithley2400(supply, serial="SIM-2400", log=self._note_meter, clock=clock.now_s)
+        )
         self._addresses: BenchAddresses | None = None
 
     @property

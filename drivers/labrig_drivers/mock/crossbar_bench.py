@@ -9,7 +9,7 @@ from typing import Self
 from labrig_drivers.bench_settings import BenchGeometry
 from labrig_drivers.mock.bare_crossbar import BareCrossbar
 from labrig_drivers.mock.output_event import OutputEvent
-from labrig_drivers.mock.servers import keithley2400_server
+from labrig_drivers.mock.servers import InstrumentServer, SimulatedKeithley2400
 from labrig_drivers.mock.switch_matrix import SimulatedSwitchMatrix, SwitchEvent, SwitchMatrixServer
 from labrig_drivers.mock.wired_crossbar import WiredCrossbar
 from labrig_drivers.scpi_switch import ChannelNumbers
@@ -62,8 +62,9 @@ class CrossbarBench:
         )
         self._matrix_server = SwitchMatrixServer(self.matrix, time_scale=time_scale)
         self._meter_servers = {
-            serial: keithley2400_server(
-                self.wired.load(serial), serial=serial, time_scale=time_scale, log=self._output_changed
+            serial: InstrumentServer(
+                SimulatedKeithley2400(self.wired.load(serial), serial=serial, log=self._output_changed),
+                time_scale=time_scale,
             )
             for serial in rows
         }

@@ -287,7 +287,8 @@ class SimulatedKeithley2400:
         self._demand_output(":READ?")
         readings = []
         for index in range(self._settings.trigger_count):
-            readings.append((yield from self._one_reading(index)))
+            reading = yield from self._one_reading(index)
+            readings += [reading]
         return ",".join(readings)
 
     def _initiate(self) -> None:

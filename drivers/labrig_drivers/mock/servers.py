@@ -1,30 +1,34 @@
-"""Simulated source-meters on real sockets, one function for each model."""
+"""Every simulated instrument, and what serves it on a real socket.
+
+    async with InstrumentServer(SimulatedKeithley2450(ResistorLoad(1e3)), time_scale=0.1) as server:
+        meter = Keithley2450(TcpLink("127.0.0.1", server.port))
+
+A crossbar board is served by `BoardServer`.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
-from labrig_drivers.mock.instrument_server import InstrumentServer
+from labrig_drivers.mock.board_server import BoardServer
+from labrig_drivers.mock.instrument_server import InstrumentServer, run_at_once
 from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
-from labrig_drivers.mock.loads import Load
+from labrig_drivers.mock.keithley2450 import SimulatedKeithley2450
+from labrig_drivers.mock.keithley2600 import SimulatedKeithley2600
+from labrig_drivers.mock.keysight_b2900 import SimulatedKeysightB2900
+from labrig_drivers.mock.loads import DiodeLoad, Load, ResistorLoad
 from labrig_drivers.mock.output_event import OutputEvent
+from labrig_drivers.mock.switch_matrix import SimulatedSwitchMatrix
 
-__all__ = ["InstrumentServer", "keithley2400_server"]
-
-
-def keithley2400_server(
-    load: Load,
-    *,
-    serial: str = "1234567",
-    model: str = "MODEL 2400",
-    line_frequency_hz: float = 50.0,
-    log: Callable[[OutputEvent], None] | None = None,
-    time_scale: float = 1.0,
-    clock: Callable[[], float] = time.monotonic,
-) -> InstrumentServer[SimulatedKeithley2400]:
-    """A Keithley 2400 with `load` at its terminals; see `SimulatedKeithley2400` and `InstrumentServer`."""
-    instrument = SimulatedKeithley2400(
-        load, serial=serial, model=model, line_frequency_hz=line_frequency_hz, log=log, clock=clock
-    )
-    return InstrumentServer(instrument, time_scale=time_scale)
+__all__ = [
+    "BoardServer",
+    "DiodeLoad",
+    "InstrumentServer",
+    "Load",
+    "OutputEvent",
+    "ResistorLoad",
+    "SimulatedKeithley2400",
+    "SimulatedKeithley2450",
+    "SimulatedKeithley2600",
+    "SimulatedKeysightB2900",
+    "SimulatedSwitchMatrix",
+    "run_at_once",
+]

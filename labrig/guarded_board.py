@@ -1,0 +1,115 @@
+"""A crossbar board whose every request is held against the envelope before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from labrig.cleanup import finish
+from labrig.safety import BoardEnvelope
+from labrig_drivers.crossbar import (
+    BoardInfo,
+    CrossbarBoard,
+    FloatArray,
+    MvmResult,
+    ProgramReport,
+    check_mvm_request,
+    check_program_request,
+)
+from labrig_drivers.errors import SafetyError
+from labrig_drivers.instrument import Identity
+
+
+class GuardedBoard:
+    """Keeps the contract of the board inside, so nothing above knows that the guard is there.
+
+    Args:
+        inner: The board.
+        envelope: What it must keep, beside the board's own ranges.
+        before_drive: Awaited once after each opening, before the first request that drives lines.
+    """
+
+    def __init__(
+        self,
+        inner: CrossbarBoard,
+        envelope: BoardEnvelope,
+        before_drive: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._inner = inner
+        self._envelope = envelope
+        self._before_drive = before_drive
+        self._may_drive = False
+
+    @property
+    def identity(self) -> Identity:
+        """Who the board said it is; `StateError` before `open()`."""
+        return self._inner.identity
+
+    @property
+    def info(self) -> BoardInfo:
+        """Geometry, ranges and converters; `StateError` before `open()`."""
+        return self._inner.info
+
+    async def open(self) -> None:
+        """Connects and checks the identity, without touching an output."""
+        self._may_drive = False
+        await self._inner.open()
+
+    async def close(self) -> None:
+        """Makes the board safe and disconnects."""
+        await self._inner.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
+        """Programs one array; see `CrossbarBoard.program`.
+
+        Raises:
+            SafetyError: A target lies outside the envelope or the board's range; every reason at once.
+        """
+        reasons: list[str] = []
+        try:
+            check_program_request(self._inner.info, array, conductance_s)
+        except SafetyError as error:
+            reasons += error.reasons
+        reasons += self._envelope.program_reasons(array, conductance_s)
+        await self._admit(reasons)
+        return await self._inner.program(array, conductance_s)
+
+    async def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
+        """Measures one batch; see `CrossbarBoard.mvm`.
+
+        Raises:
+            SafetyError: A voltage lies outside the envelope or the board's range; every reason at once.
+        """
+        reasons: list[str] = []
+        try:
+            check_mvm_request(self._inner.info, array, voltage_v)
+        except SafetyError as error:
+            reasons += error.reasons
+        reasons += self._envelope.read_reasons(array, voltage_v)
+        await self._admit(reasons)
+        return await self._inner.mvm(array, voltage_v)
+
+    async def read_conductance(self, array: int) -> FloatArray:
+        """Reads every cell; see `CrossbarBoard.read_conductance`."""
+        await self._admit([])
+        return await self._inner.read_conductance(array)
+
+    async def _admit(self, reasons: list[str]) -> None:
+        if reasons:
+            raise SafetyError(reasons)
+        if not self._may_drive and self._before_drive is not None:
+            await finish(self._prepare(self._before_drive))
+
+    async def _prepare(self, before_drive: Callable[[], Awaitable[None]]) -> None:
+        await before_drive()
+        self._may_drive = True

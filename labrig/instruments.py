@@ -1,0 +1,172 @@
+"""Makes drivers by the name of their entry point, as rig files name them. Light: the watchdog process imports it."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from labrig.addresses import same_instrument
+from labrig_drivers.errors import ConfigError, SafetyError
+from labrig_drivers.instrument import ExpectedIdentity
+from labrig_drivers.links import link_from_url
+from labrig_drivers.links.base import Link
+from labrig_drivers.links.shared import SharedLink
+
+DRIVER_GROUP = "labrig.drivers"
+
+
+@dataclass(frozen=True)
+class InstrumentSpec:
+    """All that it takes to make one instrument.
+
+    Attributes:
+        section: Its table in the rig file, such as `board` or `source_meters.supply`; `board` is a board.
+        driver: Entry point in the group `labrig.drivers`.
+        link: Address; None for a driver that runs in this process.
+        expect_model: Text that the reported model must contain.
+        expect_serial: Serial number that must be reported.
+        settings: Settings of the driver's own.
+        ramp_v_per_s: Fastest change in V/s of an output that is on; None where nothing limits it.
+    """
+
+    section: str
+    driver: str
+    link: str | None = None
+    expect_model: str | None = None
+    expect_serial: str | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    ramp_v_per_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call the instrument."""
+        return self.section.rpartition(".")[2]
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Every address behind it, by a name for messages: its own, and those that its settings name as `link`.
+
+        A board that is made of instruments runs in this process and has no link itself. Empty for a simulated one.
+        """
+        own = {} if self.link is None else {self.name: self.link}
+        return own | dict(_links_in(self.settings, self.name))
+
+
+def _links_in(value: object, where: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key == "link" and isinstance(inner, str):
+                yield where, inner
+            else:
+                yield from _links_in(inner, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _links_in(inner, f"{where}.{index}")
+
+
+def installed_drivers() -> dict[str, EntryPoint]:
+    """The drivers of this Python environment by entry point name (group `labrig.drivers`)."""
+    return {point.name: point for point in sorted(entry_points(group=DRIVER_GROUP))}
+
+
+def build_instruments(specs: Sequence[InstrumentSpec]) -> dict[str, object]:
+    """Makes the instruments, none of them open.
+
+    Instruments at one address get one link object, where their driver shares links (its `shares_link` is True).
+
+    Returns:
+        What each driver made, by section.
+
+    Raises:
+        ConfigError: A driver is missing or refuses what it is given; every fault, a line each as `key: reason`.
+    """
+    built: dict[str, object] = {}
+    faults: list[str] = []
+    links = _Links(specs)
+    for spec in specs:
+        try:
+            built[spec.section] = _build(spec, links)
+        except ConfigError as error:
+            # A driver names the keys of its own settings; what names no key is about the link.
+            lines = str(error).splitlines()
+            faults += [line if line.startswith(spec.section) else f"{spec.section}.link: {line}" for line in lines]
+        except SafetyError as error:
+            faults += [f"{spec.section}.settings: {reason}" for reason in error.reasons]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return built
+
+
+class _Links:
+    """One link for each address."""
+
+    def __init__(self, specs: Sequence[InstrumentSpec]) -> None:
+        self._users = Counter(same_instrument(spec.link) for spec in specs if spec.link is not None)
+        self._made: dict[str, tuple[InstrumentSpec, Link]] = {}
+        self._settings: dict[str, list[Mapping[str, object]]] = {}
+
+    def link_for(self, spec: InstrumentSpec, address: str, driver: object) -> Link:
+        key = same_instrument(address)
+        if key not in self._made:
+            shared = self._users[key] > 1 and getattr(driver, "shares_link", False) is True
+            link = link_from_url(address)
+            self._made[key] = (spec, SharedLink(link) if shared else link)
+        first, link = self._made[key]
+        # Two drivers on one link would take each other's answers, unless they were written for it.
+        if first is not spec and (first.driver != spec.driver or not isinstance(link, SharedLink)):
+            raise ConfigError(
+                f"{spec.section}.link: {address} is the address of {first.section} too; "
+                f"the driver {spec.driver!r} cannot share one connection between two instruments"
+            )
+        taken = self._settings.setdefault(key, [])
+        if spec.settings in taken:
+            raise ConfigError(
+                f"{spec.section}.settings: the same as those of another instrument at {address}; "
+                "say which channel each of them is"
+            )
+        taken.append(spec.settings)
+        return link
+
+
+def _build(spec: InstrumentSpec, links: _Links) -> object:
+    """Calls `from_settings(link, expected, name)`, or `(settings, expected, name)` where there is no link.
+
+    A driver with a link may also take the keywords `settings` and `ramp_v_per_s`.
+    """
+    driver = _load_driver(spec)
+    try:
+        make: Callable[..., object] = driver.from_settings
+    except AttributeError as error:
+        raise ConfigError(f"{spec.section}.driver: {spec.driver!r} cannot be used: {error}") from error
+    expected = ExpectedIdentity(spec.expect_model, spec.expect_serial)
+    takes = inspect.signature(make).parameters
+    if "link" not in takes:
+        if spec.link is not None:
+            raise ConfigError(f"{spec.section}.link: the driver {spec.driver!r} runs in this process and takes no link")
+        return make(spec.settings, expected, spec.name)
+    if spec.link is None:
+        raise ConfigError(f"{spec.section}.link: is missing; the driver {spec.driver!r} needs it")
+    keywords: dict[str, object] = {}
+    if "settings" in takes:
+        keywords["settings"] = spec.settings
+    elif spec.settings:
+        raise ConfigError(f"{spec.section}.settings: the driver {spec.driver!r} has no settings of its own; remove it")
+    if "ramp_v_per_s" in takes:
+        keywords["ramp_v_per_s"] = spec.ramp_v_per_s
+    return make(links.link_for(spec, spec.link, driver), expected, spec.name, **keywords)
+
+
+def _load_driver(spec: InstrumentSpec) -> Any:  # what an entry point names is known only at run time
+    point = installed_drivers().get(spec.driver)
+    if point is None:
+        raise ConfigError(f"{spec.section}.driver: no driver named {spec.driver!r} is installed")
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{spec.section}.driver: {spec.driver!r} ({point.value}) cannot be loaded: {error}"
+        ) from error

@@ -1,0 +1,175 @@
+"""Feeds a run: the array supply is read while it measures, and switched off while an interlock is open."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+from labrig.cleanup import finish
+from labrig.energy_meter import EnergyMeter
+from labrig.events import EventBus, RunPaused, RunResumed
+from labrig.rig import Rig
+from labrig_drivers.errors import LabrigError
+from labrig_drivers.source_meter import Reading
+
+T = TypeVar("T")
+
+
+async def wait_until_closed(rig: Rig, bus: EventBus) -> None:
+    """Returns when every interlock of the rig is closed; at once where it has none.
+
+    Raises:
+        LabrigError: An interlock cannot be read.
+    """
+    names = await rig.open_interlocks()
+    if not names:
+        return
+    started_s = time.monotonic()
+    bus.publish(RunPaused(_reason(names)))
+    await _until_closed(rig)
+    bus.publish(RunResumed(time.monotonic() - started_s))
+
+
+def poll_s(rig: Rig) -> float:
+    """Time in s between two looks at the rig's interlocks."""
+    return min((one.poll_s for one in rig.config.interlocks.values()), default=1.0)
+
+
+class SupplyFeed:
+    """Watches the array supply and the interlocks beside a run: `async with SupplyFeed(...) as feed:`.
+
+    The rig is powered when it is entered. When an interlock opens, the supply is ramped down and off at once, beside
+    the request in flight, which ends as it may; `make` then waits, powers up and makes that request again.
+
+    Args:
+        rig: The rig.
+        bus: Gets every reading of the supply, and `RunPaused` and `RunResumed`.
+        record: Called with every reading of the supply.
+    """
+
+    def __init__(self, rig: Rig, bus: EventBus, record: Callable[[Reading], Awaitable[object]]) -> None:
+        self._rig = rig
+        self._bus = bus
+        self._record = record
+        self._meter: EnergyMeter | None = None
+        self._earlier_j = 0.0
+        self._watcher: asyncio.Task[list[str]] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            await self._stop_watcher()
+        finally:
+            if self._meter is not None:
+                await (self._meter.stop() if exc is None else self._meter.halt())
+
+    def joules(self) -> float | None:
+        """Energy in J from the array supply while it was on; None without one."""
+        if self._rig.supply is None:
+            return None
+        return self._earlier_j + (0.0 if self._meter is None else self._meter.joules())
+
+    async def make(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Makes one request on the fed board, and makes it again for as long as an interlock opened meanwhile.
+
+        Raises:
+            LabrigError: The request failed with all interlocks closed, or supply or interlock cannot be read.
+        """
+        while True:
+            await self._rig.keep_watch()
+            names = await self._rig.open_interlocks()
+            if not names:
+                try:
+                    if self._meter is not None:
+                        self._meter.check()
+                    answer = await request()
+                except LabrigError:
+                    # The interlock cuts the supply in hardware too, and then it is the board that complains first.
+                    names = await self._rig.open_interlocks()
+                    if not names and not self._was_opened():
+                        raise
+                else:
+                    if not self._was_opened():
+                        return answer
+            await self._pause(names)
+
+    async def _pause(self, names: list[str]) -> None:
+        """Supply down (done already where the watcher saw it first), wait, supply up."""
+        started_s = time.monotonic()
+        noticed = await self._stop_watcher()
+        self._bus.publish(RunPaused(_reason(names or noticed)))
+        await self._switch_off()
+        while True:
+            await _until_closed(self._rig)
+            try:
+                await self._rig.power_up()
+            except LabrigError:
+                # Opened again in this moment; the instrument refuses then.
+                if not await self._rig.open_interlocks():
+                    raise
+                await self._rig.power_down()
+                continue
+            break
+        await self._start()
+        self._bus.publish(RunResumed(time.monotonic() - started_s))
+
+    async def _start(self) -> None:
+        if self._rig.supply is not None:
+            self._meter = EnergyMeter(self._rig.supply, self._bus, self._record)
+            await self._meter.start()
+        if self._rig.config.interlocks:
+            self._watcher = asyncio.create_task(self._watch(), name="labrig-interlocks")
+
+    async def _watch(self) -> list[str]:
+        """Returns the names of those that opened, with the supply off."""
+        while True:
+            await asyncio.sleep(poll_s(self._rig))
+            names = await self._rig.open_interlocks()
+            if names:
+                await self._switch_off()
+                return names
+
+    async def _switch_off(self) -> None:
+        meter = self._meter
+        if meter is not None:
+            # First, or it would complain that the supply is off.
+            await meter.halt()
+            self._earlier_j += meter.joules()
+            self._meter = None
+        await self._rig.power_down()
+
+    def _was_opened(self) -> bool:
+        """Whether the watcher has seen an interlock open, or failed to see."""
+        return self._watcher is not None and self._watcher.done()
+
+    async def _stop_watcher(self) -> list[str]:
+        """Ends the watcher, never in the middle of switching off; raises what it failed with."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is None:
+            return []
+        watcher.cancel()
+        await finish(_ended(watcher))
+        return [] if watcher.cancelled() else watcher.result()
+
+
+async def _until_closed(rig: Rig) -> None:
+    names = await rig.open_interlocks()
+    while names:
+        await asyncio.sleep(poll_s(rig))
+        names = await rig.open_interlocks()
+
+
+async def _ended(task: asyncio.Task[list[str]]) -> None:
+    await asyncio.wait([task])
+
+
+def _reason(names: list[str]) -> str:
+    return f"interlock {', '.join(names) or '?'} is open; the array supply is off, and the run waits"

@@ -1,0 +1,163 @@
+"""What can be wrong between the keys of a rig file, found also where single values are wrong by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from labrig.toml_models import Fault
+
+_Where = tuple[str, ...]
+_UNITS = {"_v": "V", "_a": "A", "_w": "W", "_v_per_s": "V/s", "_a_per_s": "A/s", "_s": "S"}
+
+
+def rig_faults(raw: Mapping[str, object], drivers: Collection[str]) -> Iterator[Fault]:
+    """Yields every such fault.
+
+    Args:
+        raw: The parsed text of a rig file.
+        drivers: Names of drivers that exist.
+    """
+    board, safety = _table(raw, "board"), _table(raw, "safety")
+    yield from _driver_fault(board, ("board",), drivers)
+    yield from _board_limit_faults(board, safety)
+    yield from _made_board_faults(_table(board, "settings"), safety)
+    meters = _table(raw, "source_meters")
+    supplies: list[str] = []
+    for name, meter in meters.items():
+        if not isinstance(meter, dict):
+            continue
+        where = ("source_meters", name)
+        if name == "board":
+            yield Fault(where, "this name is taken by the crossbar board")
+        yield from _driver_fault(meter, where, drivers)
+        own = _table(meter, "safety")
+        yield from _looser_faults(own, (*where, "safety"), [("safety", safety)])
+        yield from _level_faults(meter, where, [("safety", safety), (f"source_meters.{name}.safety", own)])
+        if meter.get("role") == "array-supply":
+            for key in ("level_voltage_v", "limit_current_a"):
+                if key not in meter:
+                    yield Fault((*where, key), "is missing; the role array-supply needs it")
+            if supplies:
+                yield Fault((*where, "role"), f"only one array-supply is possible, {supplies[0]} is one already")
+            supplies.append(name)
+    yield from _interlock_faults(_table(raw, "interlocks"), meters)
+
+
+def _driver_fault(table: Mapping[str, object], where: _Where, drivers: Collection[str]) -> Iterator[Fault]:
+    driver = table.get("driver")
+    if isinstance(driver, str) and driver not in drivers:
+        known = ", ".join(sorted(drivers)) or "none"
+        yield Fault((*where, "driver"), f"no driver named {driver!r} is installed; installed are: {known}")
+
+
+def _board_limit_faults(board: Mapping[str, object], safety: Mapping[str, object]) -> Iterator[Fault]:
+    own = _table(board, "safety")
+    yield from _looser_faults(own, ("board", "safety"), [("safety", safety)])
+    yield from _empty_range_fault([("board.safety", own)], ("board", "safety"))
+    for number, array in _table(board, "arrays").items():
+        if not isinstance(array, dict):
+            continue
+        where = ("board", "arrays", number, "safety")
+        limits = _table(array, "safety")
+        above = [("safety", safety), ("board.safety", own)]
+        yield from _looser_faults(limits, where, above)
+        yield from _empty_range_fault([("board.safety", own), (".".join(where), limits)], where)
+
+
+def _made_board_faults(settings: Mapping[str, object], safety: Mapping[str, object]) -> Iterator[Fault]:
+    """What a board that is made of source-meters would ask of them beyond the limits of the rig.
+
+    Such a board owns its instruments, so no guard stands before them; see the table of `bench-crossbar`.
+    """
+    meters = settings.get("bit_meters")
+    made_of: dict[_Where, Mapping[str, object]] = {
+        ("word_source",): _table(settings, "word_source"),
+        ("gate_source",): _table(settings, "gate_source"),
+    }
+    for index, meter in enumerate(meters if isinstance(meters, list) else []):
+        made_of["bit_meters", str(index)] = meter if isinstance(meter, dict) else {}
+    if not any("link" in table for table in made_of.values()):
+        return
+    asked: list[tuple[_Where, Mapping[str, object], str, str]] = [((), settings, "gate_v", "max_voltage_v")]
+    for name in ("read", "pulse"):
+        table = _table(settings, name)
+        asked += [((name,), table, "max_v", "max_voltage_v"), ((name,), table, "limit_a", "max_current_a")]
+    asked += [(where, meter, "ramp_v_per_s", "max_ramp_v_per_s") for where, meter in made_of.items()]
+    for where, values, key, limit_key in asked:
+        value, limit = _number(values, key), _number(safety, limit_key)
+        if value is not None and limit is not None and abs(value) > limit:
+            unit = _unit(key)
+            reason = f"{value:g} {unit} exceeds safety.{limit_key} = {limit:g} {unit}"
+            yield Fault(("board", "settings", *where, key), reason)
+
+
+def _looser_faults(
+    limits: Mapping[str, object], where: _Where, above: list[tuple[str, Mapping[str, object]]]
+) -> Iterator[Fault]:
+    """A limit that allows more than one above it would only seem to allow it."""
+    for key in limits:
+        value = _number(limits, key)
+        if value is None:
+            continue
+        for table, outer in above:
+            limit = _number(outer, key)
+            if limit is None:
+                continue
+            looser = value < limit if key.startswith("min_") else value > limit
+            if looser:
+                unit = _unit(key)
+                yield Fault(
+                    (*where, key),
+                    f"{value:g} {unit} is looser than {table}.{key} = {limit:g} {unit}; "
+                    "a limit may only be tighter than the one above it",
+                )
+
+
+def _empty_range_fault(tables: list[tuple[str, Mapping[str, object]]], where: _Where) -> Iterator[Fault]:
+    lows = [value for _, table in tables if (value := _number(table, "min_conductance_s")) is not None]
+    highs = [value for _, table in tables if (value := _number(table, "max_conductance_s")) is not None]
+    if lows and highs and max(lows) >= min(highs):
+        yield Fault(where, f"no conductance lies between {max(lows):g} S and {min(highs):g} S")
+
+
+def _level_faults(
+    meter: Mapping[str, object], where: _Where, above: list[tuple[str, Mapping[str, object]]]
+) -> Iterator[Fault]:
+    level_v, limit_a = _number(meter, "level_voltage_v"), _number(meter, "limit_current_a")
+    for table, limits in above:
+        max_v, max_a = _number(limits, "max_voltage_v"), _number(limits, "max_current_a")
+        max_w = _number(limits, "max_power_w")
+        if level_v is not None and max_v is not None and abs(level_v) > max_v:
+            yield Fault((*where, "level_voltage_v"), f"{level_v:g} V exceeds {table}.max_voltage_v = {max_v:g} V")
+        if limit_a is not None and max_a is not None and limit_a > max_a:
+            yield Fault((*where, "limit_current_a"), f"{limit_a:g} A exceeds {table}.max_current_a = {max_a:g} A")
+        if level_v is not None and limit_a is not None and max_w is not None and abs(level_v) * limit_a > max_w:
+            power = f"{abs(level_v) * limit_a:g} W"
+            yield Fault(
+                (*where, "limit_current_a"), f"level times limit is {power}, exceeds {table}.max_power_w = {max_w:g} W"
+            )
+
+
+def _interlock_faults(interlocks: Mapping[str, object], meters: Mapping[str, object]) -> Iterator[Fault]:
+    for name, interlock in interlocks.items():
+        instrument = interlock.get("instrument") if isinstance(interlock, dict) else None
+        if isinstance(instrument, str) and instrument not in {"board", *meters}:
+            known = ", ".join(["board", *meters])
+            yield Fault(
+                ("interlocks", name, "instrument"), f"the rig has no instrument {instrument!r}; there are: {known}"
+            )
+
+
+def _unit(key: str) -> str:
+    # The longest ending first: _v_per_s is not _s.
+    return next((_UNITS[ending] for ending in sorted(_UNITS, key=len, reverse=True) if key.endswith(ending)), "")
+
+
+def _table(raw: Mapping[str, object], name: str) -> dict[str, object]:
+    value = raw.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _number(table: Mapping[str, object], key: str) -> float | None:
+    value = table.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

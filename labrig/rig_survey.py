@@ -1,0 +1,61 @@
+"""What `labrig check` finds out: who is there, and what protects the device under test. No output is touched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from labrig.config import RigConfig
+from labrig.rig import instrument_specs, open_rig
+from labrig.watchdog.client import Watchdog
+from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.instrument import HostLossProtection, Identity
+
+
+@dataclass(frozen=True)
+class RigSurvey:
+    """What is on the bench.
+
+    Attributes:
+        identities: Who each instrument said it is, by name.
+        info: The board's description.
+        protection: What switches each instrument off when the host is lost, by name; None where nothing does.
+            Instruments that are simulated in this process are left out.
+        open_interlocks: Names of the interlocks that are open.
+        watchdog_start_s: Time in s in which a watchdog process stood ready; None where nothing needs one.
+    """
+
+    identities: Mapping[str, Identity]
+    info: BoardInfo
+    protection: Mapping[str, HostLossProtection | None]
+    open_interlocks: tuple[str, ...]
+    watchdog_start_s: float | None
+
+
+async def survey(config: RigConfig) -> RigSurvey:
+    """Opens a rig, asks, and closes it.
+
+    Raises:
+        StateError: Somebody else has an instrument, or no watchdog process can be started.
+        LabrigError: See `open_rig` and `Rig.open`.
+    """
+    real = {spec.name for spec in instrument_specs(config) if spec.addresses}
+    async with open_rig(config) as rig:
+        return RigSurvey(
+            identities=rig.identities(),
+            info=rig.board.info,
+            protection={name: found for name, found in rig.host_loss_protection().items() if name in real},
+            open_interlocks=tuple(await rig.open_interlocks()),
+            watchdog_start_s=await _start_watchdog() if real else None,
+        )
+
+
+async def _start_watchdog() -> float:
+    started_s = time.monotonic()
+    watchdog = Watchdog()
+    try:
+        await watchdog.start()
+        return time.monotonic() - started_s
+    finally:
+        await watchdog.stop()
