@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from labrig.cleanup import finish
 from labrig.safety import BoardEnvelope
+from labrig_drivers.capabilities import READ_CONDUCTANCE
 from labrig_drivers.crossbar import (
     BoardInfo,
     CrossbarBoard,
@@ -19,6 +21,8 @@ from labrig_drivers.crossbar import (
 )
 from labrig_drivers.errors import SafetyError
 from labrig_drivers.instrument import Identity
+
+_GUARDED_CAPABILITIES: Final = frozenset({READ_CONDUCTANCE})
 
 
 class GuardedBoard:
@@ -48,8 +52,12 @@ class GuardedBoard:
 
     @property
     def info(self) -> BoardInfo:
-        """Geometry, ranges and converters; `StateError` before `open()`."""
-        return self._inner.info
+        """Geometry, ranges and converters; `StateError` before `open()`.
+
+        Of the board's capabilities, those whose requests pass through here; the others' would not be checked.
+        """
+        info = self._inner.info
+        return replace(info, capabilities=info.capabilities & _GUARDED_CAPABILITIES)
 
     async def open(self) -> None:
         """Connects and checks the identity, without touching an output."""

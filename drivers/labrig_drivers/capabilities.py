@@ -25,7 +25,7 @@ FLOATING_LINES: Final = "floating-lines"
 TEMPERATURE: Final = "temperature"
 """The board measures the temperature of its chip: `TemperatureSensor`."""
 STREAMING: Final = "streaming"
-"""Answers to a long batch arrive while it is still being measured; no verb of its own."""
+"""Answers to a long batch arrive while it is still being measured: `WireBoard.mvm_stream`."""
 
 CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType(
     {
