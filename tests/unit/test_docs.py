@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,10 @@ def test_training_file_of_the_guide_is_valid() -> None:
     (text,) = [block for block in blocks("first-day.md", "toml") if "[training]" in block]
     training = parse_training(text, Path("train.toml"))
     assert training.folder == Path("runs/digits")
+
+
+async def test_golden_transcript_of_the_guide_holds() -> None:
+    (text,) = [block for block in blocks("testing-your-driver.md", "python") if "Transcript(" in block]
+    names: dict[str, Callable[[], Awaitable[None]]] = {}
+    exec(text, names)
+    await names["test_opening_only_asks"]()

@@ -6,13 +6,13 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labrig.testing.transcript import Transcript
 from labrig_drivers.errors import (
     IdentityError,
     InstrumentError,
@@ -24,7 +24,7 @@ from labrig_drivers.errors import (
 )
 from labrig_drivers.instrument import ExpectedIdentity
 from labrig_drivers.keithley2400 import Keithley2400
-from labrig_drivers.links import LinkState, MemoryLink
+from labrig_drivers.links import LinkState
 from labrig_drivers.mock.instrument_server import run_at_once
 from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
 from labrig_drivers.mock.loads import Load, ResistorLoad
@@ -34,26 +34,12 @@ from labrig_drivers.source_meter import SourceMeter
 IDN = "KEITHLEY INSTRUMENTS INC.,MODEL 2400,1234567,C30   Mar 17 2006 09:29:29/A02  /K/J"
 
 
-@dataclass
-class Bench:
-    """A simulated instrument behind a link in memory, which writes down what is said and lies where told to."""
+class Bench(Transcript):
+    """A simulated 2400 and drivers of it."""
 
-    load: Load = field(default_factory=lambda: ResistorLoad(1000.0))
-    said: list[str] = field(default_factory=list)
-    answers: dict[str, str | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.instrument = SimulatedKeithley2400(self.load)
-        self.link = MemoryLink(self.handle)
-
-    def handle(self, request: bytes) -> bytes:
-        answers = b""
-        for line in request.decode("ascii").splitlines():
-            self.said.append(line)
-            answer = self.answers[line] if line in self.answers else run_at_once(self.instrument, line)
-            assert answer is None or isinstance(answer, str)
-            answers += b"" if answer is None else answer.encode() + b"\n"
-        return answers
+    def __init__(self, load: Load | None = None) -> None:
+        self.instrument = SimulatedKeithley2400(load or ResistorLoad(1000.0))
+        super().__init__(self.instrument)
 
     def driver(self, *, expected: ExpectedIdentity | None = None, ramp_step_v: float = 0.05) -> Keithley2400:
         return Keithley2400(self.link, expected=expected, ramp_v_per_s=1e6, ramp_step_v=ramp_step_v)
@@ -207,7 +193,8 @@ async def test_a_wrong_identity_is_refused_and_nothing_touched(expected: Expecte
 
 
 async def test_without_expectations_only_a_2400_is_accepted() -> None:
-    bench = Bench(answers={"*IDN?": "HEWLETT-PACKARD,34401A,0,11-5-2"})
+    bench = Bench()
+    bench.answers = {"*IDN?": "HEWLETT-PACKARD,34401A,0,11-5-2"}
     with pytest.raises(IdentityError, match="34401A"):
         await bench.driver().open()
 

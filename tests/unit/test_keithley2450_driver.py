@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labrig.testing.transcript import Transcript
 from labrig_drivers.errors import (
     ConfigError,
     IdentityError,
@@ -22,7 +22,7 @@ from labrig_drivers.errors import (
 )
 from labrig_drivers.instrument import ExpectedIdentity
 from labrig_drivers.keithley2450 import Keithley2450
-from labrig_drivers.links import LinkState, MemoryLink
+from labrig_drivers.links import LinkState
 from labrig_drivers.mock.instrument_server import run_at_once
 from labrig_drivers.mock.keithley2450 import SimulatedKeithley2450
 from labrig_drivers.mock.loads import Load, ResistorLoad
@@ -31,30 +31,12 @@ from labrig_drivers.source_meter import SourceMeter
 READ = ':READ? "defbuffer1",SOUR,READ,REL,SOURSTAT'
 
 
-@dataclass
-class Bench:
-    """A simulated instrument behind a link in memory, which writes down what is said and lies where told to."""
+class Bench(Transcript):
+    """A simulated 2450 and drivers of it."""
 
-    load: Load = field(default_factory=lambda: ResistorLoad(1000.0))
-    language: str = "SCPI"
-    said: list[str] = field(default_factory=list)
-    heard: list[str] = field(default_factory=list)
-    answers: dict[str, str | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.instrument = SimulatedKeithley2450(self.load, language=self.language)
-        self.link = MemoryLink(self.handle)
-
-    def handle(self, request: bytes) -> bytes:
-        answers = b""
-        for line in request.decode("ascii").splitlines():
-            self.said.append(line)
-            answer = self.answers[line] if line in self.answers else run_at_once(self.instrument, line)
-            assert answer is None or isinstance(answer, str)
-            if answer is not None:
-                self.heard.append(answer)
-                answers += answer.encode() + b"\n"
-        return answers
+    def __init__(self, load: Load | None = None, language: str = "SCPI") -> None:
+        self.instrument = SimulatedKeithley2450(load or ResistorLoad(1000.0), language=language)
+        super().__init__(self.instrument)
 
     def driver(self, *, expected: ExpectedIdentity | None = None, ramp_step_v: float = 0.05) -> Keithley2450:
         return Keithley2450(self.link, expected=expected, ramp_v_per_s=1e6, ramp_step_v=ramp_step_v)
@@ -212,7 +194,8 @@ async def test_open_and_close_touch_no_output_that_was_left_on() -> None:
 
 @pytest.mark.parametrize("empty", ['0,"No error;0,0,0"', '0,"No error;0;0 0"', '0,"No error"'])
 async def test_every_form_of_an_empty_error_queue_is_understood(empty: str) -> None:
-    bench = Bench(answers={":SYST:ERR?": empty})
+    bench = Bench()
+    bench.answers = {":SYST:ERR?": empty}
     async with bench.driver() as meter:
         await meter.configure(source="voltage")
         assert await meter.errors() == []
