@@ -7,21 +7,24 @@ import gc
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import pytest
 
-from labrig.testing.echo import EchoInstrument, echo_answer
+from labrig.testing.echo import EchoBoard, EchoInstrument, echo_answer
 from labrig.testing.fault_plan import Fault, FaultPlan, PlannedFault
 from labrig.testing.fault_proxy import FaultProxy
 from labrig_drivers.errors import LinkDesyncedError, LinkError, LinkLostError, LinkTimeoutError, ProtocolError
 from labrig_drivers.keithley2400 import Keithley2400
 from labrig_drivers.links import LineFraming, Link, LinkState, MemoryLink, SerialLink, TcpLink, VisaLink
+from labrig_drivers.mock.board_server import BoardServer
 from labrig_drivers.scpi import ScpiChannel
+from labrig_drivers.wire_board import WireBoard
 
 LINE = LineFraming()
 KINDS = ["tcp", "serial", "visa", "memory"]
@@ -181,33 +184,43 @@ async def test_a_listener_that_goes_away_and_returns() -> None:
         await channel.close()
 
 
-def client_sockets(port: int) -> list[socket.socket]:
-    """Copies of this process's sockets that are connected to `port`."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names only, and they come and go
-        try:
-            copy = socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue
-        with suppress(OSError):
-            if copy.family is socket.AF_INET and copy.getpeername()[1] == port:
-                found.append(copy)
-                continue
-        copy.close()
-    return found
+@contextmanager
+def connected_sockets(port: int) -> Iterator[tuple[list[socket.socket], list[socket.socket]]]:
+    """Copies of this process's sockets that are connected to `port`, and of those that were accepted there."""
+    with ExitStack() as stack:
+        hosts, accepted = [], []
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names only, and they come and go
+            with suppress(OSError):
+                if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                    continue
+                copy = stack.enter_context(socket.socket(fileno=os.dup(int(name))))
+                if copy.family is socket.AF_INET and copy.getpeername()[1] == port:
+                    hosts.append(copy)
+                elif copy.family is socket.AF_INET and copy.getsockname()[1] == port:
+                    accepted.append(copy)
+        yield hosts, accepted
 
 
 async def test_both_ends_of_a_connection_send_at_once_and_notice_a_dead_machine() -> None:
     """Without TCP_NODELAY every second small message waits for an acknowledgement, 44 ms in place of 0.5 ms."""
+    async with BoardServer(EchoBoard()) as server:
+        port = await server.start_tcp()
+        async with WireBoard(TcpLink("127.0.0.1", port)) as board:
+            await board.ping()
+            with connected_sockets(port) as ((host,), (accepted,)):
+                for end in (host, accepted):
+                    assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                    assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+async def test_a_connection_that_was_made_anew_sends_at_once_too() -> None:
     async with EchoInstrument() as instrument:
         link = TcpLink("127.0.0.1", instrument.port)
         await link.open()
-        for _ in range(2):
-            (client,) = client_sockets(instrument.port)
-            with client:
-                assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-                assert client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            await link.reopen()
+        await link.reopen()
+        with connected_sockets(instrument.port) as ((host,), _):
+            assert host.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert host.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         await link.close()
 
 

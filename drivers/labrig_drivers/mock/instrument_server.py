@@ -163,7 +163,9 @@ class InstrumentServer(Generic[InstrumentT]):
                 continue
             if not line.endswith(b"\n"):
                 return
-            answer = await self._run(line.decode("ascii", errors="replace").strip())
+            # One character for each byte, whatever came: an instrument knows no other alphabet.
+            text = line.decode("ascii", errors="replace").replace("\ufffd", "?")
+            answer = await self._run(text.strip())
             if answer is not None:
                 writer.write(answer if isinstance(answer, bytes) else answer.encode("ascii", errors="replace") + b"\n")
                 await writer.drain()
