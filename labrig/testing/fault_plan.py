@@ -207,7 +207,6 @@ TEXT_LINE_MENU = FaultMenu(
 )
 """For lines of text over a serial line."""
 
-
 BLOCK_MENU = replace(
     TEXT_MENU, answers=tuple(fault for fault in TEXT_MENU.answers if fault not in {Fault.CORRUPT, Fault.SWAP})
 )
@@ -215,15 +214,6 @@ BLOCK_MENU = replace(
 
 Nobody can tell a flipped bit of a double, or two pieces of a block that changed places, so these are left out.
 """
-
-
-BLOCK_MENU = FaultMenu(
-    requests=TEXT_MENU.requests,
-    answers=tuple(fault for fault in TEXT_MENU.answers if fault not in {Fault.CORRUPT, Fault.SWAP}),
-    notice=TEXT_MENU.notice,
-)
-"""For lines of text and binary blocks over TCP. In a block without checksum every flipped bit is another number, and a
-byte of data that looks like the end of a line makes two messages of one block, which may not change places."""
 
 
 def checked_menu(notice: bytes) -> FaultMenu:

@@ -68,7 +68,6 @@ METERS: dict[str, tuple[MakesMeter, MakesInstrument, FaultMenu]] = {
     "keithley2600": (Keithley2600, SimulatedKeithley2600, BLOCK_MENU),
     "keysight-b2900": (KeysightB2900, SimulatedKeysightB2900, BLOCK_MENU),
 }
-ANSWERS_IN_BLOCKS = {"keithley2600", "keysight-b2900"}
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,7 @@ async def meter_scene(
         subject = SourceMeterSubject(
             meter, resistance_ohm=RESISTANCE_OHM, timeout_s=timeout_s, name=name + suffix, sweep=sweep
         )
-        menu = TEXT_LINE_MENU if serial else BLOCK_MENU if name in ANSWERS_IN_BLOCKS else TEXT_MENU
-        yield Scene(subject, proxy, menu, rate=0.02, judge=lambda: complaints(events))
+        yield Scene(subject, proxy, TEXT_LINE_MENU if serial else menu, rate=0.02, judge=lambda: complaints(events))
 
 
 def complaints(events: list[OutputEvent]) -> list[str]:
