@@ -17,13 +17,12 @@ from labrig_drivers.errors import ProtocolError, SafetyError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection, Identity
 from labrig_drivers.links.guard import settle
 from labrig_drivers.source_meter import Reading, SourceKind
-from labrig_drivers.source_meter_dialect import Dialect, RawReading
+from labrig_drivers.source_meter_dialect import OTHER_KIND, Dialect, RawReading
 from labrig_drivers.source_output import Ramp, SourceOutput
 
 _SLOWEST_LINE_HZ: Final = 50.0
 # A sweep goes to the instrument in parts of about this length, so that progress, Ctrl-C and deadlines stay human.
 _SWEEP_PART_S: Final = 5.0
-_OTHER: Final[dict[SourceKind, SourceKind]] = {"voltage": "current", "current": "voltage"}
 
 
 class DialectSourceMeter:
@@ -134,7 +133,7 @@ class DialectSourceMeter:
         faults = []
         if not able.nplc_min <= nplc <= able.nplc_max:
             faults.append(f"nplc {nplc} is outside {able.nplc_min:g} to {able.nplc_max:g}")
-        if source not in _OTHER:
+        if source not in OTHER_KIND:
             faults.append(f"source {source!r} is neither 'voltage' nor 'current'")
         if wires not in {2, 4}:
             faults.append(f"{wires} wires: only 2 or 4 can be sensed")
@@ -153,7 +152,7 @@ class DialectSourceMeter:
             SafetyError: The limit is not positive or more than the instrument has; nothing was sent.
             StateError: Not configured, or the limit of the sourced quantity was given.
         """
-        limited = _OTHER[self._configured()]
+        limited = OTHER_KIND[self._configured()]
         limit = self._only("limit", limited, voltage_v, current_a)
         maximum = self._maximum(limited)
         self._refuse([] if 0.0 < limit <= maximum else [f"limit {limit} is not in 0 to {maximum}"])

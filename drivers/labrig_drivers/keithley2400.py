@@ -16,7 +16,7 @@ from labrig_drivers.links.base import Link
 from labrig_drivers.links.reconnect import Reconnect
 from labrig_drivers.scpi import ScpiChannel, format_float
 from labrig_drivers.source_meter import SourceKind
-from labrig_drivers.source_meter_dialect import Abilities, RawReading
+from labrig_drivers.source_meter_dialect import SCPI_NAME, SCPI_OTHER_NAME, Abilities, RawReading, scpi_kind
 from labrig_drivers.source_meter_settings import no_settings, ramp_of
 from labrig_drivers.source_output import Ramp
 
@@ -25,8 +25,6 @@ from labrig_drivers.source_output import Ramp
 _ABILITIES: Final = Abilities(
     max_voltage_v=210.0, max_current_a=1.05, nplc_min=0.01, nplc_max=10.0, conversions_per_reading=6, sweep_points=2500
 )
-_SCPI_NAME: Final[dict[SourceKind, str]] = {"voltage": "VOLT", "current": "CURR"}
-_OTHER_NAME: Final[dict[SourceKind, str]] = {"voltage": "CURR", "current": "VOLT"}
 # STAT element of a reading, bit 3: the source is in compliance.
 _STAT_COMPLIANCE: Final = 1 << 3
 # The most points of a list that one message may carry; the rest is appended.
@@ -103,7 +101,7 @@ class Keithley2400Dialect:
 
     async def set_up(self, source: SourceKind, nplc: float, wires: Literal[2, 4]) -> None:
         """Resets and sets everything but limit, level and output."""
-        sourced, limited = _SCPI_NAME[source], _OTHER_NAME[source]
+        sourced, limited = SCPI_NAME[source], SCPI_OTHER_NAME[source]
         await self.channel.write_all(
             [
                 "*RST",
@@ -121,30 +119,29 @@ class Keithley2400Dialect:
 
     async def write_limit(self, limited: SourceKind, limit: float) -> None:
         """Sets the compliance limit."""
-        await self.channel.write(f":SENS:{_SCPI_NAME[limited]}:PROT {format_float(limit)}")
+        await self.channel.write(f":SENS:{SCPI_NAME[limited]}:PROT {format_float(limit)}")
 
     async def write_ranges(self, source: SourceKind, voltage_v: float | None, current_a: float | None) -> None:
         """Fixes source and measuring range, or makes them automatic."""
         wanted = {"VOLT": voltage_v, "CURR": current_a}
-        for subsystem, quantity in (("SOUR", _SCPI_NAME[source]), ("SENS", _OTHER_NAME[source])):
+        for subsystem, quantity in (("SOUR", SCPI_NAME[source]), ("SENS", SCPI_OTHER_NAME[source])):
             value = wanted[quantity]
             text = "RANG:AUTO 1" if value is None else f"RANG {format_float(value)}"
             await self.channel.write(f":{subsystem}:{quantity}:{text}")
 
     async def write_level(self, source: SourceKind, level: float) -> None:
         """Sets the level at once."""
-        await self.channel.write(f":SOUR:{_SCPI_NAME[source]}:LEV {format_float(level)}")
+        await self.channel.write(f":SOUR:{SCPI_NAME[source]}:LEV {format_float(level)}")
 
     async def read_level(self, source: SourceKind) -> float:
         """Asks for the level."""
-        (level,) = await self.channel.query_floats(f":SOUR:{_SCPI_NAME[source]}:LEV?", count=1, idempotent=True)
+        (level,) = await self.channel.query_floats(f":SOUR:{SCPI_NAME[source]}:LEV?", count=1, idempotent=True)
         return level
 
     async def read_source(self) -> SourceKind:
         """Asks what is sourced; ends a sweep that a program left behind, so that the level says what is put out."""
-        function = (await self.channel.query(":SOUR:FUNC?", idempotent=True)).strip().upper()
-        source: SourceKind = "current" if function.startswith("CURR") else "voltage"
-        mode = await self.channel.query(f":SOUR:{_SCPI_NAME[source]}:MODE?", idempotent=True)
+        source = scpi_kind(await self.channel.query(":SOUR:FUNC?", idempotent=True))
+        mode = await self.channel.query(f":SOUR:{SCPI_NAME[source]}:MODE?", idempotent=True)
         if not mode.strip().upper().startswith("FIX"):
             await self._end_foreign_sweep(source)
         return source
@@ -172,7 +169,7 @@ class Keithley2400Dialect:
 
         Binary fetch exists on GPIB only, so the buffer comes as text.
         """
-        channel, sourced, count = self.channel, _SCPI_NAME[source], len(levels)
+        channel, sourced, count = self.channel, SCPI_NAME[source], len(levels)
         channel.recovery_command = ":ABOR"
         pieces = [levels[start : start + _LIST_PIECE] for start in range(0, count, _LIST_PIECE)]
         heads = [f":SOUR:LIST:{sourced}", *[f":SOUR:LIST:{sourced}:APP"] * (len(pieces) - 1)]
@@ -218,7 +215,7 @@ class Keithley2400Dialect:
     async def _back_to_fixed(self, source: SourceKind, level: float) -> None:
         # The fixed level first: it appears as soon as the mode is fixed again. A count of 1 is what `:READ?` needs.
         await self.write_level(source, level)
-        fixed = f":SOUR:{_SCPI_NAME[source]}:MODE FIX"
+        fixed = f":SOUR:{SCPI_NAME[source]}:MODE FIX"
         await self.channel.write_all([fixed, ":SOUR:DEL:AUTO 1", ":TRIG:COUN 1", ":TRAC:FEED:CONT NEV"])
         self.channel.recovery_command = None
 

@@ -26,7 +26,7 @@ from labrig_drivers.links.base import Link
 from labrig_drivers.links.reconnect import Reconnect
 from labrig_drivers.scpi import ScpiChannel, format_float
 from labrig_drivers.source_meter import SourceKind
-from labrig_drivers.source_meter_dialect import Abilities, RawReading
+from labrig_drivers.source_meter_dialect import OTHER_KIND, SCPI_NAME, Abilities, RawReading, scpi_kind
 from labrig_drivers.source_meter_settings import no_settings, ramp_of
 from labrig_drivers.source_output import Ramp
 
@@ -36,8 +36,6 @@ _ABILITIES: Final = Abilities(
     max_voltage_v=210.0, max_current_a=1.05, nplc_min=0.01, nplc_max=10.0, conversions_per_reading=6, sweep_points=2500
 )
 _LARGEST_RANGE: Final[dict[SourceKind, float]] = {"voltage": 200.0, "current": 1.0}
-_OTHER: Final[dict[SourceKind, SourceKind]] = {"voltage": "current", "current": "voltage"}
-_SCPI_NAME: Final[dict[SourceKind, str]] = {"voltage": "VOLT", "current": "CURR"}
 # The limit of the named quantity belongs to the source of the other one.
 _LIMIT: Final[dict[SourceKind, str]] = {"current": ":SOUR:VOLT:ILIM", "voltage": ":SOUR:CURR:VLIM"}
 _LIST_NAME: Final[dict[SourceKind, str]] = {"voltage": "Volt", "current": "Curr"}
@@ -138,7 +136,7 @@ class Keithley2450Dialect:
 
     async def set_up(self, source: SourceKind, nplc: float, wires: Literal[2, 4]) -> None:
         """Resets and sets everything but limit, level and output."""
-        sourced, measured = _SCPI_NAME[source], _SCPI_NAME[_OTHER[source]]
+        sourced, measured = SCPI_NAME[source], SCPI_NAME[OTHER_KIND[source]]
         self._limit_command = None
         await self.channel.write_all(
             [
@@ -170,29 +168,28 @@ class Keithley2450Dialect:
             InstrumentError: The limit does not go with the ranges, such as less than 0.1 % of the measuring range.
         """
         wanted: dict[SourceKind, float | None] = {"voltage": voltage_v, "current": current_a}
-        ranged: tuple[tuple[str, SourceKind], ...] = (("SOUR", source), ("SENS", _OTHER[source]))
+        ranged: tuple[tuple[str, SourceKind], ...] = (("SOUR", source), ("SENS", OTHER_KIND[source]))
         for subsystem, kind in ranged:
             value = wanted[kind]
             # Ranges hold 5 % more than their names say.
             text = "RANG:AUTO 1" if value is None else f"RANG {format_float(min(value, _LARGEST_RANGE[kind]))}"
-            await self.channel.write(f":{subsystem}:{_SCPI_NAME[kind]}:{text}")
+            await self.channel.write(f":{subsystem}:{SCPI_NAME[kind]}:{text}")
         if self._limit_command is not None:
             # The instrument changes a limit that does not suit a new range, and logs only a warning.
             await self.channel.write(self._limit_command)
 
     async def write_level(self, source: SourceKind, level: float) -> None:
         """Sets the level at once."""
-        await self.channel.write(f":SOUR:{_SCPI_NAME[source]} {format_float(level)}")
+        await self.channel.write(f":SOUR:{SCPI_NAME[source]} {format_float(level)}")
 
     async def read_level(self, source: SourceKind) -> float:
         """Asks for the level; a sweep sets it too."""
-        (level,) = await self.channel.query_floats(f":SOUR:{_SCPI_NAME[source]}?", count=1, idempotent=True)
+        (level,) = await self.channel.query_floats(f":SOUR:{SCPI_NAME[source]}?", count=1, idempotent=True)
         return level
 
     async def read_source(self) -> SourceKind:
         """Asks what is sourced."""
-        function = (await self.channel.query(":SOUR:FUNC?", idempotent=True)).strip().upper()
-        return "current" if function.startswith("CURR") else "voltage"
+        return scpi_kind(await self.channel.query(":SOUR:FUNC?", idempotent=True))
 
     async def switch(self, on: bool) -> None:
         """Switches the output."""
@@ -248,7 +245,7 @@ class Keithley2450Dialect:
 
     async def _store_levels(self, source: SourceKind, levels: Sequence[float]) -> str:
         """Makes the instrument's configuration list of the levels and returns its name."""
-        sourced, prefix = _SCPI_NAME[source], _LIST_NAME[source]
+        sourced, prefix = SCPI_NAME[source], _LIST_NAME[source]
         if _evenly_spaced(levels):
             automatic = await self.channel.query_flag(f":SOUR:{sourced}:RANG:AUTO?")
             start, stop = format_float(levels[0]), format_float(levels[-1])

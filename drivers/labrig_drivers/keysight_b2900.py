@@ -33,7 +33,7 @@ from labrig_drivers.links.shared import SharedLink
 from labrig_drivers.scpi import ScpiChannel, format_float
 from labrig_drivers.settings_table import SettingsTable
 from labrig_drivers.source_meter import SourceKind
-from labrig_drivers.source_meter_dialect import Abilities, RawReading
+from labrig_drivers.source_meter_dialect import SCPI_NAME, SCPI_OTHER_NAME, Abilities, RawReading, scpi_kind
 from labrig_drivers.source_meter_settings import ramp_of
 from labrig_drivers.source_output import Ramp
 
@@ -47,8 +47,6 @@ _ABILITIES: Final = Abilities(
     conversions_per_reading=6,
     sweep_points=2500,
 )
-_SCPI_NAME: Final[dict[SourceKind, str]] = {"voltage": "VOLT", "current": "CURR"}
-_OTHER_NAME: Final[dict[SourceKind, str]] = {"voltage": "CURR", "current": "VOLT"}
 # B2901A to B2912B and B2910BL; not the B2960 (sources that do not measure alike) nor the B2980 (electrometers).
 _MODEL: Final = re.compile(r"B29[01](\d)\w*")
 # The answer's order is the instrument's, whatever order is asked for.
@@ -176,7 +174,7 @@ class KeysightB2900Dialect:
 
     async def set_up(self, source: SourceKind, nplc: float, wires: Literal[2, 4]) -> None:
         """Sets everything of this channel but limit and output; both levels become zero."""
-        sourced, limited, own = _SCPI_NAME[source], _OTHER_NAME[source], self._own
+        sourced, limited, own = SCPI_NAME[source], SCPI_OTHER_NAME[source], self._own
         await self.channel.write_all(
             [
                 # First what would switch the output on at the first trigger.
@@ -217,34 +215,33 @@ class KeysightB2900Dialect:
 
     async def write_limit(self, limited: SourceKind, limit: float) -> None:
         """Sets the compliance limit, for both polarities."""
-        await self.channel.write(self._own("SENS", f"{_SCPI_NAME[limited]}:PROT {format_float(limit)}"))
+        await self.channel.write(self._own("SENS", f"{SCPI_NAME[limited]}:PROT {format_float(limit)}"))
 
     async def write_ranges(self, source: SourceKind, voltage_v: float | None, current_a: float | None) -> None:
         """Fixes source and measuring range, or makes them automatic."""
         wanted = {"VOLT": voltage_v, "CURR": current_a}
-        for subsystem, quantity in (("SOUR", _SCPI_NAME[source]), ("SENS", _OTHER_NAME[source])):
+        for subsystem, quantity in (("SOUR", SCPI_NAME[source]), ("SENS", SCPI_OTHER_NAME[source])):
             value = wanted[quantity]
             # A range takes effect only while the automatic choice is off.
             await self.channel.write(self._own(subsystem, f"{quantity}:RANG:AUTO {int(value is None)}"))
             if value is not None:
                 await self.channel.write(self._own(subsystem, f"{quantity}:RANG {format_float(value)}"))
-        ranging = "BEST" if wanted[_SCPI_NAME[source]] is None else "FIX"
+        ranging = "BEST" if wanted[SCPI_NAME[source]] is None else "FIX"
         await self.channel.write(self._own("SOUR", f"SWE:RANG {ranging}"))
 
     async def write_level(self, source: SourceKind, level: float) -> None:
         """Sets the level at once."""
-        await self.channel.write(self._own("SOUR", f"{_SCPI_NAME[source]} {format_float(level)}"))
+        await self.channel.write(self._own("SOUR", f"{SCPI_NAME[source]} {format_float(level)}"))
 
     async def read_level(self, source: SourceKind) -> float:
         """Asks for the level; a sweep does not set it."""
-        query = self._own("SOUR", f"{_SCPI_NAME[source]}?")
+        query = self._own("SOUR", f"{SCPI_NAME[source]}?")
         (level,) = await self.channel.query_floats(query, count=1, idempotent=True)
         return level
 
     async def read_source(self) -> SourceKind:
         """Asks what is sourced; ends a sweep that a program left behind, so that the level says what is put out."""
-        function = (await self.channel.query(self._own("SOUR", "FUNC:MODE?"), idempotent=True)).strip().upper()
-        source: SourceKind = "current" if function.startswith("CURR") else "voltage"
+        source = scpi_kind(await self.channel.query(self._own("SOUR", "FUNC:MODE?"), idempotent=True))
         await self._end_sweep(source)
         return source
 
@@ -276,7 +273,7 @@ class KeysightB2900Dialect:
         Raises:
             ProtocolError: The instrument gave another number of readings, or did not end.
         """
-        channel, own, sourced, count = self.channel, self._own, _SCPI_NAME[source], len(levels)
+        channel, own, sourced, count = self.channel, self._own, SCPI_NAME[source], len(levels)
         channel.recovery_command = self._abort
         deadline_s = time.monotonic() + timeout_s
         commands = []
@@ -305,7 +302,7 @@ class KeysightB2900Dialect:
 
     async def _end_sweep(self, source: SourceKind) -> None:
         """Ends whatever sweep the channel is in; the level becomes that of the sweep's last reading."""
-        mode = (await self.channel.query(self._own("SOUR", f"{_SCPI_NAME[source]}:MODE?"), idempotent=True)).strip()
+        mode = (await self.channel.query(self._own("SOUR", f"{SCPI_NAME[source]}:MODE?"), idempotent=True)).strip()
         if mode.upper().startswith("FIX"):
             self.channel.recovery_command = None
             return
@@ -320,7 +317,7 @@ class KeysightB2900Dialect:
     async def _back_to_fixed(self, source: SourceKind, level: float) -> None:
         # The fixed level first: it appears as soon as the mode is fixed again.
         await self.write_level(source, level)
-        settings = (("SOUR", f"{_SCPI_NAME[source]}:MODE FIX"), ("TRIG", "ACQ:DEL 0.0"), ("TRIG", "ALL:COUN 1"))
+        settings = (("SOUR", f"{SCPI_NAME[source]}:MODE FIX"), ("TRIG", "ACQ:DEL 0.0"), ("TRIG", "ALL:COUN 1"))
         await self.channel.write_all([self._own(*setting) for setting in settings])
         self.channel.recovery_command = None
 

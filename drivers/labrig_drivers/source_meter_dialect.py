@@ -10,10 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from labrig_drivers.instrument import HostLossProtection, Identity
 from labrig_drivers.source_meter import SourceKind
+
+OTHER_KIND: Final[dict[SourceKind, SourceKind]] = {"voltage": "current", "current": "voltage"}
+"""The quantity that is limited and measured, by the one that is sourced."""
+SCPI_NAME: Final[dict[SourceKind, str]] = {"voltage": "VOLT", "current": "CURR"}
+"""What SCPI calls each quantity, in its short form."""
+SCPI_OTHER_NAME: Final = {kind: SCPI_NAME[other] for kind, other in OTHER_KIND.items()}
+"""What SCPI calls the quantity that is limited and measured, by the one that is sourced."""
+
+
+def scpi_kind(answer: str) -> SourceKind:
+    """The quantity that SCPI names in an answer, in short or long form."""
+    return "current" if answer.strip().upper().startswith("CURR") else "voltage"
 
 
 @dataclass(frozen=True)
