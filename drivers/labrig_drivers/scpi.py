@@ -265,8 +265,12 @@ class ScpiChannel:
             ProtocolError: The answer is no identity.
         """
         async with self._lock:
-            self._identity = Identity.parse(await self._ask("*IDN?", None))
-            return self._identity
+            identity = Identity.parse(await self._ask("*IDN?", None))
+            # A serial line may still bring the identity that somebody before us asked for: ours would come next.
+            if (answer := await self._ask("*OPC?", None)).strip() != "1":
+                raise self.distrust(f"'*OPC?' was answered {answer!r}, expected 1")
+            self._identity = identity
+            return identity
 
     async def recover(self) -> None:
         """Reopens the link and goes on only when the same instrument answers, and nothing old comes after it.

@@ -36,6 +36,7 @@ NEXT_ERRORS: Final = (
 """Prints the whole error queue in one line: the number of errors, then code and text of each, with tabs between."""
 
 _ABORT: Final = "abort"
+_UNFINISHED_SCRIPT: Final = (")", "endscript", "errorqueue.clear()")
 _LINE: Final = LineFraming()
 _RECOVERY_ATTEMPTS: Final = 3
 # After an aborted sweep the lines behind it are run, a guard among them; a second abort ends that one too.
@@ -141,6 +142,9 @@ class TspSession:
             elif self._link.state is LinkState.DESYNCHRONISED:
                 # Another channel's first question failed; there is nobody to be confirmed yet.
                 await self._link.reopen(timeout_s=self._timeout_s)
+            if self._identity is None:
+                for line in _UNFINISHED_SCRIPT[:2]:
+                    await self._link.exchange(_encode(line), None, timeout_s=self._timeout_s)
             answer = await self._exchange(["*IDN?"], _LINE, self._timeout_s + patience_s)
             self._identity = Identity.parse(answer.decode("ascii", errors="replace"))
             return self._identity
@@ -293,6 +297,10 @@ class TspSession:
         await self._link.reopen(timeout_s=self._timeout_s)
         self._guard_runs = False
         await self._link.exchange(_encode(_ABORT), None, timeout_s=self._timeout_s)
+        # A script that was cut short on its way is still being collected, and would swallow every line: spoilt so that
+        # no part of it runs, then ended. Where none is, these lines only leave errors, which are cleared below.
+        for line in _UNFINISHED_SCRIPT:
+            await self._link.exchange(_encode(line), None, timeout_s=self._timeout_s)
         if self._guarded:
             await asyncio.sleep(_SECOND_ABORT_AFTER_S)
             await self._link.exchange(_encode(_ABORT), None, timeout_s=self._timeout_s)

@@ -21,8 +21,12 @@ from labrig.testing.fault_plan import Fault, FaultPlan, PlannedFault
 from labrig.testing.fault_proxy import FaultProxy
 from labrig_drivers.errors import LinkDesyncedError, LinkError, LinkLostError, LinkTimeoutError, ProtocolError
 from labrig_drivers.keithley2400 import Keithley2400
+from labrig_drivers.keithley2600 import Keithley2600
 from labrig_drivers.links import LineFraming, Link, LinkState, MemoryLink, SerialLink, TcpLink, VisaLink
 from labrig_drivers.mock.board_server import BoardServer
+from labrig_drivers.mock.instrument_server import InstrumentServer
+from labrig_drivers.mock.keithley2600 import SimulatedKeithley2600
+from labrig_drivers.mock.loads import ResistorLoad
 from labrig_drivers.scpi import ScpiChannel
 from labrig_drivers.wire_board import WireBoard
 
@@ -211,6 +215,54 @@ async def test_both_ends_of_a_connection_send_at_once_and_notice_a_dead_machine(
                 for end in (host, accepted):
                     assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                     assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+async def test_an_identity_that_somebody_before_asked_for_is_not_believed() -> None:
+    """A serial line kept it; the own identity then answered the next query."""
+    async with EchoInstrument() as instrument, FaultProxy(instrument.port, serial=True) as proxy:
+        late_s = (0.25, 0.05, 0.03)
+        proxy.plan = FaultPlan.of(
+            *(PlannedFault(Fault.DELAY, message=index, duration_s=one) for index, one in enumerate(late_s))
+        )
+        before, after = (ScpiChannel(SerialLink(proxy.device), name, timeout_s=0.2) for name in ("before", "after"))
+        await before.open()
+        with pytest.raises(LinkTimeoutError):
+            await before.identify()
+        await before.close()
+        for _ in range(3):
+            await after.open()
+            try:
+                await after.identify()
+                assert await after.query("SAY 1") == "1"
+                return
+            except (LinkError, ProtocolError):
+                continue
+            finally:
+                await after.close()
+        pytest.fail("the line did not come back into step")
+
+
+async def test_a_script_that_is_cut_on_its_way_leaves_no_output_on() -> None:
+    """The 2600 went on collecting it: every later line, `*IDN?` among them, became part of the script."""
+    simulated = SimulatedKeithley2600(ResistorLoad(1000.0))
+    async with InstrumentServer(simulated, time_scale=0.01) as server, FaultProxy(server.port) as proxy:
+        link = TcpLink("127.0.0.1", proxy.port)
+        meter = Keithley2600(link, timeout_s=0.2, ramp_v_per_s=1e5, ramp_step_v=2.5)
+        await meter.open()
+        await meter.configure(source="voltage", nplc=0.01)
+        await meter.set_limit(current_a=0.01)
+        await meter.set_level(voltage_v=0.0)
+        await meter.output_on()
+        # Four questions go before the script.
+        proxy.plan = FaultPlan.of(PlannedFault(Fault.CUT, "requests", message=4, offset=200))
+        with pytest.raises(LinkError):
+            await meter.sweep(voltage_v=[0.1, 0.2, 0.3])
+        assert b"loadandrunscript" in proxy.injected[0].message
+        await proxy.heal()
+        await meter.close()
+        async with Keithley2600(TcpLink("127.0.0.1", proxy.port), timeout_s=0.2) as another:
+            assert not await another.output_is_on()
+            assert await another.errors() == []
 
 
 async def test_a_connection_that_was_made_anew_sends_at_once_too() -> None:

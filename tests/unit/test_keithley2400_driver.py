@@ -71,7 +71,7 @@ async def test_golden_transcript() -> None:
         reading = await meter.measure()
         swept = await meter.sweep(voltage_v=[0.0625, 0.125, 0.1875])
         await meter.output_off()
-    identified = ["*IDN?", ":SYST:ERR?", ":OUTP?"]
+    identified = ["*IDN?", "*OPC?", ":SYST:ERR?", ":OUTP?"]
     set_up = [
         "*RST",
         ":SOUR:FUNC VOLT",
@@ -185,7 +185,7 @@ async def test_a_wrong_identity_is_refused_and_nothing_touched(expected: Expecte
     with pytest.raises(IdentityError, match="1234567"):
         await driver.open()
     await driver.close()
-    assert bench.said == ["*IDN?"]
+    assert bench.said == ["*IDN?", "*OPC?"]
     assert bench.link.state is LinkState.CLOSED
     assert (bench.instrument.output_on, bench.instrument.level_v) == (True, 1.5)
     with pytest.raises(StateError):

@@ -120,7 +120,7 @@ async def test_golden_transcript() -> None:
     even = ':SOUR:SWE:VOLT:LIN 0.0625,0.1875,3,0,1,FIX,OFF,OFF,"defbuffer1"'
     at_level = [":OUTP?", ":SOUR:VOLT?"]
     assert bench.said == [
-        *("*IDN?", "*LANG?", ":SYST:ERR?", ":OUTP?"),
+        *("*IDN?", "*OPC?", "*LANG?", ":SYST:ERR?", ":OUTP?"),
         *set_up,
         *checked(":SOUR:VOLT:ILIM 1e-09"),
         *(":OUTP?", *checked(":SOUR:VOLT:RANG 2.0", ":SENS:CURR:RANG 1e-07", ":SOUR:VOLT:ILIM 1e-09")),
@@ -166,7 +166,7 @@ async def test_another_command_set_is_refused_with_what_to_do(language: str) -> 
     bench = Bench(language=language)
     with pytest.raises(StateError, match=rf"command set is {language}, not SCPI.*\*LANG SCPI.*off and on"):
         await bench.driver().open()
-    assert bench.said == ["*IDN?", "*LANG?"]
+    assert bench.said == ["*IDN?", "*OPC?", "*LANG?"]
     assert bench.link.state is LinkState.CLOSED
 
 
@@ -178,7 +178,7 @@ async def test_a_wrong_identity_is_refused_before_anything_else_is_said(expected
     run_at_once(bench.instrument, ":SOUR:VOLT 1.5;:OUTP 1")
     with pytest.raises(IdentityError, match="04123456"):
         await bench.driver(expected=expected).open()
-    assert bench.said == ["*IDN?"]
+    assert bench.said == ["*IDN?", "*OPC?"]
     assert (bench.instrument.output_on, bench.instrument.level_v) == (True, 1.5)
 
 

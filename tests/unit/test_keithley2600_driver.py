@@ -107,7 +107,10 @@ def checked(commands: list[str]) -> list[str]:
     return [line for command in commands for line in (command, "errors?")]
 
 
-IDENTIFIED = ["*IDN?", "print(localnode.model, smua ~= nil)", "errors?", "print(smua.source.output)"]
+# An unfinished script of somebody before would swallow every question; these lines end it.
+UNFINISHED = [")", "endscript"]
+RECOVERED = ["abort", *UNFINISHED, "errorqueue.clear()", "*IDN?", "print('labrig 1')"]
+IDENTIFIED = [*UNFINISHED, "*IDN?", "print(localnode.model, smua ~= nil)", "errors?", "print(smua.source.output)"]
 SET_UP = [
     "smua.reset()",
     "smua.source.func = smua.OUTPUT_DCVOLTS",
@@ -194,7 +197,7 @@ async def test_a_wrong_identity_is_refused_and_nothing_touched(expected: Expecte
     with pytest.raises(IdentityError, match="1234567"):
         await driver.open()
     await driver.close()
-    assert bench.said == ["*IDN?"]
+    assert bench.said == [*UNFINISHED, "*IDN?"]
     assert (bench.instrument.output_on, bench.instrument.level_v) == (True, 1.5)
 
 
@@ -348,6 +351,16 @@ async def test_an_answer_that_is_no_error_queue_is_refused(answer: str) -> None:
             await meter.errors()
 
 
+async def test_a_script_that_a_killed_host_left_half_sent_is_ended_unrun() -> None:
+    bench = Bench()
+    bench.run("loadandrunscript")
+    bench.run("smua.source.levelv = 1.5")
+    async with bench.driver() as driver:
+        assert not await driver.output_is_on()
+        assert await driver.errors() == []
+    assert float(bench.run("print(smua.source.levelv)")) == 0.0
+
+
 async def test_after_a_timeout_scripts_are_aborted_and_the_identity_comes_first() -> None:
     bench = Bench()
     driver = bench.driver()
@@ -359,7 +372,7 @@ async def test_after_a_timeout_scripts_are_aborted_and_the_identity_comes_first(
     del bench.answers[READ]
     bench.said.clear()
     assert (await driver.measure()).voltage_v == 0.1
-    assert bench.said == ["abort", "*IDN?", "print('labrig 1')", "print(smua.source.output)", READ]
+    assert bench.said == [*RECOVERED, "print(smua.source.output)", READ]
     await driver.close()
 
 
@@ -472,10 +485,10 @@ async def test_a_fault_of_one_channel_is_mended_for_both() -> None:
             await a.output_is_on()
         bench.said.clear()
         assert not await b.output_is_on()
-        assert bench.said == ["abort", "*IDN?", "print('labrig 1')", "print(smub.source.output)"]
+        assert bench.said == [*RECOVERED, "print(smub.source.output)"]
         bench.answers.clear()
         assert not await a.output_is_on()
-        assert bench.said[4:] == ["print(smua.source.output)"]
+        assert bench.said[len(RECOVERED) + 1 :] == ["print(smua.source.output)"]
 
 
 def settings_of(settings: dict[str, object]) -> Callable[[], Keithley2600]:

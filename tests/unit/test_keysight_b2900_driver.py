@@ -157,7 +157,7 @@ async def test_golden_transcript() -> None:
         outside = await meter.sweep(voltage_v=[0.1875, 0.0])
         limit_a = bench.instrument.limit_a
     assert bench.said == [
-        *("*IDN?", ":OUTP1:ON:AUTO?", ":SYST:ERR?", ":OUTP1?"),
+        *("*IDN?", "*OPC?", ":OUTP1:ON:AUTO?", ":SYST:ERR?", ":OUTP1?"),
         *SET_UP,
         *checked(":SENS1:CURR:PROT 1e-09"),
         *(":OUTP1?", ":SOUR1:VOLT 0.0625", ":SYST:ERR?", ":OUTP1 1", ":SYST:ERR?"),
@@ -187,7 +187,7 @@ async def test_golden_transcript() -> None:
     assert [one.voltage_v for one in outside] == [0.1875, 0.0]
     assert bench.link.state is LinkState.CLOSED
     assert [answer for answer in bench.heard if answer != NO_ERROR] == [
-        *(b"Keysight Technologies,B2901A,S1,3.4.2011.5100\n", b"1\n", b"0\n", b"0\n"),
+        *(b"Keysight Technologies,B2901A,S1,3.4.2011.5100\n", b"1\n", b"1\n", b"0\n", b"0\n"),
         *(b"1\n", block(0.0625, 6.25e-11, 0.002, 0.0)),
         *(b"1\n", b"0.0625\n", b"1\n", b"1\n", b"1\n"),
         block(*(0.0625, 6.25e-11, 0.002, 0.0), *(0.125, 1.25e-10, 0.002, 0.0), *(0.09375, 9.375e-11, 0.002, 0.0)),
@@ -290,7 +290,7 @@ async def test_a_channel_that_the_model_has_not_is_refused() -> None:
     bench = Bench()
     with pytest.raises(IdentityError, match="two channels"):
         await bench.driver(channel=2).open()
-    assert bench.said == ["*IDN?"]
+    assert bench.said == ["*IDN?", "*OPC?"]
     assert bench.link.state is LinkState.CLOSED
 
 
@@ -314,7 +314,7 @@ async def test_a_wrong_serial_is_refused_and_nothing_touched() -> None:
     run_at_once(bench.instrument, ":VOLT 1.5;:OUTP 1")
     with pytest.raises(IdentityError, match="S1"):
         await bench.driver(expected=ExpectedIdentity(serial="S2")).open()
-    assert bench.said == ["*IDN?"]
+    assert bench.said == ["*IDN?", "*OPC?"]
     assert (bench.instrument.output_on, bench.instrument.level_v) == (True, 1.5)
 
 

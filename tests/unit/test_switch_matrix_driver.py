@@ -163,7 +163,7 @@ async def test_a_wrong_identity_is_refused_and_the_link_closed() -> None:
         await matrix.open()
     with pytest.raises(StateError):
         await matrix.closed_points()
-    assert place.lines == ["*IDN?"]
+    assert place.lines == ["*IDN?", "*OPC?"]
 
 
 @pytest.mark.parametrize(
