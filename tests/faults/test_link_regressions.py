@@ -234,12 +234,14 @@ async def test_an_identity_that_somebody_before_asked_for_is_not_believed() -> N
             try:
                 await after.identify()
                 assert await after.query("SAY 1") == "1"
-                return
             except (LinkError, ProtocolError):
                 continue
+            else:
+                break
             finally:
                 await after.close()
-        pytest.fail("the line did not come back into step")
+        else:
+            pytest.fail("the line did not come back into step")
 
 
 async def test_a_script_that_is_cut_on_its_way_leaves_no_output_on() -> None:
