@@ -13,7 +13,7 @@ from labrig.cleanup import finish
 from labrig.config import RigConfig
 from labrig.events import BlockCommitted, EventBus, RunFinished, RunStarted, RunStatus
 from labrig.interlock import SupplyFeed, wait_until_closed
-from labrig.plans.base import MvmPoint, Plan, ProgramPoint
+from labrig.plans.base import MvmPoint, Plan, ProgramPoint, least_seconds
 from labrig.recording.file import Durability
 from labrig.recording.header import RecordingHeader
 from labrig.recording.reader import Recording
@@ -70,7 +70,8 @@ async def acquire(
     """
     capacity = plan.capacity(rig.board.info)
     mvms, writes = sum(one.rows for one in capacity.values()), sum(one.writes for one in capacity.values())
-    bus.publish(RunStarted(plan.name, mvms, writes, writer.path))
+    least_s = least_seconds(capacity, rig.board.info)
+    bus.publish(RunStarted(plan.name, mvms, writes, writer.path, least_s))
     progress = _Progress()
     feed = SupplyFeed(rig, bus, writer.append_supply)
     status: RunStatus = "aborted"

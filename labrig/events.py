@@ -24,12 +24,14 @@ class RunStarted:
         mvms: MVMs that the plan will measure.
         writes: Programmings that the plan will make.
         path: The recording, where there is one.
+        least_s: What the board alone needs for it, in s; None where that is not known.
     """
 
     plan: str
     mvms: int
     writes: int
     path: Path | None
+    least_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ class ProgressListener:
         match event:
             case RunStarted():
                 where = f" -> {event.path}" if event.path else ""
-                self._print(f"plan {event.plan}: {event.mvms} MVMs, {event.writes} writes{where}")
+                least = "" if event.least_s is None else f", {_duration(event.least_s)} or more"
+                self._print(f"plan {event.plan}: {event.mvms} MVMs, {event.writes} writes{least}{where}")
                 self._mvms = event.mvms
             case BlockCommitted():
                 self._show("MVMs", event.total_mvms, self._mvms)
@@ -109,3 +110,11 @@ class ProgressListener:
     def _print(self, text: str, style: str | None = None) -> None:
         # Paths and messages are text, not markup, and a line that is piped must stay one line.
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120.0:
+        return f"{seconds:.2g} s"
+    if seconds < 7200.0:
+        return f"{seconds / 60.0:.0f} min"
+    return f"{seconds / 3600.0:.1f} h"

@@ -85,11 +85,11 @@ class StimulusBlock:
     """One batch of input vectors of one kind.
 
     Attributes:
-        kind: What the vectors are for.
+        kind: What the vectors are for: a `StimulusKind`, or a number from 64 to 127 of one's own.
         voltage_v: Inputs in V, `[batch, rows]`.
     """
 
-    kind: StimulusKind
+    kind: int
     voltage_v: FloatArray
 
 
@@ -171,7 +171,7 @@ def design_mvm_calibration(
             target_s = converters.conductance_min_s + converters.conductance_max_s - target_s
         else:
             target_s = generator.uniform(converters.conductance_min_s, converters.conductance_max_s, (rows, columns))
-        target_s = _exact_in_float32(target_s)
+        target_s = exact_in_float32(target_s)
         blocks = _blocks(shapes.draw(target_s, converters.adc_full_scale_a), batch, generator)
         designs.append(WriteDesign(target_s, tuple(blocks)))
     return MvmDesign(tuple(designs), seed)
@@ -187,6 +187,24 @@ def hadamard_signs(rows: int) -> FloatArray:
     while signs.shape[0] < order:
         signs = np.block([[signs, signs], [signs, -signs]])
     return signs[:rows, :rows]
+
+
+def exact_in_float32(values: FloatArray) -> FloatArray:
+    """The nearest numbers that float32 holds, so that a recording holds what was sent."""
+    return values.astype(np.float32).astype(np.float64)
+
+
+def fitted_to_adc(voltage_v: FloatArray, target_s: FloatArray, full_scale_a: FloatArray) -> FloatArray:
+    """Scales down each vector whose ideal current would leave the ADC in any column.
+
+    Args:
+        voltage_v: Vectors in V, `[count, rows]`.
+        target_s: Conductances in S, `[rows, columns]`.
+        full_scale_a: End of each column's ADC in A, `[columns]`.
+    """
+    load: FloatArray = np.max(np.abs(voltage_v @ target_s) / full_scale_a, axis=1, initial=0.0)
+    scaled: FloatArray = voltage_v / np.maximum(load, 1.0)[:, None]
+    return scaled
 
 
 class _Shapes:
@@ -209,9 +227,7 @@ class _Shapes:
         counts, rows, high_v = self._counts, self._rows, self._amplitude_v
 
         def fitted(vectors: FloatArray) -> FloatArray:
-            load: FloatArray = np.max(np.abs(vectors @ target_s) / full_scale_a, axis=1, initial=0.0)
-            scaled: FloatArray = vectors / np.maximum(load, 1.0)[:, None]
-            return scaled
+            return fitted_to_adc(vectors, target_s, full_scale_a)
 
         def graded(vectors: FloatArray) -> FloatArray:
             fractions = np.resize(LOAD_FRACTIONS, vectors.shape[0])
@@ -247,7 +263,7 @@ def _blocks(vectors: dict[StimulusKind, FloatArray], batch: int, generator: np.r
     blocks: list[StimulusBlock] = []
     for kind, kind_vectors in vectors.items():
         count = kind_vectors.shape[0]
-        shuffled = _exact_in_float32(kind_vectors[generator.permutation(count)])
+        shuffled = exact_in_float32(kind_vectors[generator.permutation(count)])
         # At least four blocks a kind, so that each kind is seen early and late.
         size = max(1, min(batch, -(-count // 4)))
         blocks += [StimulusBlock(kind, shuffled[start : start + size]) for start in range(0, count, size)]
@@ -268,7 +284,3 @@ def _demand_valid(counted: Mapping[str, int], amplitude_v: float, converters: Co
         faults.append(f"adc_full_scale_a has shape {list(shape)}, expected [{counted['columns']}]")
     if faults:
         raise StimulusError("no calibration can be designed: " + "; ".join(faults))
-
-
-def _exact_in_float32(values: FloatArray) -> FloatArray:
-    return values.astype(np.float32).astype(np.float64)

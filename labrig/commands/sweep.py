@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -14,7 +15,11 @@ from labrig.commands.interruptible import run_interruptible
 from labrig_drivers.errors import ConfigError
 
 if TYPE_CHECKING:
+    from labrig.plans import Plan
     from labrig.recording import Durability
+
+
+_INSTEAD = {"seed": "use --seed", "max_voltage_v": "the limit stands in the rig file"}
 
 
 class DurabilityChoice(Enum):
@@ -26,7 +31,15 @@ class DurabilityChoice(Enum):
 
 def sweep(
     rig: RigArgument,
-    plan: Annotated[str, typer.Option("--plan", help="What to measure: mvm.", show_default=False)],
+    plan: Annotated[
+        str,
+        typer.Option(
+            "--plan",
+            metavar="NAME",
+            help="What to measure: canary, mvm, noise, transfer or writes, or a plan of your own as FILE.py:NAME.",
+            show_default=False,
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The recording; by default sweep-DATE-TIME.h5."),
@@ -43,22 +56,30 @@ def sweep(
         typer.Option(help="A committed row survives the death of the process, or of the machine (slower)."),
     ] = DurabilityChoice.PROCESS,
     seed: Annotated[int, typer.Option(min=0, help="Determines every random choice of the plan.")] = 0,
-    writes: Annotated[int, typer.Option(min=1, help="Programmings of each array.")] = 4,
+    writes: Annotated[
+        int | None, typer.Option(min=1, help="Programmings of each array, where the plan lets one choose.")
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="OPTION=VALUE", help="An option of the plan, such as --set batch=64; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Run a plan on a rig and record it; Ctrl-C switches the outputs off and closes the file.
 
-    Example: labrig sweep rig_configs/mock.toml --plan mvm -o run.h5
+    Example: labrig sweep rig_configs/mock.toml --plan mvm --writes 8 -o run.h5
     """
     from labrig.acquisition import run_sweep
     from labrig.config import load_rig
     from labrig.events import EventBus
-    from labrig.plans import plan_by_name
     from labrig.progress import ProgressListener
 
     if resume is not None and output is not None:
         raise ConfigError("--output names a new recording and --resume an old one; give one of them")
     config = load_rig(rig)
-    chosen = plan_by_name(plan, seed=seed, writes=writes, max_voltage_v=config.max_read_voltage_v)
+    usual: dict[str, object] = {"seed": seed, "max_voltage_v": config.max_read_voltage_v}
+    chosen = _plan(plan, usual, options or [] if writes is None else [f"writes={writes}", *(options or [])])
     path = resume or output or Path(f"sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}.h5")
     survives: Durability = "power" if durability is DurabilityChoice.POWER else "process"
     bus = EventBus()
@@ -66,3 +87,34 @@ def sweep(
         bus.subscribe(progress)
         run_interruptible(run_sweep(config, chosen, path, bus, survives, resume=resume is not None))
     typer.echo(path)
+
+
+def _plan(name: str, usual: dict[str, object], texts: list[str]) -> Plan:
+    """The plan, with the options that were given and those of the usual ones that it takes."""
+    from labrig.plans import options_of, plan_by_name
+
+    known = options_of(name)
+    given = {key: value for key, value in usual.items() if key in known}
+    faults = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            faults.append(f"--set {text}: expected OPTION=VALUE")
+        elif key in usual:
+            faults.append(f"--set {text}: {_INSTEAD[key]}")
+        elif key in given:
+            faults.append(f"--set {text}: {key} was given twice")
+        else:
+            given[key] = _value(value)
+    if faults:
+        raise ConfigError("; ".join(faults))
+    return plan_by_name(name, **given)
+
+
+def _value(text: str) -> object:
+    """A number, true, false, null or a list as JSON has them; any other text as it is."""
+    try:
+        value: object = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return value

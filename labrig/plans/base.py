@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -83,6 +83,7 @@ class MvmPoint:
 Point = ProgramPoint | MvmPoint
 
 
+@runtime_checkable
 class Plan(Protocol):
     """What to measure. The same plan on the same board yields the same points, in the same order."""
 
@@ -110,6 +111,13 @@ class Plan(Protocol):
             CapabilityError: The board has no such array.
         """
         ...
+
+
+def least_seconds(capacity: Mapping[int, StreamCapacity], info: BoardInfo) -> float:
+    """How long the board alone needs for all of this, in s: its stated latencies, without link and disk."""
+    rows = sum(one.rows for one in capacity.values())
+    writes = sum(one.writes for one in capacity.values())
+    return rows * info.mvm_latency_s + writes * info.program_latency_s
 
 
 def _content_hash(place: Mapping[str, object], values: FloatArray) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labrig.plans.base import MvmPoint, Point, ProgramPoint, StreamCapacity
+from labrig.plans.base import Point, StreamCapacity
+from labrig.plans.schedule import Schedule, capacity_of, chosen_arrays, points_of
 from labrig_calibration.dataset import Converters
-from labrig_calibration.stimulus import MvmDesign, design_mvm_calibration
+from labrig_calibration.stimulus import design_mvm_calibration
 from labrig_drivers.crossbar import BoardInfo
-from labrig_drivers.errors import CapabilityError
 
 
 @dataclass(frozen=True)
@@ -50,32 +50,13 @@ class MvmCalibrationPlan:
 
     def capacity(self, info: BoardInfo) -> dict[int, StreamCapacity]:
         """How much a recording of this plan must hold, by array."""
-        return {
-            array: StreamCapacity(
-                rows=design.mvms,
-                writes=self.writes,
-                blocks=sum(len(write.blocks) for write in design.writes),
-            )
-            for array, design in self._designs(info).items()
-        }
+        return capacity_of(self._schedule(info))
 
-    async def points(self, info: BoardInfo) -> AsyncIterator[Point]:
+    def points(self, info: BoardInfo) -> AsyncIterator[Point]:
         """The points: write by write over all arrays, so that none is measured only early or only late."""
-        designs = self._designs(info)
-        for write in range(self.writes):
-            for array, design in designs.items():
-                wanted = design.writes[write]
-                yield ProgramPoint(array, write, wanted.target_conductance_s)
-                for index, block in enumerate(wanted.blocks):
-                    yield MvmPoint(array, write, index, int(block.kind), block.voltage_v)
+        return points_of(self._schedule(info))
 
-    def _designs(self, info: BoardInfo) -> dict[int, MvmDesign]:
-        arrays = range(info.arrays) if self.arrays is None else self.arrays
-        missing = [str(array) for array in arrays if not 0 <= array < info.arrays]
-        if missing:
-            raise CapabilityError(
-                f"the plan names arrays {', '.join(missing)}, but the board has 0 to {info.arrays - 1} only"
-            )
+    def _schedule(self, info: BoardInfo) -> Schedule:
         converters = board_converters(info)
         return {
             array: design_mvm_calibration(
@@ -87,8 +68,8 @@ class MvmCalibrationPlan:
                 stream=array,
                 batch=self.batch,
                 max_voltage_v=self.max_voltage_v,
-            )
-            for array in arrays
+            ).writes
+            for array in chosen_arrays(info, self.arrays)
         }
 
 

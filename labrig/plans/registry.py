@@ -1,27 +1,102 @@
-"""Plans by name, for the command line."""
+"""Plans by name, for the command line: those of labrig, and those in a file of one's own."""
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from labrig.plans.base import Plan
+from labrig.plans.canary import CanaryDesign
 from labrig.plans.mvm import MvmCalibrationPlan
+from labrig.plans.read_noise import ReadNoiseDesign
+from labrig.plans.schedule import ScheduleDesign, ScheduledPlan
+from labrig.plans.transfer import TransferCurveDesign
+from labrig.plans.write_statistics import WriteStatisticsDesign
 from labrig_drivers.errors import ConfigError
 
-PLANS: Mapping[str, Callable[..., Plan]] = MappingProxyType({"mvm": MvmCalibrationPlan})
+PLANS: Mapping[str, Callable[..., Plan | ScheduleDesign]] = MappingProxyType(
+    {
+        "canary": CanaryDesign,
+        "mvm": MvmCalibrationPlan,
+        "noise": ReadNoiseDesign,
+        "transfer": TransferCurveDesign,
+        "writes": WriteStatisticsDesign,
+    }
+)
 
 
 def plan_by_name(name: str, **options: object) -> Plan:
     """Makes a plan.
 
+    Args:
+        name: One of labrig's, or `FILE.py:NAME`: what that file calls NAME makes the plan, or its design.
+        options: Handed on by keyword.
+
     Raises:
-        ConfigError: There is no such plan (the message lists those that exist), or it takes no such option.
+        ConfigError: There is no such plan (the message lists those that exist), it takes no such option (the message
+            lists those that it takes), or the file does not yield it.
     """
+    make = _made_by(name)
+    known = inspect.signature(make).parameters
+    unknown = sorted(option for option in options if option not in known)
+    if unknown:
+        raise ConfigError(f"plan {name!r} has no option {', '.join(unknown)}; its options are: {', '.join(known)}")
+    try:
+        made = make(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"plan {name!r}: {error}") from error
+    if isinstance(made, ScheduleDesign):
+        return ScheduledPlan(made)
+    if isinstance(made, Plan):
+        return made
+    raise ConfigError(
+        f"plan {name!r}: made a {type(made).__name__}, which has neither name and schedule(info) (a design) nor name, "
+        "describe(), capacity(info) and points(info) (a plan)"
+    )
+
+
+def options_of(name: str) -> frozenset[str]:
+    """The options that a plan takes.
+
+    Raises:
+        ConfigError: There is no such plan.
+    """
+    return frozenset(inspect.signature(_made_by(name)).parameters)
+
+
+def _made_by(name: str) -> Callable[..., Plan | ScheduleDesign]:
+    if ".py:" in name:
+        return _from_file(name)
     make = PLANS.get(name)
     if make is None:
-        raise ConfigError(f"there is no plan named {name!r}; there are: {', '.join(sorted(PLANS))}")
+        raise ConfigError(
+            f"there is no plan named {name!r}; there are: {', '.join(sorted(PLANS))}, or your own as FILE.py:NAME"
+        )
+    return make
+
+
+def _from_file(name: str) -> Callable[..., Plan | ScheduleDesign]:
+    file, _, attribute = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"plan {name!r}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"plan {name!r}: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up while they are made.
+    sys.modules.setdefault(spec.name, module)
     try:
-        return make(**options)
-    except TypeError as error:
-        raise ConfigError(f"plan {name!r}: {error}") from error
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"plan {name!r}: {path} cannot be run: {type(error).__name__}: {error}") from error
+    make = getattr(module, attribute, None)
+    if not callable(make):
+        named = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise ConfigError(f"plan {name!r}: {path} has no class or function {attribute!r}; it has: {', '.join(named)}")
+    made: Callable[..., Plan | ScheduleDesign] = make
+    return made

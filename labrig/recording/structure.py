@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 
 from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
+from labrig.recording.differences import difference
 from labrig.recording.header import RecordingHeader, board_info_to_json
 from labrig.recording.nodes import dataset_at, set_front_text, text_attribute
 from labrig_drivers.crossbar import BoardInfo
@@ -82,7 +83,9 @@ def reopen_file(path: Path, header: RecordingHeader, info: BoardInfo) -> h5py.Fi
     wanted = _root_attributes(header, info)
     try:
         differs = [
-            meaning for name, meaning in _SAME_WHEN_RESUMED.items() if text_attribute(file, name) != wanted[name]
+            f"{meaning} ({difference(text_attribute(file, name), wanted[name])})"
+            for name, meaning in _SAME_WHEN_RESUMED.items()
+            if text_attribute(file, name) != wanted[name]
         ]
         if not differs:
             dataset_at(file, "entry/status")[()] = np.bytes_("running")

@@ -132,10 +132,13 @@ async def test_another_rig_plan_or_chip_is_refused_by_name_and_nothing_changes(t
     path = tmp_path / "run.h5"
     await interrupted(path, 5)
     before = path.read_bytes()
-    with pytest.raises(StorageError, match="another rig file, chip, board description, identity of an instrument;"):
+    with pytest.raises(
+        StorageError,
+        match=r"another rig file \('seed = 1' only there; .*\), chip \(.*\), board .*, identity .*; resume",
+    ):
         await run_sweep(rig(seed=2), PLAN, path, EventBus(), resume=True)
     other = MvmCalibrationPlan(writes=2, seed=2, batch=64)
-    with pytest.raises(StorageError, match="was made with another plan;"):
+    with pytest.raises(StorageError, match=r"made with another plan \(seed: 1 there, 2 here\); resume"):
         await run_sweep(rig(), other, path, EventBus(), resume=True)
     with pytest.raises(StorageError, match=r"absent\.h5"):
         await run_sweep(rig(), PLAN, tmp_path / "absent.h5", EventBus(), resume=True)

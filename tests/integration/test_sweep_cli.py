@@ -45,10 +45,8 @@ def test_errors_on_the_command_line_are_one_message_and_code_2(tmp_path: Path) -
     assert wrong.stderr.startswith("labrig: error: rig.toml:")
     assert "Traceback" not in wrong.stderr
     unknown = labrig(tmp_path, "sweep", shipped_rig("mock"), "--plan", "moon")
-    assert (unknown.returncode, unknown.stderr) == (
-        2,
-        "labrig: error: there is no plan named 'moon'; there are: mvm\n",
-    )
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("labrig: error: there is no plan named 'moon'; there are: canary, mvm, noise, ")
     assert [path.name for path in tmp_path.iterdir()] == ["rig.toml"]
 
 
