@@ -29,12 +29,14 @@ class Case:
         run: Does the work once. For plain functions, `sync(function)`.
         units: How many units of work one call does, such as MVMs or rows.
         reference: Name of the case that this one is compared with; None for a case that stands alone.
+        before: Awaited before the calls of each round, outside the measured time, with the number of calls to come.
     """
 
     name: str
     run: Callable[[], Awaitable[None]]
     units: float = 1.0
     reference: str | None = None
+    before: Callable[[int], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,8 @@ def _check(cases: Sequence[Case]) -> None:
 async def _warm_up(case: Case, case_s: float, clock: Callable[[], float]) -> int:
     """Runs a case until it is warm; returns how many calls fill `case_s`."""
     # The first call pays for imports, caches and connections, so that it must not decide the number of calls.
+    if case.before is not None:
+        await case.before(1)
     await case.run()
     calls = 1
     while (per_call_s := (await _time(case, calls, clock))[0]) * calls < case_s / 4.0:
@@ -202,6 +206,8 @@ async def _warm_up(case: Case, case_s: float, clock: Callable[[], float]) -> int
 
 async def _time(case: Case, calls: int, clock: Callable[[], float]) -> tuple[float, float]:
     """Mean wall and processor time of one call in s."""
+    if case.before is not None:
+        await case.before(calls)
     # Whatever the case before left for the collector is not this case's to pay.
     gc.collect()
     await asyncio.sleep(0)

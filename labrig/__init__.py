@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from labrig.plans import MvmCalibrationPlan, Plan, plan_by_name
     from labrig.recording import Recording, RecordingHeader, RecordingWriter, read_mvms
     from labrig.rig import Rig, open_rig
+    from labrig.run_control import Condition, RunControl
     from labrig_drivers.errors import LabrigError
 
 __all__ = [
+    "Condition",
     "EnergyMeter",
     "EventBus",
     "LabrigError",
@@ -30,6 +32,7 @@ __all__ = [
     "RecordingWriter",
     "Rig",
     "RigConfig",
+    "RunControl",
     "RunSummary",
     "acquire",
     "load_rig",
@@ -41,6 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Condition": "labrig.run_control",
     "EnergyMeter": "labrig.energy_meter",
     "EventBus": "labrig.events",
     "LabrigError": "labrig_drivers.errors",
@@ -51,6 +55,7 @@ _HOMES = {
     "RecordingWriter": "labrig.recording",
     "Rig": "labrig.rig",
     "RigConfig": "labrig.config",
+    "RunControl": "labrig.run_control",
     "RunSummary": "labrig.acquisition",
     "acquire": "labrig.acquisition",
     "load_rig": "labrig.config",

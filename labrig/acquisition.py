@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from labrig.cleanup import finish
 from labrig.config import RigConfig
 from labrig.events import BlockCommitted, EventBus, RunFinished, RunStarted, RunStatus
-from labrig.interlock import SupplyFeed, wait_until_closed
+from labrig.interlock import RunStoppedError, SupplyFeed, wait_until_clear
 from labrig.plans.base import MvmPoint, Plan, ProgramPoint, least_seconds
 from labrig.recording.file import Durability
 from labrig.recording.header import RecordingHeader
 from labrig.recording.reader import Recording
 from labrig.recording.writer import RecordingWriter
 from labrig.rig import Rig, open_rig
-from labrig_drivers.crossbar import MvmResult
+from labrig.run_control import RunControl
+from labrig_drivers.crossbar import MvmResult, ProgramReport
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,42 +31,127 @@ class RunSummary:
     """What a run cost.
 
     Attributes:
+        status: How it ended.
         mvms: MVMs committed.
         writes: Programmings committed.
         seconds: Wall time in s.
         joules: Energy in J from the array supply; None without one.
+        measuring_s: Time in s during which a request to the board was under way.
+        queueing_s: Time in s during which the next request waited because the recording's queue was full.
     """
 
+    status: RunStatus
     mvms: int
     writes: int
     seconds: float
     joules: float | None
+    measuring_s: float = 0.0
+    queueing_s: float = 0.0
+
+    @property
+    def idle_share(self) -> float:
+        """The part of the wall time, 0 to 1, in which the board had nothing to do."""
+        return max(0.0, 1.0 - self.measuring_s / self.seconds) if self.seconds > 0.0 else 0.0
 
 
-class _Progress:
-    """What is committed so far, also for a run that ends early."""
+class _Commits:
+    """Hands what was measured to the recording, never waiting for more than room in its queue."""
 
-    def __init__(self) -> None:
-        self.mvms = 0
-        self.writes = 0
+    def __init__(self, writer: RecordingWriter, bus: EventBus) -> None:
+        self._writer = writer
+        self._bus = bus
+        self._open: set[asyncio.Future[int]] = set()
+        self._failure: BaseException | None = None
         self._started_s = time.monotonic()
+        self._mvms = 0
+        self._writes = 0
+        self._measuring_s = 0.0
+        self._queueing_s = 0.0
 
-    def summary(self, feed: SupplyFeed) -> RunSummary:
-        return RunSummary(self.mvms, self.writes, time.monotonic() - self._started_s, feed.joules())
+    async def timed(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Makes a request to the board."""
+        started_s = time.monotonic()
+        try:
+            return await request()
+        finally:
+            self._measuring_s += time.monotonic() - started_s
+
+    async def write(self, point: ProgramPoint, report: ProgramReport) -> None:
+        """Puts a programming into the queue."""
+        await self._put(self._writer.put_write(point.array, point.conductance_s, report), self._count_write)
+
+    async def block(self, point: MvmPoint, result: MvmResult) -> None:
+        """Puts a block of MVMs into the queue; its event follows when it is committed."""
+        await self._put(
+            self._writer.put_mvms(point.array, point.kind, point.voltage_v, result, point.hash),
+            partial(self._count_block, point),
+        )
+
+    async def ended(self) -> None:
+        """Waits until everything in the queue is committed, or failed."""
+        while self._open:
+            await asyncio.wait(self._open)
+            # What counts the answers was registered before the wait, and runs before it returns.
+
+    def check(self) -> None:
+        """Raises what a commit failed with: whatever is measured now could not be recorded."""
+        if self._failure is not None:
+            raise self._failure
+
+    def summary(self, status: RunStatus, feed: SupplyFeed) -> RunSummary:
+        """What is committed so far, also for a run that ends early."""
+        seconds = time.monotonic() - self._started_s
+        return RunSummary(status, self._mvms, self._writes, seconds, feed.joules(), self._measuring_s, self._queueing_s)
+
+    async def _put(self, entry: Coroutine[object, object, asyncio.Future[int]], count: Callable[[], None]) -> None:
+        started_s = time.monotonic()
+        answer = await entry
+        self._queueing_s += time.monotonic() - started_s
+        self._open.add(answer)
+        answer.add_done_callback(partial(self._answered, count))
+        # A board that answers at once would otherwise keep the event loop to itself until the queue is full.
+        await asyncio.sleep(0)
+        self.check()
+
+    def _answered(self, count: Callable[[], None], answer: asyncio.Future[int]) -> None:
+        self._open.discard(answer)
+        error = answer.exception()
+        if error is None:
+            count()
+        elif self._failure is None:
+            self._failure = error
+
+    def _count_write(self) -> None:
+        self._writes += 1
+
+    def _count_block(self, point: MvmPoint) -> None:
+        rows = len(point.voltage_v)
+        self._mvms += rows
+        self._bus.publish(BlockCommitted(point.array, point.write, rows, self._mvms))
 
 
 async def acquire(
-    rig: Rig, plan: Plan, writer: RecordingWriter, bus: EventBus, *, done: Collection[str] = frozenset()
+    rig: Rig,
+    plan: Plan,
+    writer: RecordingWriter,
+    bus: EventBus,
+    *,
+    done: Collection[str] = frozenset(),
+    control: RunControl | None = None,
 ) -> RunSummary:
-    """Runs all points of a plan on a powered rig; the next block is measured while the last one is written.
+    """Runs all points of a plan on a powered rig; blocks are measured while earlier ones are written.
+
+    It waits for the disk only while the recording's queue is full.
 
     MVMs whose point hash is in `done` are left out. What remains of an interrupted write is measured on a new one,
     since the chip went on drifting; a write of which nothing remains is not made again.
 
     While an interlock of the rig is open the array supply is off and the run waits; it then goes on with the same
-    point. A programming that was in hand when the interlock opened is made again, as a new write.
+    point. A programming that was in hand when the interlock opened is made again, as a new write. The same happens
+    while `control` holds the run; when it stops the run, all that was measured is committed, the status is `stopped`,
+    and this returns.
 
-    When cancelled, or when anything fails, the block in hand is committed or left out as a whole, a
+    When cancelled, or when anything fails, blocks in hand are committed or left out as a whole, a
     `RunFinished` with the status `aborted` is published, and the error goes on. The caller closes the writer.
 
     Raises:
@@ -72,15 +161,15 @@ async def acquire(
     mvms, writes = sum(one.rows for one in capacity.values()), sum(one.writes for one in capacity.values())
     least_s = least_seconds(capacity, rig.board.info)
     bus.publish(RunStarted(plan.name, mvms, writes, writer.path, least_s))
-    progress = _Progress()
-    feed = SupplyFeed(rig, bus, writer.append_supply)
+    commits = _Commits(writer, bus)
+    feed = SupplyFeed(rig, bus, writer.append_supply, control)
     status: RunStatus = "aborted"
     try:
         async with feed:
-            await _run_points(rig, feed, plan, writer, bus, progress, done)
-        status = "finished"
+            ended = await _run_points(rig, feed, plan, commits, done)
+        status = ended
     finally:
-        summary = progress.summary(feed)
+        summary = commits.summary(status, feed)
         bus.publish(RunFinished(status, summary.mvms, summary.writes, summary.seconds, summary.joules))
     return summary
 
@@ -93,6 +182,7 @@ async def run_sweep(
     durability: Durability = "process",
     *,
     resume: bool = False,
+    control: RunControl | None = None,
 ) -> RunSummary:
     """Opens a rig, records a plan on it, and leaves all safe: supply off, file closed, instruments closed.
 
@@ -103,6 +193,7 @@ async def run_sweep(
         bus: Gets every event.
         durability: What an acknowledged row survives, `process` or `power`.
         resume: Go on with the interrupted run in `output`: its committed points are not measured again.
+        control: Stops, pauses and suspends the run.
 
     Raises:
         LabrigError: Opening, measuring, recording or closing failed, or the recording is of another rig, plan or chip.
@@ -115,9 +206,12 @@ async def run_sweep(
         writer = await RecordingWriter.create(output, header, info, capacity, durability=durability, resume=resume)
         # Leaving: first the supply, then the file, then the instruments.
         async with writer:
-            await wait_until_closed(opened, bus)
+            control = control or RunControl()
+            await wait_until_clear(opened, bus, control)
             async with opened.powered():
-                return await acquire(opened, plan, writer, bus, done=done)
+                summary = await acquire(opened, plan, writer, bus, done=done, control=control)
+            await writer.close(summary.status)
+            return summary
 
 
 def _committed_points(path: Path) -> frozenset[str]:
@@ -128,15 +222,9 @@ def _committed_points(path: Path) -> frozenset[str]:
 
 
 async def _run_points(
-    rig: Rig,
-    feed: SupplyFeed,
-    plan: Plan,
-    writer: RecordingWriter,
-    bus: EventBus,
-    progress: _Progress,
-    done: Collection[str],
-) -> None:
-    pending: asyncio.Task[None] | None = None
+    rig: Rig, feed: SupplyFeed, plan: Plan, commits: _Commits, done: Collection[str]
+) -> Literal["finished", "stopped"]:
+    status: Literal["finished", "stopped"] = "finished"
     # A write is made when the first MVM that needs it comes, so that a resumed run makes none for nothing.
     wanted: dict[int, ProgramPoint] = {}
     try:
@@ -144,34 +232,18 @@ async def _run_points(
             if isinstance(point, ProgramPoint):
                 wanted[point.array] = point
                 continue
-            if point.hash in done:
+            if done and point.hash in done:
                 continue
             write = wanted.pop(point.array, None)
             if write is not None:
-                # The recording counts writes by their order, so the last block of the old one comes first.
-                if pending is not None:
-                    await asyncio.shield(pending)
-                report = await feed.make(partial(rig.board.program, write.array, write.conductance_s))
-                await writer.append_write(write.array, write.conductance_s, report)
-                progress.writes += 1
-            result = await feed.make(partial(rig.board.mvm, point.array, point.voltage_v))
-            if pending is not None:
-                await asyncio.shield(pending)
-            pending = asyncio.create_task(_commit(point, result, writer, bus, progress))
+                program = partial(rig.board.program, write.array, write.conductance_s)
+                # The recording counts writes by their order; the queue keeps it.
+                await commits.write(write, await feed.make(partial(commits.timed, program)))
+            mvm = partial(rig.board.mvm, point.array, point.voltage_v)
+            await commits.block(point, await feed.make(partial(commits.timed, mvm)))
+    except RunStoppedError:
+        status = "stopped"
     finally:
-        if pending is not None:
-            await finish(_ended(pending))
-    if pending is not None:
-        pending.result()
-
-
-async def _commit(
-    point: MvmPoint, result: MvmResult, writer: RecordingWriter, bus: EventBus, progress: _Progress
-) -> None:
-    await writer.append_mvms(point.array, point.kind, point.voltage_v, result, point.hash)
-    progress.mvms += len(point.voltage_v)
-    bus.publish(BlockCommitted(point.array, point.write, len(point.voltage_v), progress.mvms))
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.gather(task, return_exceptions=True)
+        await finish(commits.ended())
+    commits.check()
+    return status

@@ -12,7 +12,8 @@ from labrig_drivers.source_meter import Reading
 
 _log = logging.getLogger(__name__)
 
-RunStatus = Literal["finished", "aborted"]
+RunStatus = Literal["finished", "stopped", "aborted"]
+"""`stopped`: at a checkpoint, as asked; `aborted`: by an error, or at once as asked."""
 
 
 @dataclass(frozen=True)

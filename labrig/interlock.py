@@ -1,4 +1,4 @@
-"""Feeds a run: the array supply is read while it measures, and switched off while an interlock is open."""
+"""Feeds a run: the array supply is read while it measures, and switched off while something speaks against it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from labrig.cleanup import finish
 from labrig.energy_meter import EnergyMeter
 from labrig.events import EventBus, RunPaused, RunResumed
 from labrig.rig import Rig
+from labrig.run_control import RunControl
 from labrig_drivers.errors import LabrigError
 from labrig_drivers.source_meter import Reading
 
 T = TypeVar("T")
 
 
-async def wait_until_closed(rig: Rig, bus: EventBus) -> None:
-    """Returns when every interlock of the rig is closed; at once where it has none.
+class RunStoppedError(Exception):
+    """The run was asked to stop, and this is a checkpoint."""
+
+
+async def wait_until_clear(rig: Rig, bus: EventBus, control: RunControl) -> None:
+    """Returns when every interlock of the rig is closed and nothing else speaks against the run; or when it is stopped.
 
     Raises:
-        LabrigError: An interlock cannot be read.
+        LabrigError: An interlock or a condition cannot be read.
     """
-    names = await rig.open_interlocks()
-    if not names:
+    reasons = await _reasons(rig, control)
+    if not reasons:
         return
     started_s = time.monotonic()
-    bus.publish(RunPaused(_reason(names)))
-    await _until_closed(rig)
-    bus.publish(RunResumed(time.monotonic() - started_s))
+    bus.publish(RunPaused(_said(reasons)))
+    await _until_clear(rig, control)
+    if not control.stopping:
+        bus.publish(RunResumed(time.monotonic() - started_s))
 
 
 def poll_s(rig: Rig) -> float:
@@ -39,7 +45,7 @@ def poll_s(rig: Rig) -> float:
 
 
 class SupplyFeed:
-    """Watches the array supply and the interlocks beside a run: `async with SupplyFeed(...) as feed:`.
+    """Watches the array supply, the interlocks and the run's control: `async with SupplyFeed(...) as feed:`.
 
     The rig is powered when it is entered. When an interlock opens, the supply is ramped down and off at once, beside
     the request in flight, which ends as it may; `make` then waits, powers up and makes that request again.
@@ -48,12 +54,20 @@ class SupplyFeed:
         rig: The rig.
         bus: Gets every reading of the supply, and `RunPaused` and `RunResumed`.
         record: Called with every reading of the supply.
+        control: Stops, pauses and suspends the run.
     """
 
-    def __init__(self, rig: Rig, bus: EventBus, record: Callable[[Reading], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        bus: EventBus,
+        record: Callable[[Reading], Awaitable[object]],
+        control: RunControl | None = None,
+    ) -> None:
         self._rig = rig
         self._bus = bus
         self._record = record
+        self._control = control or RunControl()
         self._meter: EnergyMeter | None = None
         self._earlier_j = 0.0
         self._watcher: asyncio.Task[list[str]] | None = None
@@ -81,34 +95,40 @@ class SupplyFeed:
         """Makes one request on the fed board, and makes it again for as long as an interlock opened meanwhile.
 
         Raises:
-            LabrigError: The request failed with all interlocks closed, or supply or interlock cannot be read.
+            LabrigError: The request failed with all interlocks closed, or supply, interlock or condition cannot be
+                read.
+            RunStoppedError: The run was asked to stop; the request was not made.
         """
         while True:
             await self._rig.keep_watch()
-            names = await self._rig.open_interlocks()
-            if not names:
+            if self._control.stopping:
+                raise RunStoppedError
+            reasons = await _reasons(self._rig, self._control)
+            if not reasons:
                 try:
                     if self._meter is not None:
                         self._meter.check()
                     answer = await request()
                 except LabrigError:
                     # The interlock cuts the supply in hardware too, and then it is the board that complains first.
-                    names = await self._rig.open_interlocks()
-                    if not names and not self._was_opened():
+                    reasons = await _reasons(self._rig, self._control)
+                    if not await self._rig.open_interlocks() and not self._was_opened():
                         raise
                 else:
                     if not self._was_opened():
                         return answer
-            await self._pause(names)
+            await self._pause(reasons)
 
-    async def _pause(self, names: list[str]) -> None:
+    async def _pause(self, reasons: list[str]) -> None:
         """Supply down (done already where the watcher saw it first), wait, supply up."""
         started_s = time.monotonic()
         noticed = await self._stop_watcher()
-        self._bus.publish(RunPaused(_reason(names or noticed)))
+        self._bus.publish(RunPaused(_said(reasons or [_opened(noticed)])))
         await self._switch_off()
         while True:
-            await _until_closed(self._rig)
+            await _until_clear(self._rig, self._control)
+            if self._control.stopping:
+                raise RunStoppedError
             try:
                 await self._rig.power_up()
             except LabrigError:
@@ -160,16 +180,25 @@ class SupplyFeed:
         return [] if watcher.cancelled() else watcher.result()
 
 
-async def _until_closed(rig: Rig) -> None:
+async def _reasons(rig: Rig, control: RunControl) -> list[str]:
     names = await rig.open_interlocks()
-    while names:
-        await asyncio.sleep(poll_s(rig))
-        names = await rig.open_interlocks()
+    return [*([_opened(names)] if names else []), *await control.reasons()]
+
+
+async def _until_clear(rig: Rig, control: RunControl) -> None:
+    every_s = min(poll_s(rig), control.poll_s)
+    # Instruments do not call; they have to be asked.
+    while not control.stopping and await _reasons(rig, control):  # noqa: ASYNC110
+        await asyncio.sleep(every_s)
 
 
 async def _ended(task: asyncio.Task[list[str]]) -> None:
     await asyncio.wait([task])
 
 
-def _reason(names: list[str]) -> str:
-    return f"interlock {', '.join(names) or '?'} is open; the array supply is off, and the run waits"
+def _opened(names: list[str]) -> str:
+    return f"interlock {', '.join(names) or '?'} is open"
+
+
+def _said(reasons: list[str]) -> str:
+    return f"{'; '.join(reasons)}; the array supply is off, and the run waits"

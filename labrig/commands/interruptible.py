@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
@@ -18,10 +18,14 @@ T = TypeVar("T")
 _AGAIN_S = 0.25
 
 
-def run_interruptible(work: Coroutine[object, object, T]) -> T:
+def run_interruptible(work: Coroutine[object, object, T], first_interrupt: Callable[[], None] | None = None) -> T:
     """Runs `work` in an event loop of its own.
 
     SIGINT and SIGTERM cancel it, as often as they come; its clean-up leaves outputs off and files closed.
+
+    Args:
+        work: What to run.
+        first_interrupt: Called at the first SIGINT in place of the cancellation, to bring `work` to an end gently.
 
     Raises:
         typer.Exit: With code 130 or 143, after a signal ended `work`.
@@ -35,7 +39,10 @@ def run_interruptible(work: Coroutine[object, object, T]) -> T:
 
         def stop(number: int) -> None:
             received.append(number)
-            task.cancel()
+            if received == [signal.SIGINT] and first_interrupt is not None:
+                first_interrupt()
+            else:
+                task.cancel()
 
         numbers = (signal.SIGINT, signal.SIGTERM)
         for number in numbers:
@@ -48,11 +55,14 @@ def run_interruptible(work: Coroutine[object, object, T]) -> T:
 
     try:
         with asyncio.Runner() as runner:
-            return runner.run(supervised())
+            result = runner.run(supervised())
     except asyncio.CancelledError:
         if not received:
             raise
         raise _stopped(received[0]) from None
+    if received and first_interrupt is not None:
+        raise _stopped(received[0])
+    return result
 
 
 @contextmanager

@@ -66,14 +66,18 @@ def sweep(
         ),
     ] = None,
 ) -> None:
-    """Run a plan on a rig and record it; Ctrl-C switches the outputs off and closes the file.
+    """Run a plan on a rig and record it.
+
+    Ctrl-C ends it after the block in hand, a second one at once; either way outputs go off and the file is closed, and
+    --resume goes on from there.
 
     Example: labrig sweep rig_configs/mock.toml --plan mvm --writes 8 -o run.h5
     """
     from labrig.acquisition import run_sweep
     from labrig.config import load_rig
-    from labrig.events import EventBus
+    from labrig.events import EventBus, Message
     from labrig.progress import ProgressListener
+    from labrig.run_control import RunControl
 
     if resume is not None and output is not None:
         raise ConfigError("--output names a new recording and --resume an old one; give one of them")
@@ -83,9 +87,17 @@ def sweep(
     path = resume or output or Path(f"sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}.h5")
     survives: Durability = "power" if durability is DurabilityChoice.POWER else "process"
     bus = EventBus()
+    control = RunControl()
+
+    def stop() -> None:
+        bus.publish(Message("stopping after the block in hand; Ctrl-C again stops at once"))
+        control.stop()
+
     with ProgressListener() as progress:
         bus.subscribe(progress)
-        run_interruptible(run_sweep(config, chosen, path, bus, survives, resume=resume is not None))
+        run_interruptible(
+            run_sweep(config, chosen, path, bus, survives, resume=resume is not None, control=control), stop
+        )
     typer.echo(path)
 
 

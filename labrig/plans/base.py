@@ -124,5 +124,5 @@ def _content_hash(place: Mapping[str, object], values: FloatArray) -> str:
     content = {**place, "shape": list(values.shape)}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     # Little-endian whatever the machine, or a run could not be resumed on another one.
-    digest.update(np.ascontiguousarray(values, dtype="<f8").tobytes())
+    digest.update(np.ascontiguousarray(values, dtype="<f8").data)
     return digest.hexdigest()[:32]

@@ -18,7 +18,7 @@ from labrig.plans.transfer import TransferCurveDesign
 from labrig.plans.write_statistics import WriteStatisticsDesign
 from labrig_drivers.errors import ConfigError
 
-PLANS: Mapping[str, Callable[..., Plan | ScheduleDesign]] = MappingProxyType(
+PLANS: Mapping[str, Callable[..., object]] = MappingProxyType(
     {
         "canary": CanaryDesign,
         "mvm": MvmCalibrationPlan,
@@ -68,7 +68,7 @@ def options_of(name: str) -> frozenset[str]:
     return frozenset(inspect.signature(_made_by(name)).parameters)
 
 
-def _made_by(name: str) -> Callable[..., Plan | ScheduleDesign]:
+def _made_by(name: str) -> Callable[..., object]:
     if ".py:" in name:
         return _from_file(name)
     make = PLANS.get(name)
@@ -76,10 +76,11 @@ def _made_by(name: str) -> Callable[..., Plan | ScheduleDesign]:
         raise ConfigError(
             f"there is no plan named {name!r}; there are: {', '.join(sorted(PLANS))}, or your own as FILE.py:NAME"
         )
-    return make
+    made: Callable[..., object] = make  # pyright: ignore[reportAssignmentType]
+    return made
 
 
-def _from_file(name: str) -> Callable[..., Plan | ScheduleDesign]:
+def _from_file(name: str) -> Callable[..., object]:
     file, _, attribute = name.rpartition(":")
     path = Path(file)
     if not path.is_file():
@@ -98,5 +99,5 @@ def _from_file(name: str) -> Callable[..., Plan | ScheduleDesign]:
     if not callable(make):
         named = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise ConfigError(f"plan {name!r}: {path} has no class or function {attribute!r}; it has: {', '.join(named)}")
-    made: Callable[..., Plan | ScheduleDesign] = make
+    made: Callable[..., object] = make  # pyright: ignore[reportAssignmentType]
     return made

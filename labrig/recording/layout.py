@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +100,11 @@ class Stream:
     def reserved(self) -> int:
         """Rows that the datasets have from the start; at least one, an empty dataset cannot be allocated."""
         return max(self.rows, 1)
+
+    @property
+    def dataset_paths(self) -> tuple[str, ...]:
+        """Every dataset that grows: the axis and the columns."""
+        return tuple(f"{self.path}/{name}" for name in (self.axis, *(column.name for column in self.columns)))
 
 
 def mvm_stream(array: int, info: BoardInfo, capacity: StreamCapacity) -> Stream:
@@ -209,11 +214,35 @@ def file_size(streams: Iterable[Stream], capacity: Mapping[int, StreamCapacity],
     return FileSize(max(_LEAST_METADATA_BYTES, metadata_bytes), data_bytes + text_bytes + _HEAP_BYTES)
 
 
+def as_stored(columns: Sequence[Column], values: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """Rows of a stream as the bytes that the file holds, in the order of `columns`; not copied where they are that.
+
+    Args:
+        columns: Columns of one stream.
+        values: One array for each, its first axis the rows.
+
+    Raises:
+        ValueError: The arrays have other shapes than the rows of these columns, or not one number of rows; every one
+            is named.
+    """
+    stored = {one.name: np.ascontiguousarray(values[one.name], dtype=one.dtype) for one in columns}
+    count = len(next(iter(stored.values())))
+    wanted = {one.name: (count, *one.shape) for one in columns}
+    faults = [
+        f"{name} is {list(array.shape)}, expected {list(wanted[name])}"
+        for name, array in stored.items()
+        if array.shape != wanted[name]
+    ]
+    if faults:
+        raise ValueError("these rows do not fit the recording, nothing was written: " + "; ".join(faults))
+    return stored
+
+
 def crc32_of(columns: Iterable[NDArray[np.generic]]) -> int:
     """CRC-32 of the stored bytes of one block, column after column."""
     crc = 0
     for column in columns:
-        crc = zlib.crc32(np.ascontiguousarray(column).tobytes(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data, crc)
     return crc
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +16,10 @@ from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
 from labrig.recording.differences import difference
 from labrig.recording.header import RecordingHeader, board_info_to_json
+from labrig.recording.medium import FileSystem, Medium
 from labrig.recording.nodes import dataset_at, set_front_text, text_attribute
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
-
-_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 # Root attributes that a run must share with the recording that it goes on with, as messages call them.
 _SAME_WHEN_RESUMED = {
@@ -40,8 +37,17 @@ def create_file(
     info: BoardInfo,
     capacity: Mapping[int, StreamCapacity],
     streams: Sequence[layout.Stream],
+    medium: Medium | None = None,
 ) -> h5py.File:
     """Creates a recording with all its structure and space, safely on disk.
+
+    Args:
+        path: The file.
+        header: What is known before the run.
+        info: The board.
+        capacity: Room for each array; decides the length of its journal.
+        streams: All streams.
+        medium: Where the file is kept; by default the file system.
 
     Raises:
         StorageError: The file exists already, the folder cannot be written, or the disk is too full. None is left.
@@ -49,35 +55,41 @@ def create_file(
     texts = _root_attributes(header, info)
     text_bytes = sum(len(text.encode()) for text in texts.values())
     size = layout.file_size(streams, capacity, text_bytes)
-    _reserve(path, size.metadata_bytes + size.data_bytes)
+    medium = FileSystem() if medium is None else medium
     try:
-        file = h5py.File(path, "w", meta_block_size=size.metadata_bytes)
-        try:
-            _build(file, texts, header, info, capacity, streams)
-            file.flush()
-            os.fsync(file.id.get_vfd_handle())
-            _sync_folder(path.parent)
-        except BaseException:
-            with contextlib.suppress(OSError, RuntimeError):
-                file.close()
-            raise
+        file = medium.create(path, size)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be created: {error}") from error
+    try:
+        _build(file, texts, header, info, capacity, streams)
+        file.flush()
+        medium.disk(file).sync()
+        medium.keep_name(path)
     except BaseException as error:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, RuntimeError):
+            file.close()
+        medium.remove(path)
         if isinstance(error, OSError):
             raise StorageError(f"{path}: cannot be created: {error}") from error
         raise
     return file
 
 
-def reopen_file(path: Path, header: RecordingHeader, info: BoardInfo) -> h5py.File:
+def reopen_file(path: Path, header: RecordingHeader, info: BoardInfo, medium: Medium | None = None) -> h5py.File:
     """Opens a recording to go on with it.
+
+    Args:
+        path: The file.
+        header: What is known before the run.
+        info: The board.
+        medium: Where the file is kept; by default the file system.
 
     Raises:
         StorageError: It cannot be opened, or it was made with another rig, plan, board or instrument; the message
             names everything that differs.
     """
     try:
-        file = h5py.File(path, "r+")
+        file = (FileSystem() if medium is None else medium).reopen(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be opened to go on with it: {error}") from error
     wanted = _root_attributes(header, info)
@@ -100,35 +112,6 @@ def reopen_file(path: Path, header: RecordingHeader, info: BoardInfo) -> h5py.Fi
             "start a new recording"
         )
     return file
-
-
-def _reserve(path: Path, size_bytes: int) -> None:
-    """Takes the name and proves that the space is there; HDF5 then writes every byte of it."""
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-    except FileExistsError as error:
-        raise StorageError(f"{path}: exists already and is not overwritten; choose another name") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be created: {error.strerror}") from error
-    try:
-        os.posix_fallocate(descriptor, 0, size_bytes)
-    except OSError as error:
-        if error.errno not in _NO_FALLOCATE:
-            path.unlink()
-            raise StorageError(
-                f"{path}: {size_bytes / 1e6:.1f} MB are needed for the whole run and cannot be reserved: "
-                f"{error.strerror}"
-            ) from error
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _root_attributes(header: RecordingHeader, info: BoardInfo) -> dict[str, str]:

@@ -16,6 +16,7 @@ from labrig.cleanup import finish
 from labrig.events import RunStatus
 from labrig.plans.base import StreamCapacity
 from labrig.recording.file import Durability, RecordingFile
+from labrig.recording.group_commit import GroupCommit
 from labrig.recording.header import RecordingHeader
 from labrig.recording.layout import POINT_HASH_BYTES
 from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult, ProgramReport
@@ -26,21 +27,25 @@ T = TypeVar("T")
 
 # Blocks that may wait for the disk before whoever measures has to wait too.
 _QUEUE_LENGTH = 8
+# Blocks that share two fsyncs: half of the queue, so that the other half fills meanwhile.
+_POWER_GROUP = _QUEUE_LENGTH // 2
 
 
 class RecordingWriter:
     """Writes one recording. Made by `create`; all methods belong to one event loop.
 
-    One thread owns the file. What an `append_...` acknowledged by returning is in the file, and stays there when
-    the process (or, with `durability="power"`, the machine) dies. A call that is cancelled is carried out anyway.
+    One thread owns the file. What an `append_...` acknowledged by returning, or the future of a `put_...` by its
+    result, is in the file, and stays there when the process (or, with `durability="power"`, the machine) dies. A call
+    that is cancelled is carried out anyway, unless it still waited for room.
     """
 
-    def __init__(self, path: Path, file: RecordingFile, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, path: Path, file: RecordingFile, thread: ThreadPoolExecutor, durability: Durability) -> None:
         self.path = path
         self._file = file
         self._thread = thread
-        self._slots = asyncio.Semaphore(_QUEUE_LENGTH)
-        self._failure: Exception | None = None
+        # A commit that survives only the process costs next to nothing, so each block is answered at once.
+        group = _POWER_GROUP if durability == "power" else 1
+        self._queue = GroupCommit(path, thread, file.commit, queue=_QUEUE_LENGTH, group=group)
         self._closed = False
 
     @classmethod
@@ -85,7 +90,7 @@ class RecordingWriter:
                 await finish(_run(thread, created[0].abandon if resume else created[0].discard))
             thread.shutdown()
             raise
-        return cls(path, created[0], thread)
+        return cls(path, created[0], thread, durability)
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,13 +111,7 @@ class RecordingWriter:
         Raises:
             StorageError: The write failed, or one before it did.
         """
-        columns = {
-            "target_conductance_s": np.array(conductance_s, dtype=np.float32)[None],
-            "programmed_at_s": np.array([report.time_s]),
-            "rms_error_s": np.array([report.rms_error_s]),
-            "pulses": np.array([report.pulses], dtype=np.int64),
-        }
-        return await self._submit(lambda: self._file.append_write(array, columns))
+        return await asyncio.shield(await self.put_write(array, conductance_s, report))
 
     async def append_mvms(
         self, array: int, kind: int, voltage_v: FloatArray, result: MvmResult, point_hash: str
@@ -132,19 +131,9 @@ class RecordingWriter:
         Raises:
             StorageError: The write failed, or one before it did.
             StateError: No write of this array was recorded before, or the recording has no such array.
-            ValueError: `point_hash` is not 32 hex digits.
+            ValueError: `point_hash` is not 32 hex digits, or arrays have the wrong shape.
         """
-        point = bytes.fromhex(point_hash)
-        if len(point) != POINT_HASH_BYTES:
-            raise ValueError(f"point_hash must be {2 * POINT_HASH_BYTES} hex digits, got {point_hash!r}")
-        # Copies: the caller may reuse its arrays while the block waits.
-        columns: dict[str, NDArray[np.generic]] = {
-            "voltage_v": np.array(voltage_v, dtype=np.float32),
-            "current_code": np.array(result.code, dtype=np.int16),
-            "saturated": np.array(result.saturated, dtype=np.uint8),
-            "time_s": np.array(result.time_s, dtype=np.float64),
-        }
-        return await self._submit(lambda: self._file.append_mvms(array, columns, kind, point))
+        return await asyncio.shield(await self.put_mvms(array, kind, voltage_v, result, point_hash))
 
     async def append_supply(self, reading: Reading) -> int:
         """Records one reading of the array supply; returns how many are committed.
@@ -158,7 +147,37 @@ class RecordingWriter:
             "current_a": np.array([reading.current_a]),
             "in_compliance": np.array([reading.in_compliance], dtype=np.uint8),
         }
-        return await self._submit(lambda: self._file.append_supply(columns))
+        return await asyncio.shield(await self._queue.put(lambda: self._file.stage_supply(columns)))
+
+    async def put_write(self, array: int, conductance_s: FloatArray, report: ProgramReport) -> asyncio.Future[int]:
+        """As `append_write`, but waits only for room in the queue; the future gets the rest of it."""
+        columns = {
+            "target_conductance_s": np.array(conductance_s, dtype=np.float32)[None],
+            "programmed_at_s": np.array([report.time_s]),
+            "rms_error_s": np.array([report.rms_error_s]),
+            "pulses": np.array([report.pulses], dtype=np.int64),
+        }
+        return await self._queue.put(lambda: self._file.stage_write(array, columns), ends_group=True)
+
+    async def put_mvms(
+        self, array: int, kind: int, voltage_v: FloatArray, result: MvmResult, point_hash: str
+    ) -> asyncio.Future[int]:
+        """As `append_mvms`, but waits only for room in the queue; the future gets the rest of it.
+
+        Blocks are written in the order in which they are put. Whoever awaits the future shields it, or a cancellation
+        leaves unknown what became of the block.
+        """
+        point = bytes.fromhex(point_hash)
+        if len(point) != POINT_HASH_BYTES:
+            raise ValueError(f"point_hash must be {2 * POINT_HASH_BYTES} hex digits, got {point_hash!r}")
+        # Copies: the caller may reuse its arrays while the block waits.
+        columns: dict[str, NDArray[np.generic]] = {
+            "voltage_v": np.array(voltage_v, dtype=np.float32),
+            "current_code": np.array(result.code, dtype=np.int16),
+            "saturated": np.array(result.saturated, dtype=np.uint8),
+            "time_s": np.array(result.time_s, dtype=np.float64),
+        }
+        return await self._queue.put(lambda: self._file.stage_mvms(array, columns, kind, point))
 
     async def close(self, status: RunStatus = "finished") -> None:
         """Ends the recording: unused room is cut off, end and status are noted. Harmless when closed.
@@ -171,35 +190,20 @@ class RecordingWriter:
         if self._closed:
             return
         self._closed = True
+        self._queue.close()
         try:
             await finish(_run(self._thread, lambda: self._end(status)))
         finally:
             self._thread.shutdown()
 
     def _end(self, status: RunStatus) -> None:
-        if self._failure is not None:
+        if self._queue.failure is not None:
             self._file.abandon()
             return
         try:
             self._file.close(status)
         except (OSError, RuntimeError) as error:
             raise StorageError(f"{self.path}: could not be closed: {error}") from error
-
-    async def _submit(self, work: Callable[[], T]) -> T:
-        async with self._slots:
-            if self._closed:
-                raise StorageError(f"{self.path}: the recording is closed already")
-            # Shielded: a block that was measured is written even when nobody waits for it any more.
-            return await asyncio.shield(_run(self._thread, lambda: self._guarded(work)))
-
-    def _guarded(self, work: Callable[[], T]) -> T:
-        if self._failure is not None:
-            raise StorageError(f"{self.path}: an earlier write failed ({self._failure}), nothing more is written")
-        try:
-            return work()
-        except (OSError, RuntimeError) as error:
-            self._failure = error
-            raise StorageError(f"{self.path}: cannot be written: {error}; the rows before are safe") from error
 
 
 async def _run(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:

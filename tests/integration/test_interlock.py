@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from labrig.interlock import SupplyFeed
 from labrig.plans import MvmCalibrationPlan, MvmPoint
 from labrig.recording import Recording
 from labrig.rig import Rig
+from labrig.run_control import Condition, RunControl
 from labrig_drivers.crossbar import FloatArray, MvmResult, ProgramReport
 from labrig_drivers.errors import LabrigError, LinkError, StateError
 from labrig_drivers.interlock import InterlockInput
@@ -304,3 +305,29 @@ async def test_a_supply_that_does_not_come_back_ends_the_run(bench: Bench) -> No
     # Paused once, powered up again, and then the request failed with everything closed.
     assert (bench.count(RunPaused), bench.count(RunResumed)) == (1, 1)
     assert not bench.server.instrument.output_on
+
+
+async def test_a_condition_switches_the_supply_off_until_it_holds_again(bench: Bench) -> None:
+    wanted = await planned()
+    looks = 0
+    outputs: list[bool] = []
+
+    async def fault() -> str | None:
+        nonlocal looks
+        looks += 1
+        if 6 < looks < 10:
+            outputs.append(bench.server.instrument.output_on)
+            return "37 °C is above 35 °C"
+        return None
+
+    control = RunControl([Condition("temperature", fault, poll_s=0.01)])
+    summary = await run_sweep(bench.rig(), PLAN, bench.path, bench.bus, control=control)
+    assert summary.status == "finished"
+    assert (bench.count(RunPaused), bench.count(RunResumed)) == (1, 1)
+    # On when it was noticed, off while it lasted, and on again behind it.
+    assert outputs[0] is True
+    assert outputs[1:] == [False] * (len(outputs) - 1)
+    assert len(outputs) >= 2
+    states = [state for state, _ in groupby(event.output_on for event in bench.outputs)]
+    assert states[-4:] == [True, False, True, False]
+    assert await points_of(bench.path) == wanted

@@ -60,8 +60,12 @@ def test_doctor_and_schema_on_the_command_line(tmp_path: Path) -> None:
     assert (tmp_path / "schema.json").read_text() == shipped_rig("mock").with_name("labrig.schema.json").read_text()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_ends_a_sweep_with_a_readable_file(tmp_path: Path, number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "status"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "aborted")]
+)
+def test_signal_ends_a_sweep_with_a_readable_file(
+    tmp_path: Path, number: signal.Signals, code: int, status: str
+) -> None:
     command = [sys.executable, "-m", "labrig", "sweep", str(shipped_rig("mock")), "--plan", "mvm", "-o", "run.h5"]
     child = subprocess.Popen([*command, "--writes", "50"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     with child:
@@ -76,5 +80,5 @@ def test_signal_ends_a_sweep_with_a_readable_file(tmp_path: Path, number: signal
     assert "Traceback" not in rest
     with Recording.open(tmp_path / "run.h5") as recording:
         recording.verify()
-        assert recording.status == "aborted"
+        assert recording.status == status
         assert recording.committed(0) > 0

@@ -12,7 +12,15 @@ import pytest
 from labrig.plans import StreamCapacity
 from labrig.recording import RecordingHeader
 from labrig.recording.header import board_info_from_json, board_info_to_json, versions_now
-from labrig.recording.layout import chunk_rows, crc32_of, file_size, mvm_stream, supply_stream, write_stream
+from labrig.recording.layout import (
+    as_stored,
+    chunk_rows,
+    crc32_of,
+    file_size,
+    mvm_stream,
+    supply_stream,
+    write_stream,
+)
 from labrig.recording.nodes import text_attribute
 from labrig.recording.structure import create_file
 from labrig_drivers.crossbar import BoardInfo
@@ -87,3 +95,16 @@ def test_checksum_depends_on_every_column_and_on_their_order() -> None:
     assert reference != crc32_of([b, a])
     b[2] += 1
     assert reference != crc32_of([a, b])
+
+
+def test_rows_that_do_not_fit_are_refused_and_every_one_is_named() -> None:
+    columns = mvm_stream(0, INFO, StreamCapacity(rows=10, writes=1, blocks=1)).columns
+    rows = {one.name: np.zeros((3, *one.shape), one.dtype) for one in columns}
+    stored = as_stored(columns, rows)
+    assert list(stored) == [one.name for one in columns]
+    assert all(stored[name] is rows[name] for name in rows)
+    wrong = {**rows, "voltage_v": rows["voltage_v"][:, :-1], "time_s": rows["time_s"][:2]}
+    with pytest.raises(ValueError, match=r"time_s is \[2\], expected \[3\]"):
+        as_stored(columns, {**rows, "time_s": rows["time_s"][:2]})
+    with pytest.raises(ValueError, match=r"nothing was written: voltage_v is \[3, 63\].*; time_s is"):
+        as_stored(columns, wrong)

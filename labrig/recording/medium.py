@@ -1,0 +1,122 @@
+"""Where a recording is kept: an ordinary file system, or whatever a test puts in its place."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Protocol, TypedDict
+
+import h5py
+
+from labrig.recording.disk import Disk, disk_of
+from labrig.recording.layout import FileSize
+from labrig_drivers.errors import StorageError
+
+_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+
+# An eight-byte counter that crossed the border of two sectors could be half new and half old after a power cut.
+_ALIGNMENT_BYTES = 8
+
+
+class Medium(Protocol):
+    """Opens recordings, and knows how their bytes become safe."""
+
+    def create(self, path: Path, size: FileSize) -> h5py.File:
+        """Makes an empty file with room for a whole recording.
+
+        Raises:
+            StorageError: The file exists already, or there is no room; none was made.
+            OSError: It cannot be opened.
+        """
+        ...
+
+    def reopen(self, path: Path) -> h5py.File:
+        """Opens a file that is there, to write on.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
+        ...
+
+    def disk(self, file: h5py.File) -> Disk:
+        """The bytes under a file that this medium opened."""
+        ...
+
+    def keep_name(self, path: Path) -> None:
+        """Returns when the name of a new file is safe, as its content is after `Disk.sync`."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Removes a file; harmless when there is none."""
+        ...
+
+
+class FileSystem:
+    """Ordinary files, opened with HDF5's ordinary driver."""
+
+    def create(self, path: Path, size: FileSize) -> h5py.File:
+        """Takes the name and proves that the space is there; HDF5 then writes every byte of it."""
+        _reserve(path, size.metadata_bytes + size.data_bytes)
+        try:
+            return h5py.File(path, "w", **creation_options(size))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def reopen(self, path: Path) -> h5py.File:
+        """Opens a file that is there, to write on."""
+        return h5py.File(path, "r+")
+
+    def disk(self, file: h5py.File) -> Disk:
+        """The descriptor that HDF5 has open."""
+        return disk_of(file)
+
+    def keep_name(self, path: Path) -> None:
+        """Brings the folder's entry to the disk."""
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, path: Path) -> None:
+        """Removes a file; harmless when there is none."""
+        path.unlink(missing_ok=True)
+
+
+class CreationOptions(TypedDict):
+    """Arguments of `h5py.File` that lay out a new file."""
+
+    meta_block_size: int
+    alignment_threshold: int
+    alignment_interval: int
+
+
+def creation_options(size: FileSize) -> CreationOptions:
+    """What h5py is told when it makes a recording: metadata in one block at the front, and nothing across a border."""
+    return {
+        "meta_block_size": size.metadata_bytes,
+        "alignment_threshold": _ALIGNMENT_BYTES,
+        "alignment_interval": _ALIGNMENT_BYTES,
+    }
+
+
+def _reserve(path: Path, size_bytes: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+    except FileExistsError as error:
+        raise StorageError(f"{path}: exists already and is not overwritten; choose another name") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be created: {error.strerror}") from error
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in _NO_FALLOCATE:
+            path.unlink()
+            raise StorageError(
+                f"{path}: {size_bytes / 1e6:.1f} MB are needed for the whole run and cannot be reserved: "
+                f"{error.strerror}"
+            ) from error
+    finally:
+        os.close(descriptor)

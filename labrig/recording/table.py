@@ -1,0 +1,112 @@
+"""Where the rows of a dataset lie in the file, so that they can be written without HDF5.
+
+The datasets of a recording are allocated before the first row and hold their rows unfiltered, so each row has a place
+in the file that never moves. Written straight to that place, a row is in the file when the call returns: HDF5 holds
+nothing back that a flush would have to bring out, and no dying process can leave its structure half written. The one
+condition is that HDF5 remembers no row either: a dataset is open only while it is located, resized or read.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import h5py
+
+from labrig.recording.nodes import dataset_at
+from labrig_drivers.errors import StorageError
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows that lie behind one another.
+
+    Attributes:
+        first: Number of the first row.
+        rows: How many.
+        offset: Place of the first row in the file, in bytes.
+    """
+
+    first: int
+    rows: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one dataset.
+
+    Attributes:
+        rows: How many have a place.
+        row_bytes: Size of one.
+        runs: Their places, in the order of rows; together they hold every row.
+    """
+
+    rows: int
+    row_bytes: int
+    runs: tuple[Run, ...]
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The places of rows `start` to `stop`, as (first row, row after the last, offset in bytes)."""
+        number = bisect_right(self.runs, start, key=lambda run: run.first) - 1
+        while start < stop:
+            run = self.runs[number]
+            end = min(stop, run.first + run.rows)
+            yield start, end, run.offset + (start - run.first) * self.row_bytes
+            start, number = end, number + 1
+
+
+def locate_table(file: h5py.File, path: str) -> Table:
+    """Finds the rows of a chunked dataset whose space is allocated.
+
+    Raises:
+        StorageError: Its rows have no places of their own: they are compressed, or space for some was never reserved.
+    """
+    dataset = dataset_at(file, path)
+    rows, chunk = int(dataset.shape[0]), dataset.chunks
+    if chunk is None or chunk[1:] != dataset.shape[1:] or dataset.id.get_create_plist().get_nfilters():
+        raise StorageError(
+            f"{file.filename}: {path} is not laid out as labrig records (compressed, or rewritten by another program), "
+            "so nothing can be added; go on with the recording that it was made from, or start a new one"
+        )
+    row_bytes = dataset.dtype.itemsize * math.prod(dataset.shape[1:])
+    places: list[tuple[int, int]] = []
+
+    def note(found: h5py.h5d.StoreInfo) -> None:
+        places.append((int(found.chunk_offset[0]), int(found.byte_offset)))
+
+    dataset.id.chunk_iter(note)
+    runs = tuple(_runs(sorted(places), chunk[0], row_bytes))
+    ends = [0, *(run.first + run.rows for run in runs)]
+    if ends[-1] < rows or [run.first for run in runs] != ends[:-1]:
+        raise StorageError(f"{file.filename}: {path}: space for some of its {rows} rows was never reserved")
+    return Table(rows, row_bytes, runs)
+
+
+def locate_scalar(file: h5py.File, path: str) -> int:
+    """The place of a scalar dataset in the file, in bytes.
+
+    Raises:
+        StorageError: It has none.
+    """
+    offset = dataset_at(file, path).id.get_offset()
+    if offset is None:
+        raise StorageError(f"{file.filename}: {path} has no place of its own in the file, so nothing can be added")
+    return int(offset)
+
+
+def _runs(places: list[tuple[int, int]], chunk_rows: int, row_bytes: int) -> Iterator[Run]:
+    """Joins chunks, given as (first row, offset) in order, that lie behind one another."""
+    current: Run | None = None
+    for first, offset in places:
+        if current is None:
+            current = Run(first, chunk_rows, offset)
+        elif (first, offset) == (current.first + current.rows, current.offset + current.rows * row_bytes):
+            current = Run(current.first, current.rows + chunk_rows, current.offset)
+        else:
+            yield current
+            current = Run(first, chunk_rows, offset)
+    if current is not None:
+        yield current

@@ -1,0 +1,217 @@
+"""The power fails at any moment of a recording: what was acknowledged is read back, and nothing is invented."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from labrig.plans import StreamCapacity
+from labrig.recording import Recording, RecordingHeader
+from labrig.recording.file import Durability, RecordingFile
+from labrig.recording.rows import read_rows
+from labrig.testing.write_trace import (
+    SECTOR_BYTES,
+    CrashImage,
+    Operation,
+    Sync,
+    TracedMedium,
+    Truncate,
+    Write,
+    crash_images,
+    prefixes,
+)
+from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.errors import StorageError
+
+ROWS, COLUMNS, BATCH = 6, 4, 8
+INFO = BoardInfo("SIM-1", 1, ROWS, COLUMNS, 4e-6, 5e-5, -0.3, 0.3, 8, 10, (1e-4,) * COLUMNS, 1e-5, 5e-3)
+HEADER = RecordingHeader("bench", "[rig]\n", {"name": "mvm"}, {}, {}, "2026-01-01T00:00:00+00:00", {})
+PATH = Path("in-memory.h5")
+ROOMY = StreamCapacity(rows=250, writes=4, blocks=30)
+# Every stream outgrows it.
+TIGHT = StreamCapacity(rows=20, writes=1, blocks=2)
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """What a recording had promised when so many operations were done; `phase` is what it did next."""
+
+    after: int
+    phase: str
+    writes: int = 0
+    mvms: int = 0
+    readings: int = 0
+
+
+def write_columns(index: int) -> dict[str, NDArray[np.generic]]:
+    target_s = np.random.default_rng([index, 2]).uniform(4e-6, 5e-5, (1, ROWS, COLUMNS)).astype(np.float32)
+    return {
+        "target_conductance_s": target_s,
+        "programmed_at_s": np.array([float(index)]),
+        "rms_error_s": np.array([1e-7]),
+        "pulses": np.array([index]),
+    }
+
+
+def mvm_columns(index: int) -> dict[str, NDArray[np.generic]]:
+    rng = np.random.default_rng([index, 1])
+    return {
+        "voltage_v": rng.uniform(-0.3, 0.3, (BATCH, ROWS)).astype(np.float32),
+        "current_code": rng.integers(-512, 512, (BATCH, COLUMNS)).astype(np.int16),
+        "saturated": rng.integers(0, 2, (BATCH, COLUMNS)).astype(np.uint8),
+        "time_s": 100.0 * index + np.arange(float(BATCH)),
+    }
+
+
+def reading_columns(index: int) -> dict[str, NDArray[np.generic]]:
+    values = {"time_s": 1e9 + index, "voltage_v": 1.8, "current_a": 0.01 * index}
+    return {name: np.array([value]) for name, value in values.items()} | {"in_compliance": np.array([0], np.uint8)}
+
+
+def record(medium: TracedMedium, capacity: StreamCapacity, durability: Durability) -> list[Acknowledged]:
+    """Three writes, each with a block, a reading, and three blocks that share a commit; then a clean end."""
+    operations = medium.trace.operations
+    supply_rows = 10 if capacity is ROOMY else 2
+    file = RecordingFile(PATH, HEADER, INFO, {0: capacity}, supply_rows, durability, medium=medium)
+    promised = [Acknowledged(len(operations), "rows")]
+    blocks = 0
+    for write in range(3):
+        file.append_write(0, write_columns(write))
+        promised.append(Acknowledged(len(operations), "rows", write + 1, BATCH * blocks, write))
+        file.append_mvms(0, mvm_columns(blocks), 3, bytes([blocks] * 16))
+        file.append_supply(reading_columns(write))
+        for index in range(blocks + 1, blocks + 4):
+            file.stage_mvms(0, mvm_columns(index), 3, bytes([index] * 16))
+        file.commit()
+        blocks += 4
+        promised.append(Acknowledged(len(operations), "rows", write + 1, BATCH * blocks, write + 1))
+    promised.append(Acknowledged(len(operations), "close", 3, BATCH * blocks, 3))
+    file.close("finished")
+    return [*promised, Acknowledged(len(operations), "closed", 3, BATCH * blocks, 3)]
+
+
+def fault_of(path: Path, promised: Acknowledged) -> str:
+    """What is wrong with a recording that was promised to hold so much; empty where nothing is."""
+    try:
+        with Recording.open(path) as recording:
+            rows, hashes, supply = read_rows(recording, 0), recording.point_hashes(0), recording.supply()
+    except StorageError:
+        return "refused"
+    if len(rows.pulses) < promised.writes or len(rows.code) < promised.mvms or len(supply.time_s) < promised.readings:
+        return "lost"
+    blocks = len(rows.code) // BATCH
+    expected = [mvm_columns(index) for index in range(blocks)]
+    for name, values in (("voltage_v", rows.voltage_v), ("current_code", rows.code), ("saturated", rows.saturated)):
+        if expected and not np.array_equal(values, np.concatenate([one[name] for one in expected])):
+            return "invented"
+    targets = [write_columns(index)["target_conductance_s"] for index in range(len(rows.pulses))]
+    right = (
+        len(rows.code) % BATCH == 0
+        and hashes == [bytes([index] * 16).hex() for index in range(blocks)]
+        and all(np.array_equal(one, target[0]) for one, target in zip(rows.target_conductance_s, targets, strict=True))
+        and supply.time_s.tolist() == [1e9 + index for index in range(len(supply.time_s))]
+        and rows.write.tolist() == [index // (4 * BATCH) for index in range(len(rows.code))]
+    )
+    return "" if right else "invented"
+
+
+def outcomes(images: Iterable[CrashImage], promised: list[Acknowledged], folder: Path) -> Counter[tuple[str, str, str]]:
+    """How often (kind of image, phase, fault) occurs."""
+    path, found = folder / "crash.h5", Counter[tuple[str, str, str]]()
+    for image in images:
+        known = [one for one in promised if one.after <= image.after]
+        path.write_bytes(image.data)
+        fault = fault_of(path, known[-1] if known else Acknowledged(0, "create"))
+        found[image.how, known[-1].phase if known else "create", fault] += 1
+    return found
+
+
+def test_under_power_no_power_cut_loses_what_was_acknowledged(tmp_path: Path) -> None:
+    medium = TracedMedium()
+    promised = record(medium, ROOMY, "power")
+    operations, first = medium.trace.operations, promised[0].after
+    found = outcomes(prefixes(operations, first=first), promised, tmp_path)
+    found += outcomes(crash_images(operations, np.random.default_rng(0), each=8, first=first), promised, tmp_path)
+    print(dict(found))
+    assert {fault for _, _, fault in found} == {""}
+    assert {(how, phase) for how, phase, _ in found} >= {
+        (how, phase) for how in ("prefix", "reordered") for phase in ("rows", "close")
+    }
+
+
+def test_under_process_no_kill_loses_what_was_acknowledged(tmp_path: Path) -> None:
+    medium = TracedMedium()
+    promised = record(medium, ROOMY, "process")
+    found = outcomes(prefixes(medium.trace.operations, first=promised[0].after), promised, tmp_path)
+    print(dict(found))
+    assert {fault for _, _, fault in found} == {""}
+
+
+def test_under_process_a_power_cut_may_lose_rows(tmp_path: Path) -> None:
+    # That the images above can show a loss: without the fsyncs there is one.
+    medium = TracedMedium()
+    promised = record(medium, ROOMY, "process")
+    images = crash_images(medium.trace.operations, np.random.default_rng(0), each=4, first=promised[0].after)
+    found = outcomes(images, promised, tmp_path)
+    assert found["reordered", "rows", "lost"] + found["reordered", "rows", "refused"] > 10
+
+
+def test_a_file_that_is_still_being_created_is_empty_or_refused(tmp_path: Path) -> None:
+    medium = TracedMedium()
+    promised = record(medium, ROOMY, "power")
+    operations = medium.trace.operations[: promised[0].after]
+    found = outcomes(prefixes(operations), promised, tmp_path)
+    found += outcomes(crash_images(operations, np.random.default_rng(0), each=1), promised, tmp_path)
+    print(dict(found))
+    assert {fault for _, _, fault in found} <= {"", "refused"}
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_while_a_stream_grows_no_row_is_invented_or_passed_over(tmp_path: Path, durability: Durability) -> None:
+    medium = TracedMedium()
+    promised = record(medium, TIGHT, durability)
+    operations, first = medium.trace.operations, promised[0].after
+    found = outcomes(prefixes(operations, first=first), promised, tmp_path)
+    if durability == "power":
+        found += outcomes(crash_images(operations, np.random.default_rng(0), each=3, first=first), promised, tmp_path)
+    print(dict(found))
+    # HDF5 changes its structure here, and not in one step: at worst the file is refused, and is one for `recover`.
+    assert {fault for _, _, fault in found} <= {"", "refused"}
+    assert found.total() - sum(count for (_, _, fault), count in found.items() if fault) > 0.9 * found.total()
+
+
+@pytest.mark.parametrize("rows", range(20, 120, 9))
+def test_no_counter_lies_across_two_sectors(tmp_path: Path, rows: int) -> None:
+    path = tmp_path / "run.h5"
+    capacity = {0: StreamCapacity(rows=rows, writes=3, blocks=rows)}
+    RecordingFile(path, HEADER, INFO, capacity, 10, "power").close("finished")
+    with h5py.File(path, "r") as file:
+        for name in ("entry/array_0", "entry/array_0/writes", "entry/supply"):
+            counter = file[f"{name}/committed"]
+            assert isinstance(counter, h5py.Dataset)
+            offset = counter.id.get_offset()
+            assert offset // SECTOR_BYTES == (offset + 7) // SECTOR_BYTES
+
+
+def test_images_are_those_of_a_disk_with_sectors() -> None:
+    old, new = b"a" * 2 * SECTOR_BYTES, b"b" * 2 * SECTOR_BYTES
+    operations: list[Operation] = [
+        Truncate(4 * SECTOR_BYTES),
+        Write(0, old),
+        Sync(),
+        Write(0, new),
+        Write(3 * SECTOR_BYTES, b"c"),
+    ]
+    images = list(crash_images(operations, np.random.default_rng(0), each=300, first=5))
+    seen = {tuple(one.data[place] for place in range(0, 4 * SECTOR_BYTES, SECTOR_BYTES)) for one in images}
+    assert seen == {(first, second, 0, last) for first in b"ab" for second in b"ab" for last in b"\0c"}
+    assert all(one.data[place : place + SECTOR_BYTES] in (old[:512], new[:512]) for one in images for place in (0, 512))
+    ends = [one.data for one in prefixes(operations, first=3)]
+    assert [content[0:1] + content[3 * SECTOR_BYTES :][:1] for content in ends] == [b"a\0", b"b\0", b"bc"]
