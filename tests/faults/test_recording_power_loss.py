@@ -16,7 +16,7 @@ from labrig.plans import StreamCapacity
 from labrig.recording import Recording, RecordingHeader
 from labrig.recording.file import Durability, RecordingFile
 from labrig.recording.rows import read_rows
-from labrig.testing.write_trace import (
+from labrig.recording.write_trace import (
     SECTOR_BYTES,
     CrashImage,
     Operation,
