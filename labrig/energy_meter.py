@@ -12,6 +12,9 @@ from labrig.cleanup import finish
 from labrig.events import Alarm, EventBus, SupplyRead
 from labrig_drivers.source_meter import Reading, SourceMeter
 
+SUPPLY_PERIOD_S = 0.2
+"""Usual pause in s between two readings of the array supply."""
+
 
 class EnergyMeter:
     """Reads a source-meter again and again in a task of its own: `async with EnergyMeter(...) as meter:`.
@@ -29,7 +32,7 @@ class EnergyMeter:
         bus: EventBus,
         record: Callable[[Reading], Awaitable[object]] | None = None,
         *,
-        period_s: float = 0.2,
+        period_s: float = SUPPLY_PERIOD_S,
     ) -> None:
         self._supply = supply
         self._bus = bus

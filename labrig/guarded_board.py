@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
 from labrig.cleanup import finish
 from labrig.safety import BoardEnvelope
-from labrig_drivers.capabilities import READ_CONDUCTANCE
+from labrig_drivers.capabilities import READ_CONDUCTANCE, require_capability
+from labrig_drivers.commanded import COMMANDED, CommandedBoard, PastWrite, commanded
 from labrig_drivers.crossbar import (
     BoardInfo,
     CrossbarBoard,
@@ -19,10 +20,11 @@ from labrig_drivers.crossbar import (
     check_mvm_request,
     check_program_request,
 )
-from labrig_drivers.errors import SafetyError
+from labrig_drivers.errors import CapabilityError, SafetyError
 from labrig_drivers.instrument import Identity
 
-_GUARDED_CAPABILITIES: Final = frozenset({READ_CONDUCTANCE})
+# Those that are checked here, and those that drive nothing.
+_GUARDED_CAPABILITIES: Final = frozenset({READ_CONDUCTANCE, COMMANDED})
 
 
 class GuardedBoard:
@@ -111,6 +113,25 @@ class GuardedBoard:
         """Reads every cell; see `CrossbarBoard.read_conductance`."""
         await self._admit([])
         return await self._inner.read_conductance(array)
+
+    async def now_s(self) -> float:
+        """The board's clock in s; see `CommandedBoard`."""
+        return await self._commanded().now_s()
+
+    async def let_pass(self, duration_s: float) -> None:
+        """Moves the board's clock on; see `CommandedBoard`."""
+        await self._commanded().let_pass(duration_s)
+
+    async def restore(self, now_s: float, writes: Sequence[PastWrite]) -> None:
+        """Puts the board where it was; see `CommandedBoard`."""
+        await self._commanded().restore(now_s, writes)
+
+    def _commanded(self) -> CommandedBoard:
+        require_capability(self._inner.info, COMMANDED)
+        found = commanded(self._inner, self._inner.info)
+        if found is None:
+            raise CapabilityError(f"{self.identity}: declares {COMMANDED!r}, but has no such verbs")
+        return found
 
     async def _admit(self, reasons: list[str]) -> None:
         if reasons:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from labrig.cleanup import finish
-from labrig.energy_meter import EnergyMeter
+from labrig.energy_meter import SUPPLY_PERIOD_S, EnergyMeter
 from labrig.events import EventBus, RunPaused, RunResumed
 from labrig.rig import Rig
 from labrig.run_control import RunControl
@@ -17,6 +17,9 @@ from labrig_drivers.errors import LabrigError
 from labrig_drivers.source_meter import Reading
 
 T = TypeVar("T")
+
+# How soon a run that rests notices that it was asked to stop.
+_REST_SLICE_S = 0.2
 
 
 class RunStoppedError(Exception):
@@ -55,6 +58,7 @@ class SupplyFeed:
         bus: Gets every reading of the supply, and `RunPaused` and `RunResumed`.
         record: Called with every reading of the supply.
         control: Stops, pauses and suspends the run.
+        period_s: Pause in s between two readings of the supply.
     """
 
     def __init__(
@@ -63,8 +67,11 @@ class SupplyFeed:
         bus: EventBus,
         record: Callable[[Reading], Awaitable[object]],
         control: RunControl | None = None,
+        *,
+        period_s: float = SUPPLY_PERIOD_S,
     ) -> None:
         self._rig = rig
+        self._period_s = period_s
         self._bus = bus
         self._record = record
         self._control = control or RunControl()
@@ -119,6 +126,19 @@ class SupplyFeed:
                         return answer
             await self._pause(reasons)
 
+    async def rest(self, duration_s: float) -> None:
+        """Lets time pass with the board left alone and fed.
+
+        Raises:
+            RunStoppedError: The run was asked to stop.
+        """
+        until_s = time.monotonic() + duration_s
+        while (left_s := until_s - time.monotonic()) > 0.0:
+            if self._control.stopping:
+                raise RunStoppedError
+            await self._rig.keep_watch()
+            await asyncio.sleep(min(left_s, _REST_SLICE_S))
+
     async def _pause(self, reasons: list[str]) -> None:
         """Supply down (done already where the watcher saw it first), wait, supply up."""
         started_s = time.monotonic()
@@ -143,7 +163,7 @@ class SupplyFeed:
 
     async def _start(self) -> None:
         if self._rig.supply is not None:
-            self._meter = EnergyMeter(self._rig.supply, self._bus, self._record)
+            self._meter = EnergyMeter(self._rig.supply, self._bus, self._record, period_s=self._period_s)
             await self._meter.start()
         if self._rig.config.interlocks:
             self._watcher = asyncio.create_task(self._watch(), name="labrig-interlocks")

@@ -106,6 +106,11 @@ class Rig:
         name = self._supply_name()
         return None if name is None else self._source_meters[name]
 
+    @property
+    def axes(self) -> dict[str, object]:
+        """Placeholder until the branch with it is merged."""
+        return {}
+
     def identities(self) -> dict[str, Identity]:
         """Who each instrument said it is, by name; the crossbar board is `board`."""
         return {name: instrument.identity for name, instrument in self._instruments().items()}

@@ -6,7 +6,7 @@ refuses the verb with `CapabilityError`, or has no such verb at all. `labrig.tes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult
 from labrig_drivers.errors import CapabilityError, SafetyError
+from labrig_drivers.source_meter import Reading
 
 READ_CONDUCTANCE: Final = "read-conductance"
 """`CrossbarBoard.read_conductance` reads the cells."""
@@ -90,6 +91,17 @@ class TemperatureSensor(Protocol):
             CapabilityError: The board does not declare `temperature`.
             StateError: The board is not open.
         """
+        ...
+
+
+@runtime_checkable
+class CellSweep(Protocol):
+    """Placeholder until the branch with it is merged."""
+
+    async def sweep_cell(
+        self, array: int, row: int, column: int, voltage_v: Sequence[float], limit_a: float | None
+    ) -> list[Reading]:
+        """I-V."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from types import TracebackType
 from typing import Self
@@ -17,6 +17,7 @@ from labrig_drivers.capabilities import (
     check_transposed_request,
     require_capability,
 )
+from labrig_drivers.commanded import COMMANDED, PastWrite
 from labrig_drivers.crossbar import (
     BoardInfo,
     MvmResult,
@@ -75,9 +76,9 @@ class MockBoard:
     ) -> None:
         if unknown := sorted(capabilities - MOCK_CAPABILITIES):
             raise ConfigError(f"{name}: a mock offers no {', '.join(unknown)}, only {sorted(MOCK_CAPABILITIES)}")
-        self.capabilities = capabilities
         self.settings = settings or ChipSettings()
         self.clock: Clock = clock or CommandedClock()
+        self.capabilities = capabilities | ({COMMANDED} if isinstance(self.clock, CommandedClock) else set())
         self.name = name
         self._expected = expected or ExpectedIdentity()
         self._minimum_supply_v = minimum_supply_v
@@ -223,6 +224,33 @@ class MockBoard:
         """Temperature of the chip in K; see `TemperatureSensor`."""
         require_capability(self.info, TEMPERATURE)
         return self.settings.temperature_k
+
+    async def now_s(self) -> float:
+        """The board's clock in s; see `CommandedBoard`."""
+        return self.clock.now_s()
+
+    async def let_pass(self, duration_s: float) -> None:
+        """Moves the clock on; see `CommandedBoard`."""
+        self._commanded_clock().advance(duration_s)
+
+    async def restore(self, now_s: float, writes: Sequence[PastWrite]) -> None:
+        """Puts the chip where it was; see `CommandedBoard`."""
+        clock = self._commanded_clock()
+        for one in writes:
+            check_program_request(self.info, one.array, one.conductance_s)
+        self._written = [None] * self.settings.arrays
+        self._requests = [0] * self.settings.arrays
+        for one in writes:
+            target_s = np.asarray(one.conductance_s, dtype=np.float64)
+            self._written[one.array] = self._arrays[one.array].program(target_s, one.write_index, one.time_s)
+            # The read-back that ends a programming is a request too.
+            self._requests[one.array] = one.requests + 1
+        clock.set(now_s)
+
+    def _commanded_clock(self) -> CommandedClock:
+        require_capability(self.info, COMMANDED)
+        assert isinstance(self.clock, CommandedClock)
+        return self.clock
 
     def set_supply_voltage(self, voltage_v: float) -> None:
         """Tells the board what its array supply pin sees, in V."""
