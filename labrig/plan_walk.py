@@ -181,7 +181,7 @@ class PlanWalk:
                 return False
             self._time.saw(now_s)
             self._bus.publish(
-                Message(f"array {wanted.array}: its write {last.index} is still there and is gone on with")
+                Message(f"array {wanted.array}: goes on with its write {last.index}, which is still there")
             )
         self._programmed_at_s[wanted.array] = last.programmed_at_s
         return True

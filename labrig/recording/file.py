@@ -160,8 +160,7 @@ class RecordingFile:
 
     def stage_supply(self, columns: Columns) -> int:
         """Writes one reading of the supply, to count from the next `commit` on; returns how many there are then."""
-        self._stage(self._supply, columns)
-        return self._supply.written
+        return self._stage_checked(self._supply, columns) + 1
 
     def stage_mvms(self, array: int, columns: Columns, label: BlockLabel, setting: int = NO_SETTING) -> int:
         """Writes one block of MVMs of the latest write, to count from the next `commit` on.

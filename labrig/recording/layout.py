@@ -12,8 +12,8 @@ silx, H5Web and xarray open it without labrig.
     entry/supply             NXdata: readings of the array supply
     entry/instruments/NAME   NXinstrument: identity and settings
 
-Format 1.1 added to 1.0: the streams `settings` and `curves`, the columns `setting` and `board_write`, and the last
-three fields of the journal. Readers take what a file has.
+Format 1.1 added to 1.0: the streams `settings` and `curves`, the columns `setting` and `board_write`, `crc32` in
+`supply`, and the last three fields of the journal. Readers take what a file has.
 """
 
 from __future__ import annotations
@@ -209,6 +209,7 @@ def supply_stream(rows: int) -> Stream:
             Column("voltage_v", "<f8", (), "V", "voltage at the array supply", math.nan),
             Column("current_a", "<f8", (), "A", "current of the array supply", math.nan),
             Column("in_compliance", "u1", (), "", "1 where the limit determined the output", 255),
+            _CHECKSUM,
         ),
     )
 

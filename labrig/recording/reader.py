@@ -199,7 +199,7 @@ class Recording:
         """The committed readings of the array supply."""
 
         def read() -> SupplyTrace:
-            columns = self._columns(layout.supply_stream(0))
+            columns = self._with_checksums(layout.supply_stream(0), "reading {} of the supply")
             return SupplyTrace(
                 columns["time_s"].astype(np.float64),
                 columns["voltage_v"].astype(np.float64),
@@ -269,12 +269,16 @@ class Recording:
             expected_start += rows
         if expected_start != len(mvms["time_s"]):
             raise _damaged(self.path, f"the journal of array {array}")
-        writes = self._columns(layout.write_stream(array, self.info, _ANY_CAPACITY))
-        checksums = writes.pop("crc32")
-        for write, crc_read in enumerate(checksums):
-            if layout.crc32_of(column[write : write + 1] for column in writes.values()) != int(crc_read):
-                raise _damaged(self.path, f"write {write} of array {array}")
-        return mvms, writes
+        stream = layout.write_stream(array, self.info, _ANY_CAPACITY)
+        return mvms, self._with_checksums(stream, f"write {{}} of array {array}")
+
+    def _with_checksums(self, stream: layout.Stream, what: str) -> dict[str, NDArray[np.generic]]:
+        """The columns of a stream whose rows each carry a checksum, where the file has them; that one is left out."""
+        columns = self._columns(stream)
+        for row, crc_read in enumerate(columns.pop("crc32", ())):
+            if layout.crc32_of(column[row : row + 1] for column in columns.values()) != int(crc_read):
+                raise _damaged(self.path, what.format(row))
+        return columns
 
     def _journal(self, array: int) -> NDArray[np.void]:
         """The journal's rows for committed MVMs, in order; one more may be about rows that do not count."""

@@ -136,7 +136,6 @@ async def test_on_the_mock_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit
 class Bench:
     """A chip that lives on while the program does not, and whose clock follows the wall."""
 
-    settings: ChipSettings = ChipSettings(seed=1, arrays=2, rows=8, columns=4)
     clock: ChipClock = dataclasses.field(default_factory=lambda: ChipClock(WallClock()))
     board: MockBoard = dataclasses.field(init=False)
 
@@ -144,9 +143,11 @@ class Bench:
         self.replace_chip()
 
     def replace_chip(self) -> None:
-        self.board = MockBoard(self.settings, clock=self.clock)
+        self.board = MockBoard(ChipSettings(seed=1, arrays=2, rows=8, columns=4), clock=self.clock)
 
-    async def sweep(self, path: Path, *, stop_after: int | None = None) -> tuple[RunSummary, list[str]]:
+    async def sweep(
+        self, path: Path, *, resume: bool = True, stop_after: int | None = None
+    ) -> tuple[RunSummary, list[str]]:
         """A run, new or resumed; stopped at a checkpoint after some blocks. Returns its messages too."""
         control, said, blocks = RunControl(), list[str](), 0
 
@@ -161,13 +162,13 @@ class Bench:
 
         bus = EventBus()
         bus.subscribe(listen)
-        summary = await run_sweep(Rig(rig(), self.board, {}), PLAN, path, bus, resume=path.exists(), control=control)
+        summary = await run_sweep(Rig(rig(), self.board, {}), PLAN, path, bus, resume=resume, control=control)
         return summary, said
 
 
 async def test_what_is_left_of_a_write_that_is_still_there_is_measured_on_it(tmp_path: Path) -> None:
     bench, path = Bench(), tmp_path / "run.h5"
-    await bench.sweep(path, stop_after=4)
+    await bench.sweep(path, resume=False, stop_after=4)
     summary, said = await bench.sweep(path)
     assert summary.writes == 3  # two writes on each of two arrays, less the one that was there
     assert said == ["array 0: goes on with its write 0, which is still there"]
@@ -197,7 +198,7 @@ async def test_what_is_left_of_a_write_that_is_gone_is_measured_on_a_new_one_of_
     tmp_path: Path, meanwhile: Callable[[Bench], Awaitable[None]]
 ) -> None:
     bench, path = Bench(), tmp_path / "run.h5"
-    await bench.sweep(path, stop_after=4)
+    await bench.sweep(path, resume=False, stop_after=4)
     await meanwhile(bench)
     summary, said = await bench.sweep(path)
     assert (summary.writes, said) == (4, [])
