@@ -132,8 +132,10 @@ class PlanWalk:
         return None
 
     async def _measure(self, point: MvmPoint | CurvePoint) -> Answer:
-        if point.array is not None:
-            await self._ready(point.array)
+        await self._write_what_waits(point.array)
+        if point.array in self._programmed_at_s:
+            age_s = await self._time.now_s() - self._programmed_at_s[point.array]
+            await self._rest(self._on_array[point.array].settle_s - age_s, f"array {point.array} settles")
         await self._move(self._wanted_setting)
         if isinstance(point, CurvePoint):
             readings = await self._feed.make(partial(self._commits.timed, partial(self._curve, point)))
@@ -148,10 +150,19 @@ class PlanWalk:
         await self._commits.block(point, result, self._setting_index)
         return result
 
-    async def _ready(self, array: int) -> None:
+    async def _write_what_waits(self, needed: int | None) -> None:
+        """Programs the array that is needed now, and those whose write came before and has nothing recorded yet.
+
+        Arrays that are to age together are so written together; a write of which something is recorded waits until it
+        turns out that something is left of it.
+        """
+        for array, wanted in tuple(self._wanted.items()):
+            if array == needed or array not in self._recorded_as:
+                await self._ready(array, wanted)
+
+    async def _ready(self, array: int, wanted: _Write) -> None:
         """Programs an array to what the plan wants on it, unless that is on it."""
-        wanted = self._wanted.get(array)
-        if wanted is None or self._on_array.get(array) is wanted.point:
+        if self._on_array.get(array) is wanted.point:
             return
         first = array not in self._on_array
         if not (first and await self._adopted(wanted.point)):
@@ -163,8 +174,6 @@ class PlanWalk:
             self._time.saw(report.time_s)
             self._programmed_at_s[array] = report.time_s
         self._on_array[array] = wanted.point
-        settle_s = self._programmed_at_s[array] + wanted.point.settle_s - await self._time.now_s()
-        await self._rest(settle_s, f"array {array} settles after its write")
 
     async def _adopted(self, wanted: ProgramPoint) -> bool:
         """Whether the write that was on the array when the recording was left is the wanted one, and still there."""

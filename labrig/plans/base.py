@@ -223,12 +223,19 @@ class PlanNeeds:
     Attributes:
         capacity: By array.
         beside: What is not of an array.
-        least_s: What the board's stated latencies and the plan's own pauses add up to, in s, without link and disk.
+        waiting_s: Time in s, at least, in which the plan waits on purpose.
+        board_s: How long the board alone needs, by its stated latencies, in s.
     """
 
     capacity: Mapping[int, StreamCapacity]
     beside: BesideCapacity = field(default_factory=BesideCapacity)
-    least_s: float = 0.0
+    waiting_s: float = 0.0
+    board_s: float = 0.0
+
+    @property
+    def least_s(self) -> float:
+        """Least time in s for all of it, without link and disk."""
+        return self.waiting_s + self.board_s
 
     @property
     def mvms(self) -> int:
@@ -250,7 +257,7 @@ class PlanNeeds:
         capacity = plan.capacity(info)
         beside = plan.beside(info) if isinstance(plan, MeasuresBeside) else BesideCapacity()
         waiting_s = plan.waiting_s(info) if isinstance(plan, TakesTime) else 0.0
-        return cls(capacity, beside, least_seconds(capacity, info) + waiting_s)
+        return cls(capacity, beside, waiting_s, least_seconds(capacity, info))
 
 
 def least_seconds(capacity: Mapping[int, StreamCapacity], info: BoardInfo) -> float:

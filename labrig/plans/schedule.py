@@ -61,8 +61,17 @@ class ScheduledPlan:
         return points_of(self.design.schedule(info))
 
 
-def describe_options(design: ScheduleDesign) -> dict[str, object]:
-    """Name and options of a design, as JSON can hold them.
+class Named(Protocol):
+    """A plan or design of one's own: a dataclass with a name, whose fields are its options."""
+
+    @property
+    def name(self) -> str:
+        """What messages and recordings call the plan."""
+        ...
+
+
+def describe_options(design: Named) -> dict[str, object]:
+    """Name and options of a plan or design, as JSON can hold them.
 
     Raises:
         TypeError: The design is no dataclass, so that its options are unknown.
