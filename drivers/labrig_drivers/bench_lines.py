@@ -72,6 +72,11 @@ class BenchLines:
         self._dirty = False
 
     @property
+    def name(self) -> str:
+        """What messages call the bench."""
+        return self._name
+
+    @property
     def matrix(self) -> SwitchMatrix:
         """The relays."""
         return self._matrix
@@ -125,7 +130,16 @@ class BenchLines:
         await _undivided(self._end())
 
     @asynccontextmanager
-    async def session(self, *, limit_a: float, highest_v: float, gate_v: float, nplc: float) -> AsyncIterator[None]:
+    async def session(
+        self,
+        *,
+        limit_a: float,
+        highest_v: float,
+        gate_v: float,
+        nplc: float,
+        word_limit_a: float | None = None,
+        bit_limit_a: float | None = None,
+    ) -> AsyncIterator[None]:
         """Every output on at 0 V for the length of the block; after it, however it ends, off and all relays open.
 
         Args:
@@ -133,11 +147,16 @@ class BenchLines:
             highest_v: No line is driven beyond this voltage in V.
             gate_v: Voltage in V of the selected gates.
             nplc: Integration time in power line cycles.
+            word_limit_a: Compliance limit in A of the word source, where it is another one.
+            bit_limit_a: Compliance limit in A of the bit meters, where it is another one.
         """
+        limits_a = {one.what: bit_limit_a for one in self._bits} | {self._word.what: word_limit_a}
         self._highest_v, self._gate_v = highest_v, gate_v
         self._dirty = True
         try:
-            await _undivided(_all(self._switch_on(one, limit_a, nplc) for one in self._meters))
+            await _undivided(
+                _all(self._switch_on(one, limits_a.get(one.what) or limit_a, nplc) for one in self._meters)
+            )
             yield
         finally:
             # What this raises is worse news than whatever ended the block: an output may still be on.
@@ -167,14 +186,29 @@ class BenchLines:
         Raises:
             SafetyError: A voltage is beyond what the session allows; nothing was sent.
         """
-        outside = [value for value in (word_v, bit_v, word_v - bit_v) if not abs(value) <= self._highest_v * (1 + 1e-9)]
-        if outside:
-            raise SafetyError([f"{self._name}: {value:g} V is beyond {self._highest_v:g} V" for value in outside])
+        self._demand((word_v, bit_v, word_v - bit_v))
         await self._drive([(self._word, word_v), (self._bits[0], bit_v)])
+
+    async def sweep_word(self, voltage_v: Sequence[float]) -> list[Reading]:
+        """Takes the word line through levels, one reading of the word source at each; inside it where it can.
+
+        Raises:
+            SafetyError: A voltage is beyond what the session allows; nothing was sent.
+        """
+        self._demand(voltage_v)
+        self._word.level_v = None
+        readings = await _undivided(self._word.meter.sweep(voltage_v=voltage_v))
+        self._word.level_v = voltage_v[-1]
+        return readings
 
     async def read(self) -> list[Reading]:
         """One reading of each selected bit line, all meters at the same time; in the order of the selection."""
         return await _undivided(_all(one.meter.measure() for one in self._bits[: len(self._selected)]))
+
+    async def read_cell(self) -> tuple[Reading, Reading]:
+        """One reading of the word source and one of the first selected bit line's meter, at the same time."""
+        word, bit = await _undivided(_all(one.meter.measure() for one in (self._word, self._bits[0])))
+        return word, bit
 
     async def check_source(self) -> None:
         """Makes sure that the word source holds its level.
@@ -241,6 +275,11 @@ class BenchLines:
         one.level_v = None
         await one.meter.output_off()
         one.level_v = 0.0
+
+    def _demand(self, voltage_v: Sequence[float]) -> None:
+        outside = [value for value in voltage_v if not abs(value) <= self._highest_v * (1 + 1e-9)]
+        if outside:
+            raise SafetyError([f"{self._name}: {value:g} V is beyond {self._highest_v:g} V" for value in outside])
 
     async def _to_zero(self) -> None:
         await self._drive([(one, 0.0) for one in self._meters])

@@ -190,7 +190,7 @@ def curve_stream(rows: int, *, moves_axes: bool = True) -> Stream:
             Column("voltage_v", "<f8", (), "V", "measured voltage", math.nan),
             Column("current_a", "<f8", (), "A", "measured current", math.nan),
             Column("in_compliance", "u1", (), "", "1 where the limit determined the output", 255),
-            Column("time_s", "<f8", (), "s", "UTC", math.nan),
+            Column("time_s", "<f8", (), "s", "board clock for a cell, UTC for a device at a source-meter", math.nan),
             *_setting_column(moves_axes),
         ),
     )

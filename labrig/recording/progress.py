@@ -95,6 +95,9 @@ def read_progress(path: Path) -> Progress:
         times_s = [one.programmed_at_s for one in last_writes.values()]
         for array in recording.arrays:
             times_s += recording.column(f"entry/array_{array}", "time_s")[-1:].tolist()
+        if recording.has_stream(layout.CURVES):
+            of_cells = recording.column(layout.CURVES, "array") != _NONE
+            times_s += recording.column(layout.CURVES, "time_s")[of_cells][-1:].tolist()
         settings = len(recording.column(layout.SETTINGS, "time_s")) if recording.has_stream(layout.SETTINGS) else 0
     return Progress(points, last_writes, settings - 1, max(times_s, default=0.0))
 
