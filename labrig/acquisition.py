@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
 from pathlib import Path
 
 from labrig.commits import Commits, RunSummary
@@ -12,7 +11,7 @@ from labrig.energy_meter import SUPPLY_PERIOD_S
 from labrig.events import EventBus, RunFinished, RunStarted, RunStatus
 from labrig.interlock import SupplyFeed, wait_until_clear
 from labrig.plan_walk import PlanWalk
-from labrig.plans.base import Plan, PlanNeeds
+from labrig.plans.base import BesideCapacity, Plan, PlanNeeds
 from labrig.recording.file import Durability
 from labrig.recording.header import RecordingHeader
 from labrig.recording.progress import Progress, read_progress
@@ -104,7 +103,7 @@ async def run_sweep(
             needs.capacity,
             durability=durability,
             beside=needs.beside,
-            axis_units=axis_units(opened, needs.beside.axes),
+            axis_units=axis_units(opened, needs.beside),
             resume=resume,
         )
         # Leaving: first the supply, then the file, then the instruments.
@@ -117,14 +116,20 @@ async def run_sweep(
             return summary
 
 
-def axis_units(rig: Rig, names: Collection[str]) -> dict[str, str]:
+def axis_units(rig: Rig, beside: BesideCapacity) -> dict[str, str]:
     """The unit of each axis that a plan moves, by its name.
 
     Raises:
-        ConfigError: The rig has not all of them.
+        ConfigError: The rig has not all axes and source-meters that the plan names.
     """
-    missing = [name for name in names if name not in rig.axes]
-    if missing:
-        known = ", ".join(rig.axes) or "none"
-        raise ConfigError(f"the plan moves {', '.join(missing)}, but {rig.config.path} has the axes: {known}")
-    return {name: rig.axes[name].unit for name in names}
+    faults = [
+        f"{what} {', '.join(missing)} (it has: {', '.join(present) or 'none'})"
+        for what, names, present in (
+            ("axis", beside.axes, rig.axes),
+            ("source-meter", beside.meters, rig.source_meters),
+        )
+        if (missing := [name for name in names if name not in present])
+    ]
+    if faults:
+        raise ConfigError(f"{rig.config.path}: the plan needs what the rig has not: {'; '.join(faults)}")
+    return {name: rig.axes[name].unit for name in beside.axes}

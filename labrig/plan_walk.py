@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -26,8 +26,8 @@ from labrig.recording.progress import Progress
 from labrig.recording.writer import RecordingWriter
 from labrig.rig import Rig
 from labrig.write_check import restore_board, still_written
-from labrig_drivers.capabilities import CellSweep
-from labrig_drivers.errors import CapabilityError, ConfigError
+from labrig_drivers.capabilities import CELL_SWEEP, CellSweep, require_capability
+from labrig_drivers.errors import ConfigError
 from labrig_drivers.source_meter import Reading
 
 # A pause that is longer is announced.
@@ -240,15 +240,16 @@ class PlanWalk:
         if point.meter is not None:
             return await self._meter_curve(point, point.meter)
         board = self._rig.board
-        if point.array is None or not isinstance(board, CellSweep):
-            raise CapabilityError("the plan takes curves of cells, but this board has no source-meters at its lines")
-        return tuple(await board.sweep_cell(point.array, point.row, point.column, point.voltage_v, point.limit_a))
+        require_capability(board.info, CELL_SWEEP)
+        assert point.array is not None
+        return tuple(
+            await cast(CellSweep, board).sweep_cell(
+                point.array, point.row, point.column, point.voltage_v, point.limit_a
+            )
+        )
 
     async def _meter_curve(self, point: CurvePoint, name: str) -> tuple[Reading, ...]:
-        meter = self._rig.source_meters.get(name)
-        if meter is None:
-            known = ", ".join(self._rig.source_meters) or "none"
-            raise ConfigError(f"the plan takes curves at source-meter {name!r}; the rig has: {known}")
+        meter = self._rig.source_meters[name]
         settings = self._rig.config.source_meters[name]
         await meter.configure(source="voltage", nplc=settings.nplc)
         await meter.set_limit(current_a=point.limit_a if point.limit_a is not None else settings.limit_current_a)

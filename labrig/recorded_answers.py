@@ -27,8 +27,12 @@ async def recorded_answer(writer: RecordingWriter, info: BoardInfo, point: Recor
         return None
     rows = await writer.recorded_rows(point.stream, point.start, point.start + point.rows)
     if point.stream == layout.CURVES:
-        columns = (rows[name].tolist() for name in ("voltage_v", "current_a", "in_compliance", "time_s"))
-        return tuple(Reading(*values[:2], bool(values[2]), values[3]) for values in zip(*columns, strict=True))
+        return tuple(
+            Reading(float(voltage_v), float(current_a), bool(in_compliance), float(time_s))
+            for voltage_v, current_a, in_compliance, time_s in zip(
+                rows["voltage_v"], rows["current_a"], rows["in_compliance"], rows["time_s"], strict=True
+            )
+        )
     code = rows["current_code"].astype(np.int16)
     return MvmResult(
         code=code,

@@ -40,6 +40,7 @@ class BesideCapacity:
         settings: How often it moves them.
         curves: Curves that it takes.
         readings: Readings of all these curves together.
+        meters: Names of the rig's source-meters at which it takes curves.
         supply_period_s: Pause in s between two readings of the array supply; None as usual.
     """
 
@@ -47,6 +48,7 @@ class BesideCapacity:
     settings: int = 0
     curves: int = 0
     readings: int = 0
+    meters: tuple[str, ...] = ()
     supply_period_s: float | None = None
 
 
@@ -203,7 +205,11 @@ class MeasuresBeside(Protocol):
     """A plan that moves axes or takes curves says so."""
 
     def beside(self, info: BoardInfo) -> BesideCapacity:
-        """What a recording must hold beside MVMs and writes."""
+        """What a recording must hold beside MVMs and writes.
+
+        Raises:
+            CapabilityError: The board cannot do it.
+        """
         ...
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from labrig.plans.base import BesideCapacity, CurvePoint, Points, ProgramPoint, StreamCapacity
 from labrig.plans.schedule import chosen_arrays, demand_positive, describe_options, random_target
+from labrig_drivers.capabilities import CELL_SWEEP, require_capability
 from labrig_drivers.crossbar import BoardInfo, FloatArray
 from labrig_drivers.errors import CapabilityError, ConfigError
 
@@ -71,9 +72,16 @@ class IvPlan:
         return dict.fromkeys(chosen_arrays(info, self.arrays), StreamCapacity(0, 1, 0))
 
     def beside(self, info: BoardInfo) -> BesideCapacity:
-        """Room for the curves."""
+        """Room for the curves.
+
+        Raises:
+            CapabilityError: The board has no source-meters at its lines.
+        """
+        if self.meter is None:
+            require_capability(info, CELL_SWEEP)
         curves = self.repeats * (1 if self.meter is not None else len(self._places(info)))
-        return BesideCapacity(curves=curves, readings=curves * len(self._levels_v(info)))
+        meters = () if self.meter is None else (self.meter,)
+        return BesideCapacity(curves=curves, readings=curves * len(self._levels_v(info)), meters=meters)
 
     async def points(self, info: BoardInfo) -> Points:
         """The curves, all cells once, then all again."""

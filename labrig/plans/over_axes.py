@@ -116,6 +116,7 @@ class OverAxes:
             settings=visits * (1 + inner.settings),
             curves=visits * inner.curves,
             readings=visits * inner.readings,
+            meters=inner.meters,
             supply_period_s=inner.supply_period_s,
         )
 

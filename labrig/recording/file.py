@@ -183,7 +183,7 @@ class RecordingFile:
         if write < 0:
             raise StateError(f"{self._path}: array {array} has MVMs before its first write; record the write first")
         count = columns["voltage_v"].shape[0]
-        same = {
+        same: dict[str, NDArray[np.generic]] = {
             "write": np.full(count, write, np.int32),
             "kind": np.full(count, label.kind, np.int8),
             "setting": np.full(count, setting, np.int32),

@@ -25,6 +25,7 @@ from labrig_drivers.capabilities import (
     TransposedMvm,
     require_capability,
 )
+from labrig_drivers.commanded import COMMANDED
 from labrig_drivers.crossbar import BoardInfo, MvmResult
 from labrig_drivers.errors import CapabilityError, ConfigError, SafetyError
 from labrig_drivers.instrument import ExpectedIdentity
@@ -178,9 +179,9 @@ async def test_every_reason_against_a_sweep_is_named() -> None:
 
 def test_a_rig_file_chooses_what_the_mock_offers() -> None:
     chosen = MockBoard.from_settings({"capabilities": ["cell-sweep"], "seed": 4}, ExpectedIdentity(), "board")
-    assert (chosen.capabilities, chosen.chip_id) == (frozenset({CELL_SWEEP}), "SIM-0004")
+    assert (chosen.capabilities - {COMMANDED}, chosen.chip_id) == (frozenset({CELL_SWEEP}), "SIM-0004")
     usual = MockBoard.from_settings({}, ExpectedIdentity(), "board")
-    assert usual.capabilities == frozenset({READ_CONDUCTANCE, TEMPERATURE})
+    assert usual.capabilities == frozenset({CELL_SWEEP, COMMANDED, READ_CONDUCTANCE, TEMPERATURE})
     for wrong in ("cell-sweep", ["levitation"], [1]):
         with pytest.raises(ConfigError, match=r"board\.settings\.capabilities: .* is not a list out of \['cell-sweep'"):
             MockBoard.from_settings({"capabilities": wrong}, ExpectedIdentity(), "board")

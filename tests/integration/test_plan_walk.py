@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from labrig.acquisition import RunSummary, run_sweep
 from labrig.config import RigConfig, parse_rig
-from labrig.events import BlockCommitted, Event, EventBus, PointMissed
+from labrig.events import BlockCommitted, CurveCommitted, Event, EventBus, PointMissed
 from labrig.plans import (
     AdaptivePlan,
     CanaryDesign,
     EnergyPlan,
+    IvPlan,
     MvmCalibrationPlan,
     MvmPoint,
     Plan,
@@ -31,7 +32,7 @@ from labrig.plans import (
     StreamCapacity,
     TransferCurveDesign,
 )
-from labrig.recording import Recording
+from labrig.recording import Recording, layout
 from labrig.recording.journal import MISSED
 from labrig.recording.rows import read_rows
 from labrig.rig import Rig
@@ -117,6 +118,7 @@ PLANS: dict[str, Plan] = {
     "retention": RetentionPlan(last_s=64.0, writes=2, repeats=1),
     "energy": EnergyPlan(mvms=20, bursts=2, batch=8),
     "adaptive": AdaptivePlan(Halving()),
+    "iv": IvPlan(cells=4, levels=3, repeats=2, program=True),
     "timed": AdaptivePlan(Timed()),
 }
 
@@ -135,10 +137,10 @@ async def run(
     task = asyncio.create_task(sweep())
 
     def interrupt(event: Event) -> None:
-        blocks = sum(isinstance(one, BlockCommitted) for one in seen)
-        if isinstance(event, BlockCommitted) and blocks == cancel_after:
+        blocks = sum(isinstance(one, BlockCommitted | CurveCommitted) for one in seen)
+        if isinstance(event, BlockCommitted | CurveCommitted) and blocks == cancel_after:
             task.cancel()
-        if isinstance(event, BlockCommitted) and blocks == stop_after:
+        if isinstance(event, BlockCommitted | CurveCommitted) and blocks == stop_after:
             control.stop()
 
     bus.subscribe(interrupt)
@@ -156,6 +158,9 @@ def equal(path: Path, other: Path) -> None:
             assert one.point_hashes(array) == two.point_hashes(array)
             stream = f"entry/array_{array}"
             np.testing.assert_array_equal(one.journal(stream)["kind"], two.journal(stream)["kind"])
+            for curves in (layout.CURVES,) if two.has_stream(layout.CURVES) else ():
+                for column in layout.curve_stream(0, moves_axes=False).columns:
+                    np.testing.assert_array_equal(one.column(curves, column.name), two.column(curves, column.name))
             here, there = read_rows(one, array), read_rows(two, array)
             for field in dataclasses.fields(here):
                 np.testing.assert_array_equal(getattr(here, field.name), getattr(there, field.name))

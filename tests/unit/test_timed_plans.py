@@ -47,6 +47,7 @@ INFO = BoardInfo(
     adc_full_scale_a=(1.6e-4,) * 4,
     mvm_latency_s=1e-5,
     program_latency_s=5e-3,
+    capabilities=frozenset({"cell-sweep"}),
 )
 
 
@@ -175,6 +176,9 @@ async def test_cells_and_levels_that_make_no_curve_are_refused() -> None:
     with pytest.raises(ConfigError, match="row, column"):
         IvPlan(cells=[[1]])
     assert len(await listed(IvPlan(cells=1000, arrays=[0]))) == 32  # as many as there are
+    with pytest.raises(CapabilityError, match="cell-sweep"):
+        PlanNeeds.of(IvPlan(), replace(INFO, capabilities=frozenset()))
+    assert PlanNeeds.of(IvPlan(low_v=-1.0, high_v=1.0, meter="smu"), INFO).beside.meters == ("smu",)
 
 
 @dataclass(frozen=True)
