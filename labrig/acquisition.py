@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from labrig.commits import Commits, RunSummary
+from labrig.conditions import rig_conditions
 from labrig.config import RigConfig
 from labrig.energy_meter import SUPPLY_PERIOD_S
 from labrig.events import EventBus, RunFinished, RunStarted, RunStatus
@@ -109,6 +110,7 @@ async def run_sweep(
         # Leaving: first the supply, then the file, then the instruments.
         async with writer:
             control = control or RunControl()
+            control.watch(rig_conditions(opened))
             await wait_until_clear(opened, bus, control)
             async with opened.powered():
                 summary = await acquire(opened, plan, writer, bus, progress=progress, control=control)

@@ -17,8 +17,10 @@ from labrig.toml_models import Section, check_toml, read_toml
 from labrig_drivers.errors import ConfigError
 
 __all__ = [
+    "AxisConfig",
     "BoardConfig",
     "BoardSafetyConfig",
+    "ConditionConfig",
     "InterlockConfig",
     "RigConfig",
     "SafetyConfig",
@@ -147,13 +149,53 @@ class InterlockConfig(Section):
     """Time in s between two looks at it while a run measures or waits."""
 
 
+class AxisConfig(Section):
+    """An axis: a quantity of the surroundings that a plan may set, such as the temperature of the chuck."""
+
+    driver: str
+    """Entry point in the group `labrig.drivers`, such as `scpi-axis` or `mock-axis`."""
+    link: LinkUrl | None = None
+    """Address, such as `tcp://192.168.0.12:5025`; absent for drivers that run in this process."""
+    expect_model: str | None = None
+    """Text that the reported model must contain."""
+    expect_serial: str | None = None
+    """Serial number that the instrument must report."""
+    low: float | None = None
+    """Lowest value that may be set, in the unit of the axis; may only be tighter than what the driver allows."""
+    high: float | None = None
+    """Highest value that may be set, in the unit of the axis; may only be tighter than what the driver allows."""
+    settings: dict[str, object] = Field(default_factory=dict)
+    """Settings of the driver's own: what is set, how, and where it goes at the end (`safe_value`)."""
+
+
+class ConditionConfig(Section):
+    """Something that must hold while a run measures; a run suspends while it does not, and goes on by itself."""
+
+    reads: str
+    """What is looked at: `board.temperature` (in K), `axes.NAME` (in its unit), or `supply.compliance`."""
+    low: float | None = None
+    """Lower end of the band."""
+    high: float | None = None
+    """Upper end of the band."""
+    poll_s: Annotated[float, Field(ge=0.01, le=3600)] = 1.0
+    """Shortest time in s between two readings."""
+    hold_s: Annotated[float, Field(ge=0, le=86400)] = 0.0
+    """How long in s it must be back in its band before the run goes on."""
+    retry_s: Annotated[float, Field(ge=0, le=86400)] = 10.0
+    """`supply.compliance` only: how long in s the array supply stays off before it is tried again."""
+    retries: Annotated[int, Field(ge=0, le=1000)] = 3
+    """`supply.compliance` only: how often in a row it is tried again before the run ends."""
+
+
 class RigFile(Section):
     """A labrig rig file."""
 
     rig: RigSection
     board: BoardConfig
     source_meters: dict[InstrumentName, SourceMeterConfig] = Field(default_factory=dict)
+    axes: dict[InstrumentName, AxisConfig] = Field(default_factory=dict)
     interlocks: dict[InstrumentName, InterlockConfig] = Field(default_factory=dict)
+    conditions: dict[InstrumentName, ConditionConfig] = Field(default_factory=dict)
     safety: SafetyConfig
 
 
@@ -169,6 +211,8 @@ class RigConfig:
         path: The file.
         source_text: The file's text, verbatim: recordings carry it.
         interlocks: The sections `[interlocks.NAME]` by name.
+        axes: The sections `[axes.NAME]` by name.
+        conditions: The sections `[conditions.NAME]` by name.
     """
 
     rig: RigSection
@@ -178,6 +222,8 @@ class RigConfig:
     path: Path
     source_text: str
     interlocks: Mapping[str, InterlockConfig] = field(default_factory=dict)
+    axes: Mapping[str, AxisConfig] = field(default_factory=dict)
+    conditions: Mapping[str, ConditionConfig] = field(default_factory=dict)
 
     @property
     def max_read_voltage_v(self) -> float:
@@ -214,7 +260,17 @@ def parse_rig(text: str, path: Path, *, drivers: Collection[str] | None = None) 
     """
     known = installed_drivers() if drivers is None else drivers
     checked = check_toml(text, path, RigFile, lambda raw: rig_faults(raw, known))
-    return RigConfig(checked.rig, checked.board, checked.source_meters, checked.safety, path, text, checked.interlocks)
+    return RigConfig(
+        checked.rig,
+        checked.board,
+        checked.source_meters,
+        checked.safety,
+        path,
+        text,
+        interlocks=checked.interlocks,
+        axes=checked.axes,
+        conditions=checked.conditions,
+    )
 
 
 def rig_schema() -> dict[str, object]:

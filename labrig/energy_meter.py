@@ -24,6 +24,7 @@ class EnergyMeter:
         bus: Gets every reading, and an alarm when the supply is at its limit or can no longer be read.
         record: Called with every reading, such as `RecordingWriter.append_supply`.
         period_s: Pause in s between two readings.
+        on_limit: Called with every reading at which the supply is at its limit.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class EnergyMeter:
         record: Callable[[Reading], Awaitable[object]] | None = None,
         *,
         period_s: float = SUPPLY_PERIOD_S,
+        on_limit: Callable[[Reading], None] | None = None,
     ) -> None:
         self._supply = supply
         self._bus = bus
         self._record = record
         self._period_s = period_s
+        self._on_limit = on_limit
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._last: Reading | None = None
@@ -120,6 +123,8 @@ class EnergyMeter:
         if self._record is not None:
             await self._record(reading)
         self._bus.publish(SupplyRead(reading))
+        if reading.in_compliance and self._on_limit is not None:
+            self._on_limit(reading)
         if reading.in_compliance and not self._alarmed:
             self._alarmed = True
             self._bus.publish(

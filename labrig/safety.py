@@ -158,6 +158,37 @@ class BoardEnvelope:
         return [reason for one in self.of_array(array) for reason in one.program_reasons(conductance_s)]
 
 
+@dataclass(frozen=True)
+class AxisEnvelope:
+    """The limits of one axis in its unit, beside its driver's own; None limits nothing.
+
+    Attributes:
+        name: How messages call the axis.
+        low: Lowest value that may be set.
+        high: Highest value that may be set.
+    """
+
+    name: str
+    low: float | None = None
+    high: float | None = None
+
+    def reasons(self, value: float, unit: str) -> list[str]:
+        """Every limit that a value would violate."""
+        found = []
+        # Written so that NaN is refused as well.
+        if self.low is not None and not value >= self.low:
+            found.append(f"{self.name}: {value:g} {unit} is below axes.{self.name}.low = {self.low:g} {unit}")
+        if self.high is not None and not value <= self.high:
+            found.append(f"{self.name}: {value:g} {unit} exceeds axes.{self.name}.high = {self.high:g} {unit}")
+        return found
+
+
+def axis_envelope(config: RigConfig, name: str) -> AxisEnvelope:
+    """The limits of the axis `name` of a rig file."""
+    axis = config.axes[name]
+    return AxisEnvelope(name, axis.low, axis.high)
+
+
 def source_envelope(config: RigConfig, name: str) -> SourceEnvelope:
     """The limits of the source-meter `name` of a rig file."""
     own = config.source_meters[name].safety

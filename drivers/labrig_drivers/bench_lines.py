@@ -8,7 +8,7 @@ moves only while every source-meter is off, or on at 0 V.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,7 +16,7 @@ from typing import TypeVar
 from labrig_drivers.bench_settings import BenchGeometry
 from labrig_drivers.errors import InstrumentError, LabrigError, SafetyError, StateError
 from labrig_drivers.instrument import HostLossProtection, Instrument, ProtectsItself
-from labrig_drivers.links.guard import settle
+from labrig_drivers.links.guard import undivided
 from labrig_drivers.source_meter import Reading, SourceMeter
 from labrig_drivers.switch_matrix import Point, SwitchMatrix
 
@@ -115,7 +115,7 @@ class BenchLines:
         try:
             await _all(one.open() for one in instruments)
         except BaseException:
-            await _undivided(_close_quietly(instruments))
+            await undivided(_close_quietly(instruments))
             raise
         self._dirty = False
 
@@ -127,7 +127,7 @@ class BenchLines:
                 a person has switched the output off opens them.
             InstrumentError: A relay did not open.
         """
-        await _undivided(self._end())
+        await undivided(self._end())
 
     @asynccontextmanager
     async def session(
@@ -154,9 +154,7 @@ class BenchLines:
         self._highest_v, self._gate_v = highest_v, gate_v
         self._dirty = True
         try:
-            await _undivided(
-                _all(self._switch_on(one, limits_a.get(one.what) or limit_a, nplc) for one in self._meters)
-            )
+            await undivided(_all(self._switch_on(one, limits_a.get(one.what) or limit_a, nplc) for one in self._meters))
             yield
         finally:
             # What this raises is worse news than whatever ended the block: an output may still be on.
@@ -175,7 +173,7 @@ class BenchLines:
         await self._to_zero()
         # The relays may move from here on although the connection is not known yet.
         self._selected = ()
-        await _undivided(self._matrix.connect(self._points(word, bits)))
+        await undivided(self._matrix.connect(self._points(word, bits)))
         self._selected = tuple(bits)
         if self._gate is not None:
             await self._drive([(self._gate, self._gate_v)])
@@ -197,17 +195,17 @@ class BenchLines:
         """
         self._demand(voltage_v)
         self._word.level_v = None
-        readings = await _undivided(self._word.meter.sweep(voltage_v=voltage_v))
+        readings = await undivided(self._word.meter.sweep(voltage_v=voltage_v))
         self._word.level_v = voltage_v[-1]
         return readings
 
     async def read(self) -> list[Reading]:
         """One reading of each selected bit line, all meters at the same time; in the order of the selection."""
-        return await _undivided(_all(one.meter.measure() for one in self._bits[: len(self._selected)]))
+        return await undivided(_all(one.meter.measure() for one in self._bits[: len(self._selected)]))
 
     async def read_cell(self) -> tuple[Reading, Reading]:
         """One reading of the word source and one of the first selected bit line's meter, at the same time."""
-        word, bit = await _undivided(_all(one.meter.measure() for one in (self._word, self._bits[0])))
+        word, bit = await undivided(_all(one.meter.measure() for one in (self._word, self._bits[0])))
         return word, bit
 
     async def check_source(self) -> None:
@@ -216,7 +214,7 @@ class BenchLines:
         Raises:
             InstrumentError: It is in compliance: the lines are not at the voltages that were asked for.
         """
-        reading = await _undivided(self._word.meter.measure())
+        reading = await undivided(self._word.meter.measure())
         if reading.in_compliance:
             text = (
                 f"the word source is in compliance at {reading.voltage_v:g} V, {reading.current_a:g} A where "
@@ -231,7 +229,7 @@ class BenchLines:
             StateError: An output could not be made safe; the relays were left as they are, not to be switched hot.
             InstrumentError: A relay did not open.
         """
-        await _undivided(self._make_safe())
+        await undivided(self._make_safe())
 
     def _points(self, word: int, bits: Sequence[int]) -> frozenset[Point]:
         """Where every line goes: nothing floats."""
@@ -287,7 +285,7 @@ class BenchLines:
     async def _drive(self, levels: Sequence[tuple[_Meter, float]]) -> None:
         changes = [(one, level_v) for one, level_v in levels if one.level_v != level_v]
         if changes:
-            await _undivided(_all(self._set(one, level_v) for one, level_v in changes))
+            await undivided(_all(self._set(one, level_v) for one, level_v in changes))
 
     async def _set(self, one: _Meter, level_v: float) -> None:
         one.level_v = None
@@ -334,13 +332,3 @@ async def _all(calls: Iterable[Awaitable[T]]) -> list[T]:
             raise result
         values.append(result)
     return values
-
-
-async def _undivided(work: Coroutine[object, object, T]) -> T:
-    """Runs `work` to its end; a cancellation that comes meanwhile is raised after it, unless it failed itself."""
-    task = asyncio.ensure_future(work)
-    cancelled = await settle(task)
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result

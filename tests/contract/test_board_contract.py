@@ -12,8 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from labrig.testing.driver_contract import check_crossbar_board
-from labrig_drivers.capabilities import STREAMING
-from labrig_drivers.commanded import COMMANDED, TEMPERATURE
+from labrig_drivers.capabilities import STREAMING, TEMPERATURE
 from labrig_drivers.crossbar import BoardInfo, CrossbarBoard, MvmResult, ProgramReport
 from labrig_drivers.instrument import Identity
 from labrig_drivers.links.serial import SerialLink
