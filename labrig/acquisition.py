@@ -122,16 +122,22 @@ def axis_units(rig: Rig, beside: BesideCapacity) -> dict[str, str]:
     """The unit of each axis that a plan moves, by its name.
 
     Raises:
-        ConfigError: The rig has not all axes and source-meters that the plan names.
+        ConfigError: The rig has not all axes and source-meters that the plan names, or an axis does not reach as far.
     """
+    wanted = (("axis", beside.axes, rig.axes), ("source-meter", beside.meters, rig.source_meters))
     faults = [
-        f"{what} {', '.join(missing)} (it has: {', '.join(present) or 'none'})"
-        for what, names, present in (
-            ("axis", beside.axes, rig.axes),
-            ("source-meter", beside.meters, rig.source_meters),
-        )
-        if (missing := [name for name in names if name not in present])
+        f"{what} {name!r} is not there (there are: {', '.join(present) or 'none'})"
+        for what, names, present in wanted
+        for name in names
+        if name not in present
     ]
+    for name, (lowest, highest) in beside.axes.items():
+        axis = rig.axes.get(name)
+        if axis is not None and not axis.low <= lowest <= highest <= axis.high:
+            faults.append(
+                f"axis {name!r} goes from {axis.low:g} to {axis.high:g} {axis.unit}, "
+                f"the plan from {lowest:g} to {highest:g} {axis.unit}"
+            )
     if faults:
         raise ConfigError(f"{rig.config.path}: the plan needs what the rig has not: {'; '.join(faults)}")
     return {name: rig.axes[name].unit for name in beside.axes}

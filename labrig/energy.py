@@ -65,9 +65,8 @@ class _Burst:
 def energy_report(path: Path | str) -> EnergyReport:
     """Reads joules per MVM from a recording.
 
-    A reading of the supply is the mean power over the time since the reading before. What a burst draws above the
-    power of the rests around it is counted from the request to one rest after the answer, because a reading may end
-    after the burst did.
+    A reading of the supply counts as the mean power over the time since the reading before. What a burst draws above
+    the power of the rests around it is counted from the request to half a rest after the answer.
 
     Raises:
         StorageError: The recording cannot be read or believed, is of another plan, or has no readings of a supply.
@@ -118,7 +117,8 @@ def _bursts(recording: Recording, plan: EnergyPlan, array: int) -> list[_Burst]:
     journal = recording.journal(f"entry/array_{array}")
     size = plan.blocks_per_burst
     found = []
-    for first in range(0, len(journal) - size + 1, size):
+    # One more block follows the last burst, so that the readings cover that.
+    for first in range(0, len(journal) - size, size):
         blocks = journal[first : first + size]
         began_s, ended_s = float(blocks["began_s"][0]), float(blocks["ended_s"][-1])
         # Interrupted within the burst, and gone on with later.
@@ -137,13 +137,20 @@ def _resting(supply: SupplyTrace, bursts: list[_Burst], rest_s: float) -> NDArra
 
 
 def _joules(supply: SupplyTrace, burst: _Burst, rest_s: float) -> float:
-    """Energy in J of one MVM of a burst, above the rest before it."""
+    """Energy in J of one MVM of a burst, above a straight line from the rest before it to the rest after it."""
     power_w = supply.voltage_v * supply.current_a
-    lasted_s = np.diff(supply.time_s, prepend=supply.time_s[0])
-    before = (supply.time_s - lasted_s >= burst.began_s - 0.5 * rest_s) & (supply.time_s <= burst.began_s)
-    within = (supply.time_s > burst.began_s) & (supply.time_s <= burst.ended_s + 0.4 * rest_s)
-    idle_w = float(power_w[before].mean()) if before.any() else math.nan
-    return float(((power_w[within] - idle_w) * lasted_s[within]).sum()) / burst.mvms
+    began_s, ended_s = burst.began_s, burst.ended_s
+    # Times from the start of the burst: UTC in seconds leaves too few digits to fit a line.
+    time_s = supply.time_s - began_s
+    lasted_s = np.diff(time_s, prepend=time_s[0])
+    before = (time_s - lasted_s >= -0.5 * rest_s) & (time_s <= 0.0)
+    after = (time_s - lasted_s >= ended_s - began_s + 0.5 * rest_s) & (time_s <= ended_s - began_s + rest_s)
+    if not (before.any() and after.any()):
+        return math.nan
+    idle_w = np.polynomial.Polynomial.fit(time_s[before | after], power_w[before | after], 1)
+    # A reading may end after the burst did, and a board may answer before it has done with the last MVM.
+    within = (time_s > 0.0) & (time_s <= ended_s - began_s + 0.5 * rest_s)
+    return float(((power_w[within] - idle_w(time_s[within])) * lasted_s[within]).sum()) / burst.mvms
 
 
 def _load(array: int, load: float, operations: int, joules: list[float]) -> LoadEnergy:

@@ -36,7 +36,7 @@ class BesideCapacity:
     """What a recording must hold beside MVMs and writes.
 
     Attributes:
-        axes: Names of the rig's axes that the plan moves.
+        axes: The rig's axes that the plan moves, each with the lowest and the highest value that it is moved to.
         settings: How often it moves them.
         curves: Curves that it takes.
         readings: Readings of all these curves together.
@@ -44,7 +44,7 @@ class BesideCapacity:
         supply_period_s: Pause in s between two readings of the array supply; None as usual.
     """
 
-    axes: tuple[str, ...] = ()
+    axes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     settings: int = 0
     curves: int = 0
     readings: int = 0

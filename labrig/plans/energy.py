@@ -27,7 +27,8 @@ class EnergyPlan:
     """What an MVM costs at several loads; `labrig.energy` makes joules per MVM of the recording.
 
     Before each burst the board rests, fed and idle: what it draws then is not the MVMs'. Loads take turns, so that a
-    slow change of the supply is no difference between loads.
+    slow change of the supply is no difference between loads. One MVM of zeros after a last rest ends the whole, so that
+    the supply is read until the last burst is over.
 
     Attributes:
         loads: Fractions of the largest inputs that the ADC can take; 0 is an MVM of zeros.
@@ -76,7 +77,7 @@ class EnergyPlan:
     def capacity(self, info: BoardInfo) -> dict[int, StreamCapacity]:
         """How much a recording of this plan must hold, by array."""
         bursts = self.bursts * len(self.loads)
-        one = StreamCapacity(bursts * self.mvms, 1, bursts * self.blocks_per_burst)
+        one = StreamCapacity(bursts * self.mvms + 1, 1, bursts * self.blocks_per_burst + 1)
         return dict.fromkeys(chosen_arrays(info, self.arrays), one)
 
     def beside(self, info: BoardInfo) -> BesideCapacity:  # noqa: ARG002 - of the protocol
@@ -85,7 +86,7 @@ class EnergyPlan:
 
     def waiting_s(self, info: BoardInfo) -> float:
         """All rests."""
-        return self.rest_s * self.bursts * len(self.loads) * len(chosen_arrays(info, self.arrays))
+        return self.rest_s * (self.bursts * len(self.loads) + 1) * len(chosen_arrays(info, self.arrays))
 
     async def points(self, info: BoardInfo) -> Points:
         """Array after array; on each the loads in turn."""
@@ -99,6 +100,8 @@ class EnergyPlan:
                     rest_s = 0.0 if number else self.rest_s
                     index = burst * self.blocks_per_burst + number
                     yield MvmPoint(array, 0, index, block.kind, block.voltage_v, rest_s=rest_s)
+            last = self.bursts * len(self.loads) * self.blocks_per_burst
+            yield MvmPoint(array, 0, last, StimulusKind.ZERO, np.zeros((1, info.rows)), rest_s=self.rest_s)
 
     def _design(self, info: BoardInfo, array: int) -> tuple[FloatArray, FloatArray]:
         generator = np.random.default_rng([self.seed, array])

@@ -110,9 +110,10 @@ class OverAxes:
     def beside(self, info: BoardInfo) -> BesideCapacity:
         """Room for the settings, and for the curves of each."""
         inner, visits = PlanNeeds.of(self.inner, info).beside, len(self.settings)
-        moved = dict.fromkeys(name for setting in self.settings for name in setting)
+        values = {name: [one[name] for one in self.settings if name in one] for one in self.settings for name in one}
+        ranges = {name: (min(of_axis), max(of_axis)) for name, of_axis in values.items()}
         return BesideCapacity(
-            axes=tuple(dict.fromkeys([*moved, *inner.axes])),
+            axes={**inner.axes, **ranges},
             settings=visits * (1 + inner.settings),
             curves=visits * inner.curves,
             readings=visits * inner.readings,

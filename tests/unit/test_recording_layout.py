@@ -57,7 +57,7 @@ HEADER = RecordingHeader(
 @pytest.mark.parametrize("rows", [1, 1000, 100_000])
 def test_metadata_lies_in_front_of_every_row(tmp_path: Path, rows: int) -> None:
     capacity = {array: StreamCapacity(rows=rows, writes=2, blocks=max(1, rows // 100)) for array in (0, 1)}
-    beside = BesideCapacity(axes=("temperature",), settings=rows, curves=rows, readings=10 * rows)
+    beside = BesideCapacity(axes={"temperature": (290.0, 300.0)}, settings=rows, curves=rows, readings=10 * rows)
     streams = run_streams(INFO, capacity, 500, beside, {"temperature": "K"})
     path = tmp_path / "run.h5"
     create_file(path, HEADER, INFO, streams).close()

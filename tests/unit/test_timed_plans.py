@@ -139,7 +139,8 @@ async def test_one_write_can_be_measured_at_all_settings_only_if_there_is_one() 
 
 async def test_loads_take_turns_and_each_burst_begins_after_a_rest() -> None:
     plan = EnergyPlan(loads=(0.0, 1.0), bursts=2, mvms=40, batch=16, rest_s=0.25, arrays=[0])
-    mvms = [point for point in await listed(plan) if isinstance(point, MvmPoint)]
+    *mvms, last = [point for point in await listed(plan) if isinstance(point, MvmPoint)]
+    assert (last.rest_s, last.voltage_v.tolist()) == (0.25, [[0.0] * 8])
     assert [len(point.voltage_v) for point in mvms] == [16, 16, 8] * 4
     assert [point.rest_s for point in mvms] == [0.25, 0.0, 0.0] * 4
     loads = [float(np.abs(point.voltage_v).max()) > 0.0 for point in mvms]
