@@ -216,3 +216,4 @@ async def test_a_killed_program_leaves_the_axis_at_its_safe_value_where_it_has_o
         assert len(ramp) > 10
         for before, after in pairwise(ramp):
             assert abs(after.set_point - before.set_point) <= 500.0 * (after.time_s - before.time_s) + 0.05
+            assert after.set_point < before.set_point
