@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from labrig.conditions import rig_conditions
 from labrig.config import RigConfig
 from labrig.rig import Rig, instrument_specs, open_rig
+from labrig.run_control import Condition
 from labrig.watchdog.client import Watchdog
 from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.errors import LabrigError
 from labrig_drivers.instrument import HostLossProtection, Identity
 
 
@@ -76,8 +78,16 @@ async def survey(config: RigConfig) -> RigSurvey:
             open_interlocks=tuple(await rig.open_interlocks()),
             watchdog_start_s=await _start_watchdog() if real else None,
             axes=await _axes(rig),
-            conditions={one.name: await one.fault() for one in rig_conditions(rig)},
+            conditions={one.name: await _fault(one) for one in rig_conditions(rig)},
         )
+
+
+async def _fault(condition: Condition) -> str | None:
+    try:
+        return await condition.fault()
+    except LabrigError as error:
+        # One sensor that does not answer must not hide everything else.
+        return f"cannot be looked at: {error}"
 
 
 async def _axes(rig: Rig) -> dict[str, FoundAxis]:

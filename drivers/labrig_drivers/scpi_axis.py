@@ -239,6 +239,7 @@ class ScpiAxis:
         async with self._moving:
             self._ending.clear()
             await self._motion(asyncio.sleep).go(value)
+            self._moved = False
 
     async def _end(self) -> None:
         self._ending.set()

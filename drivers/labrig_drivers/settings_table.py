@@ -114,7 +114,8 @@ class SettingsTable:
         return [SettingsTable(one, f"{self._where}.{key}[{index}]", self.faults) for index, one in enumerate(value)]
 
     def has(self, key: str) -> bool:
-        """Whether the key is there."""
+        """Whether the key is there; it may be."""
+        self._known.add(key)
         return key in self._values
 
     def raw(self) -> dict[str, object]:

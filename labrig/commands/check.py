@@ -79,9 +79,11 @@ def _print_protection(console: Console, config: RigConfig, found: RigSurvey) -> 
 
 
 def _axis(axis: FoundAxis) -> str:
-    end = "stays as it is" if axis.safe_value is None else f"goes to {axis.safe_value:g} {axis.unit} once it was moved"
     limits = f"{axis.low:g} to {axis.high:g} {axis.unit}"
-    return f"{axis.quantity} at {axis.value:.6g} {axis.unit}, may be set to {limits}, {end} when the rig is closed"
+    end = "keeps its set point at the end"
+    if axis.safe_value is not None:
+        end = f"goes to {axis.safe_value:g} {axis.unit} at the end, if it was moved"
+    return f"{axis.quantity} at {axis.value:.6g} {axis.unit}, may be set to {limits}; {end}"
 
 
 def _state(found: RigSurvey, name: str) -> str:
