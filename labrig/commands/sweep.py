@@ -12,6 +12,7 @@ import typer
 
 from labrig.commands.arguments import RigArgument
 from labrig.commands.interruptible import run_interruptible
+from labrig.commands.mqtt import MqttOption, NoMqttOption, published
 from labrig_drivers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def sweep(
             "--set", metavar="OPTION=VALUE", help="An option of the plan, such as --set batch=64; repeatable."
         ),
     ] = None,
+    mqtt: MqttOption = None,
+    no_mqtt: NoMqttOption = False,
 ) -> None:
     """Run a plan on a rig and record it.
 
@@ -95,9 +98,10 @@ def sweep(
 
     with ProgressListener() as progress:
         bus.subscribe(progress)
-        run_interruptible(
-            run_sweep(config, chosen, path, bus, survives, resume=resume is not None, control=control), stop
-        )
+        with published(config, bus, mqtt, off=no_mqtt):
+            run_interruptible(
+                run_sweep(config, chosen, path, bus, survives, resume=resume is not None, control=control), stop
+            )
     typer.echo(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -153,7 +154,9 @@ async def _break_off(client: Client) -> None:
 
 
 def _plain(error: Exception, answer_s: float) -> str:
-    """An error without the library's brackets."""
+    """An error without the brackets, numbers and addresses of libraries."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno)
     text = str(error)
     if text == "Operation timed out":
         return f"no answer within {answer_s:g} s"

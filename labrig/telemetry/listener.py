@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,8 @@ from labrig.telemetry.sender import Sender
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _MARGIN_S = 1.0
 _CANCEL_S = 0.5
@@ -85,6 +88,8 @@ class Telemetry:
     async def _send(self) -> None:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(_DaemonThreads())
+        # The client forgets the error of a connection that ended the moment it was made; nothing else runs here.
+        loop.set_exception_handler(lambda _, context: _log.info("%s", context.get("exception") or context["message"]))
         sender = Sender(self._outbox, self._broker, self._topic, self._say, self._pace)
         closed = asyncio.Event()
 

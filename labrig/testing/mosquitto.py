@@ -7,8 +7,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,86 @@ class Mosquitto:
         if self._process is None:
             raise RuntimeError("the broker does not run")
         return self._process
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message as mosquitto's own client got it.
+
+    Attributes:
+        topic: Its topic.
+        qos: How it was delivered.
+        retained: Whether the broker had kept it from before.
+        payload: Its content.
+    """
+
+    topic: str
+    qos: int
+    retained: bool
+    payload: str
+
+
+@dataclass(frozen=True)
+class Subscriber:
+    """A `mosquitto_sub` that listens.
+
+    Attributes:
+        output: What it printed.
+    """
+
+    output: Path
+
+    def heard(self) -> list[Heard]:
+        """Everything so far."""
+        whole, newline, _ = self.output.read_text(encoding="utf-8").rpartition("\n")
+        lines = [line.split("\t", 3) for line in whole.split("\n")] if newline else []
+        return [Heard(topic, int(qos), kept == "1", text) for topic, qos, kept, text in lines if topic[0] != "$"]
+
+    def wait_for(self, found: Callable[[list[Heard]], bool], seconds: float = 20.0) -> list[Heard]:
+        """Everything so far, as soon as `found` is true of it.
+
+        Raises:
+            TimeoutError: It did not become true; the message shows what was heard.
+        """
+        deadline_s = time.monotonic() + seconds
+        while not found(heard := self.heard()):
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("heard only: " + "; ".join(f"{one.topic} {one.payload[:80]}" for one in heard[-20:]))
+            time.sleep(0.01)
+        return heard
+
+
+@contextmanager
+def subscribed(broker: Mosquitto, *options: str) -> Iterator[Subscriber]:
+    """Listens to everything under `labrig/`; entered when the broker has agreed.
+
+    Args:
+        broker: The broker.
+        options: Options of mosquitto_sub, such as an account.
+
+    Raises:
+        RuntimeError: mosquitto_sub is not installed, or cannot connect.
+    """
+    program = find_mosquitto("mosquitto_sub")
+    if program is None:
+        raise RuntimeError("mosquitto_sub is not installed; apt-get install mosquitto-clients")
+    output = Path(tempfile.mkstemp(prefix="heard-", suffix=".txt", dir=broker.folder)[1])
+    # The broker's own retained topic shows that the subscription holds.
+    topics = ("-t", "$SYS/broker/version", "-t", "labrig/#")
+    address = ("-h", "127.0.0.1", "-p", str(broker.port))
+    with output.open("wb") as lines:
+        command = [program, *address, *topics, "-q", "1", "-F", "%t\t%q\t%r\t%p", *options]
+        process = subprocess.Popen(command, stdout=lines, stderr=lines)
+    try:
+        deadline_s = time.monotonic() + _STARTING_S
+        while "$SYS/broker/version" not in output.read_text():
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                raise RuntimeError(f"mosquitto_sub did not connect: {output.read_text()}")
+            time.sleep(0.01)
+        yield Subscriber(output)
+    finally:
+        process.kill()
+        process.wait(_STARTING_S)
 
 
 def free_port() -> int:
