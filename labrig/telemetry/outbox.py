@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from labrig.events import BlockCommitted, Event, RunFinished, RunStarted, StepDone, SupplyRead
 from labrig.telemetry.documents import Numbered, RunDocument, Stamp, document_of
@@ -17,9 +17,11 @@ _MOST_KEYS = 64
 _MOST_ATTEMPTS = 3
 
 _Key = tuple[str, str]
+_BLOCK: _Key = ("block", "")
+_SUPPLY: _Key = ("supply", "")
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """One event on its way.
 
@@ -28,6 +30,7 @@ class Entry:
         run_id: The run that it belongs to.
         time_unix_s: When it happened, in s since 1970 UTC.
         blocks: Committed blocks merged into it.
+        earlier_mvms: MVMs of those before the latest, until it gets its number.
         sequence: Its number; 0 while it may still be merged.
         attempts: How often its delivery failed.
     """
@@ -36,6 +39,7 @@ class Entry:
     run_id: str | None
     time_unix_s: float
     blocks: int = 1
+    earlier_mvms: int = 0
     sequence: int = 0
     attempts: int = 0
 
@@ -80,10 +84,11 @@ class Outbox:
         self._sequence = 0
         self._dropped = 0
         self._closed = False
+        self._called = False
         self._wake: Callable[[], None] = _do_nothing
 
     def on_news(self, wake: Callable[[], None]) -> None:
-        """Has `wake` called, in the thread of `put`, when `take` has something new to look at."""
+        """Has `wake` called, in the thread of `put`, once when there is something new since the last `take`."""
         with self._lock:
             self._wake = wake
 
@@ -114,20 +119,28 @@ class Outbox:
             if self._closed:
                 return
             now_unix_s = self._wall_clock()
-            entry = Entry(event, self._tracker.note(event, now_unix_s), now_unix_s)
+            run_id = self._tracker.note(event, now_unix_s)
             key = _progress(event)
             if key is None:
                 if isinstance(event, RunStarted | RunFinished):
                     self._release_all()
-                self._append(entry)
-            elif not self._merge(key, entry):
+                self._append(Entry(event, run_id, now_unix_s))
+            else:
+                before = self._merging.get(key)
+                if before is not None:
+                    _merge(before, event, now_unix_s)
+                    return
+                self._hold(key, Entry(event, run_id, now_unix_s))
+            if self._called:
                 return
+            self._called = True
             wake = self._wake
         wake()
 
     def take(self) -> Entry | None:
         """The next entry, oldest first; None when nothing is due."""
         with self._lock:
+            self._called = False
             self._release_due()
             return self._queue.popleft() if self._queue else None
 
@@ -166,21 +179,10 @@ class Outbox:
         with self._lock:
             return len(self._queue) + len(self._merging)
 
-    def _merge(self, key: _Key, entry: Entry) -> bool:
-        """Whether it is the first of its kind since the last release."""
-        before = self._merging.get(key)
-        if before is None:
-            if len(self._merging) >= _MOST_KEYS:
-                self._append(self._merging.pop(next(iter(self._merging))))
-            self._merging[key] = entry
-            return True
-        if isinstance(before.event, BlockCommitted) and isinstance(entry.event, BlockCommitted):
-            latest = entry.event
-            mvms = before.event.mvms + latest.mvms
-            entry.event = BlockCommitted(latest.array, latest.write, mvms, latest.total_mvms)
-            entry.blocks += before.blocks
+    def _hold(self, key: _Key, entry: Entry) -> None:
+        if len(self._merging) >= _MOST_KEYS:
+            self._append(self._merging.pop(next(iter(self._merging))))
         self._merging[key] = entry
-        return False
 
     def _release_due(self) -> None:
         now_s = self._clock()
@@ -197,6 +199,8 @@ class Outbox:
         self._merging.clear()
 
     def _append(self, entry: Entry) -> None:
+        if isinstance(entry.event, BlockCommitted) and entry.blocks > 1:
+            entry.event = replace(entry.event, mvms=entry.event.mvms + entry.earlier_mvms)
         self._sequence += 1
         entry.sequence = self._sequence
         if len(self._queue) >= self._most_kept:
@@ -205,12 +209,20 @@ class Outbox:
         self._queue.append(entry)
 
 
+def _merge(entry: Entry, latest: Event, now_unix_s: float) -> None:
+    """Puts an event in the place of the one before it. Runs once for each block, so that it makes no new object."""
+    if isinstance(entry.event, BlockCommitted):
+        entry.earlier_mvms += entry.event.mvms
+        entry.blocks += 1
+    entry.event, entry.time_unix_s = latest, now_unix_s
+
+
 def _progress(event: Event) -> _Key | None:
     """Of which kind of progress an event is; None where every single one matters."""
     if isinstance(event, BlockCommitted):
-        return ("block", "")
+        return _BLOCK
     if isinstance(event, SupplyRead):
-        return ("supply", "")
+        return _SUPPLY
     if isinstance(event, StepDone):
         return ("step", event.phase)
     return None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _STARTING_S = 10.0
-_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
+_FOLDERS = ("/usr/sbin", "/usr/local/sbin")
 
 
 def find_mosquitto(program: str = "mosquitto") -> str | None:
