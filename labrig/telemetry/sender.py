@@ -80,17 +80,23 @@ class Sender:
         pace = self._pace
         async with connected(self._broker, self._client_id, will, pace.answer_s, pace.keep_alive_s) as client:
             self._tell("connected", f"events are published under {self._topic}/")
+            self._state, self._run = None, None
+            # A message that waits for its acknowledgement does not notice that the connection is gone.
+            delivery = asyncio.create_task(self._deliver(client), name="labrig-telemetry-delivery")
             watch = asyncio.create_task(gone(client), name="labrig-telemetry-watch")
             try:
-                self._state, self._run = None, None
-                await self._deliver(client, watch)
+                await asyncio.wait([delivery, watch], return_when=asyncio.FIRST_COMPLETED)
             finally:
+                delivery.cancel()
                 watch.cancel()
-                await asyncio.wait([watch])
+                await asyncio.wait([delivery, watch])
+            if delivery.cancelled():
+                raise BrokerAwayError("the broker closed the connection, or gives no sign of life")
+            delivery.result()
 
-    async def _deliver(self, client: Client, watch: asyncio.Task[None]) -> None:
+    async def _deliver(self, client: Client) -> None:
         """Returns when the outbox is closed and empty."""
-        while not watch.done():
+        while True:
             self._news.clear()
             await self._publish_state(client, self._outbox.state)
             entry = self._outbox.take()
@@ -103,8 +109,7 @@ class Sender:
                 return
             if entry is None:
                 due_s = [one for one in (in_s, self._outbox.due_in_s()) if one is not None]
-                await self._wait(watch, min(due_s, default=None))
-        raise BrokerAwayError("the broker closed the connection, or gives no sign of life")
+                await self._wait(min(due_s, default=None))
 
     async def _publish_entry(self, client: Client, entry: Entry) -> None:
         try:
@@ -147,23 +152,18 @@ class Sender:
         topic = f"{self._topic}/{document.topic}"
         await client.publish(topic, document.encoded(), qos=document.qos, retain=document.retained)
 
-    async def _wait(self, watch: asyncio.Task[None], seconds: float | None) -> None:
-        """Until there is news, the connection is gone, or time is up."""
-        news = asyncio.create_task(self._news.wait(), name="labrig-telemetry-news")
-        try:
-            await asyncio.wait([news, watch], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            news.cancel()
+    async def _wait(self, seconds: float | None) -> None:
+        """Until there is news, or time is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
 
     async def _pause(self, seconds: float) -> None:
         """Waits between two attempts; not while the outbox is closed."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while not self._outbox.closed:
-                    self._news.clear()
-                    if self._outbox.closed:
-                        break
-                    await self._news.wait()
+        until_s = time.monotonic() + seconds
+        while not self._outbox.closed and (left_s := until_s - time.monotonic()) > 0.0:
+            self._news.clear()
+            await self._wait(left_s)
 
     def _tell(self, condition: _Condition, text: str) -> None:
         if condition == self._condition:
