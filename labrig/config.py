@@ -25,6 +25,7 @@ __all__ = [
     "RigConfig",
     "SafetyConfig",
     "SourceMeterConfig",
+    "TelemetryConfig",
     "installed_drivers",
     "load_rig",
     "parse_rig",
@@ -187,6 +188,25 @@ class ConditionConfig(Section):
     """`supply.compliance` only: how often in a row it is tried again before the run ends."""
 
 
+class TelemetryConfig(Section):
+    """Where events of runs are published over MQTT; a file without this section publishes nothing."""
+
+    broker: Annotated[str, StringConstraints(pattern=r"^mqtts?://.+")]
+    """Address of the broker, `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for an encrypted connection."""
+    site: Annotated[str, Field(min_length=1)] = "lab"
+    """How topics call the place of this rig: they begin with `labrig/1/SITE/RIG/`."""
+    username: Annotated[str, Field(min_length=1)] | None = None
+    """Account at the broker."""
+    password_file: Annotated[str, Field(min_length=1)] | None = None
+    """File that holds the password of the account, and nothing else."""
+    password_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Name of the environment variable that holds the password of the account."""
+    ca_file: Annotated[str, Field(min_length=1)] | None = None
+    """Certificates (PEM) that an `mqtts` broker is checked with; those of the system when absent."""
+    max_rate_hz: Annotated[float, Field(gt=0, le=1000)] = 5.0
+    """Documents per second of one kind of progress: blocks, steps of one phase, readings of the supply."""
+
+
 class RigFile(Section):
     """A labrig rig file."""
 
@@ -197,6 +217,7 @@ class RigFile(Section):
     interlocks: dict[InstrumentName, InterlockConfig] = Field(default_factory=dict)
     conditions: dict[InstrumentName, ConditionConfig] = Field(default_factory=dict)
     safety: SafetyConfig
+    telemetry: TelemetryConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +234,7 @@ class RigConfig:
         interlocks: The sections `[interlocks.NAME]` by name.
         axes: The sections `[axes.NAME]` by name.
         conditions: The sections `[conditions.NAME]` by name.
+        telemetry: The section `[telemetry]`; None without one.
     """
 
     rig: RigSection
@@ -224,6 +246,7 @@ class RigConfig:
     interlocks: Mapping[str, InterlockConfig] = field(default_factory=dict)
     axes: Mapping[str, AxisConfig] = field(default_factory=dict)
     conditions: Mapping[str, ConditionConfig] = field(default_factory=dict)
+    telemetry: TelemetryConfig | None = None
 
     @property
     def max_read_voltage_v(self) -> float:
@@ -261,15 +284,16 @@ def parse_rig(text: str, path: Path, *, drivers: Collection[str] | None = None) 
     known = installed_drivers() if drivers is None else drivers
     checked = check_toml(text, path, RigFile, lambda raw: rig_faults(raw, known))
     return RigConfig(
-        checked.rig,
-        checked.board,
-        checked.source_meters,
-        checked.safety,
-        path,
-        text,
+        rig=checked.rig,
+        board=checked.board,
+        source_meters=checked.source_meters,
+        safety=checked.safety,
+        path=path,
+        source_text=text,
         interlocks=checked.interlocks,
         axes=checked.axes,
         conditions=checked.conditions,
+        telemetry=checked.telemetry,
     )
 
 

@@ -200,7 +200,8 @@ Listener = Callable[[Event], None]
 class EventBus:
     """Hands every event to every listener, in order, at once.
 
-    A listener can never stop or slow a run by failing: one that raises is reported once and dropped.
+    A listener can never stop or slow a run by failing: one that raises is reported once and dropped. It is called in
+    the thread where the event happens: that of the run's event loop, of a training, or of telemetry.
     """
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
+from labrig.addresses import broker_address
 from labrig.toml_models import Fault
 
 BOARD_TEMPERATURE: Final = "board.temperature"
@@ -50,6 +51,7 @@ def rig_faults(raw: Mapping[str, object], drivers: Collection[str]) -> Iterator[
     yield from _axis_faults(axes, meters, drivers)
     yield from _interlock_faults(_table(raw, "interlocks"), meters)
     yield from _condition_faults(_table(raw, "conditions"), axes, has_supply=bool(supplies))
+    yield from _telemetry_faults(_table(raw, "telemetry"))
 
 
 def _driver_fault(table: Mapping[str, object], where: _Where, drivers: Collection[str]) -> Iterator[Fault]:
@@ -202,6 +204,25 @@ def _interlock_faults(interlocks: Mapping[str, object], meters: Mapping[str, obj
             yield Fault(
                 ("interlocks", name, "instrument"), f"the rig has no instrument {instrument!r}; there are: {known}"
             )
+
+
+def _telemetry_faults(telemetry: Mapping[str, object]) -> Iterator[Fault]:
+    broker, encrypted = telemetry.get("broker"), True
+    if isinstance(broker, str):
+        try:
+            encrypted = broker_address(broker).tls
+        except ValueError as error:
+            yield Fault(("telemetry", "broker"), str(error))
+    if "ca_file" in telemetry and not encrypted:
+        yield Fault(("telemetry", "ca_file"), "certificates are for mqtts:// brokers, this one is mqtt://")
+    if "password" in telemetry:
+        reason = "a rig file holds no password, since every recording repeats it; use password_file or password_env"
+        yield Fault(("telemetry", "password"), reason)
+    sources = [key for key in ("password_file", "password_env") if key in telemetry]
+    if len(sources) == 2:
+        yield Fault(("telemetry", sources[1]), "the password comes from one place; password_file names one already")
+    if sources and "username" not in telemetry:
+        yield Fault(("telemetry", "username"), f"is missing; {sources[0]} needs it")
 
 
 def _unit(key: str) -> str:

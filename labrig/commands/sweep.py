@@ -12,6 +12,7 @@ import typer
 
 from labrig.commands.arguments import RigArgument
 from labrig.commands.interruptible import run_interruptible
+from labrig.commands.mqtt import MqttOption, NoMqttOption, published
 from labrig.commands.over import OverOptions, over_axes
 from labrig_drivers.errors import ConfigError
 
@@ -85,6 +86,8 @@ def sweep(
     one_write: Annotated[
         bool, typer.Option("--one-write", help="With --over: measure one write at all settings, not a new one at each.")
     ] = False,
+    mqtt: MqttOption = None,
+    no_mqtt: NoMqttOption = False,
 ) -> None:
     """Run a plan on a rig and record it.
 
@@ -120,9 +123,10 @@ def sweep(
 
     with ProgressListener() as progress:
         bus.subscribe(progress)
-        run_interruptible(
-            run_sweep(config, chosen, path, bus, survives, resume=resume is not None, control=control), stop
-        )
+        with published(config, bus, mqtt, off=no_mqtt):
+            run_interruptible(
+                run_sweep(config, chosen, path, bus, survives, resume=resume is not None, control=control), stop
+            )
     typer.echo(path)
 
 
