@@ -125,6 +125,12 @@ class SettingPoint:
     values: Mapping[str, float]
     settle_s: float = 0.0
 
+    @cached_property
+    def hash(self) -> str:
+        """32 hex digits that depend on the content only; equal settings have the same."""
+        place = {"point": "setting", "values": dict(self.values), "settle_s": self.settle_s}
+        return _content_hash(place, np.empty(0))
+
 
 @dataclass(frozen=True, eq=False)
 class CurvePoint:

@@ -212,8 +212,18 @@ async def test_cells_of_a_board_without_source_meters_are_refused_before_anythin
 
 async def test_joules_per_mvm_are_those_of_the_simulated_chip(tmp_path: Path) -> None:
     # Cells that draw as much as the converters.
-    cells = {"conductance_min_s": 1e-3, "conductance_max_s": 2e-2, "adc_full_scale_a": 0.1, "compression_a": 10.0}
-    chip = ChipSettings(seed=3, arrays=1, rows=8, columns=8, mvm_latency_s=1e-4, wire_ohm=1e-3, **cells)
+    chip = ChipSettings(
+        seed=3,
+        arrays=1,
+        rows=8,
+        columns=8,
+        conductance_min_s=1e-3,
+        conductance_max_s=2e-2,
+        adc_full_scale_a=0.1,
+        compression_a=10.0,
+        wire_ohm=1e-3,
+        mvm_latency_s=1e-4,
+    )
     path = tmp_path / "run.h5"
     plan = EnergyPlan(loads=(0.0, 1.0), bursts=4, mvms=1000, batch=250, rest_s=0.3)
     async with SimulatedBench(BenchSettings(chip=chip)) as bench:

@@ -86,10 +86,9 @@ async def test_a_plan_needs_what_it_says_and_no_two_of_its_points_are_one(make: 
     settings = [point for point in points if isinstance(point, SettingPoint)]
     assert needs.beside.settings == len(settings)
     assert set(needs.beside.axes) == {name for point in settings for name in point.values}
-    hashes = [point.hash for point in points if not isinstance(point, SettingPoint)]
+    hashes = [point.hash for point in points]
     assert max(Counter(hashes).values()) == 1
-    again = [point.hash for point in await listed(make()) if not isinstance(point, SettingPoint)]
-    assert hashes == again
+    assert [point.hash for point in await listed(make())] == hashes
 
 
 async def test_retention_is_read_at_doubling_ages_of_all_arrays_together() -> None:
@@ -113,8 +112,8 @@ async def test_only_what_differs_from_the_default_changes_a_hash() -> None:
     point = MvmPoint(0, 1, 2, 3, np.ones((1, 8)))
     # That of labrig 0.1, before points could be due.
     assert point.hash == "cc88960e2f2a604d25694a26f950cc12"
-    hashes = {replace(point, **{name: 1.0}).hash for name in ("due_s", "late_s", "rest_s")}
-    assert len(hashes | {point.hash}) == 4
+    timed = [replace(point, due_s=1.0), replace(point, late_s=1.0), replace(point, rest_s=1.0)]
+    assert len({point.hash, *(one.hash for one in timed)}) == 4
 
 
 async def test_a_grid_is_visited_in_order_at_random_and_again() -> None:
