@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -16,13 +16,15 @@ from labrig.testing.capability_contract import check_capabilities
 from labrig_drivers.bench_crossbar import BenchCrossbar
 from labrig_drivers.bench_settings import BenchGeometry, BenchSettings, CellRange, ReadSettings
 from labrig_drivers.errors import CapabilityError, SafetyError, StateError
-from labrig_drivers.keithley2400 import Keithley2400
+from labrig_drivers.keithley2400 import Keithley2400, Keithley2400Dialect
 from labrig_drivers.links import TcpLink
 from labrig_drivers.mock.bare_crossbar import BareCrossbar, CellSettings
 from labrig_drivers.mock.crossbar_bench import NUMBERS, CrossbarBench
 from labrig_drivers.mock.output_event import OutputEvent
 from labrig_drivers.mock.wired_crossbar import hot_switches
 from labrig_drivers.scpi_switch import ScpiSwitchMatrix
+from labrig_drivers.source_meter import SourceKind
+from labrig_drivers.source_meter_dialect import RawReading
 from labrig_drivers.switch_matrix import SwitchMatrixInfo
 
 GEOMETRY = BenchGeometry((1, 2, 3), (4, 5), source_row=1, meter_rows=(2,), ground_row=3)
@@ -113,6 +115,28 @@ async def test_the_word_line_moves_by_its_ramp_and_never_further_than_the_levels
             path_v = [one.voltage_v for one in events if one.output_on]
             assert max(map(abs, path_v)) == highest_v
             assert max(abs(after - before) for before, after in pairwise([0.0, *path_v, 0.0])) <= 0.05 + 1e-9
+
+
+@pytest.mark.parametrize(("geometry", "inside"), [(GEOMETRY, 0), (ONE_BIT_LINE, 41)], ids=["passive", "one bit line"])
+async def test_a_cell_alone_on_its_lines_is_swept_inside_the_instrument(
+    geometry: BenchGeometry, inside: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[float] = []
+    run_sweep = Keithley2400Dialect.run_sweep
+
+    async def watched(
+        dialect: Keithley2400Dialect, source: SourceKind, levels: Sequence[float], settle_s: float, timeout_s: float
+    ) -> list[RawReading]:
+        swept.extend(levels)
+        return await run_sweep(dialect, source, levels, settle_s, timeout_s)
+
+    monkeypatch.setattr(Keithley2400Dialect, "run_sweep", watched)
+    async with bench_of(geometry) as bench, board_on(bench) as board:
+        levels_v = np.linspace(-0.2, 0.2, 41).tolist()
+        readings = await board.sweep_cell(0, 1, 0, levels_v)
+        exact_a = bench.crossbar.conductance_s[1, 0] * np.array(levels_v)
+        np.testing.assert_allclose([one.current_a for one in readings], exact_a, rtol=2e-6, atol=1e-11)
+    assert len(swept) == inside
 
 
 async def test_the_meters_own_offset_is_subtracted() -> None:
