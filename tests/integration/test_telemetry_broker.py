@@ -20,12 +20,22 @@ from labrig.acquisition import run_sweep
 from labrig.addresses import BrokerAddress
 from labrig.commands.mqtt import published
 from labrig.config import parse_rig
-from labrig.events import Alarm, BlockCommitted, Event, EventBus, Message, RunStarted
+from labrig.events import Alarm, BlockCommitted, Event, EventBus, Message, RunStarted, StepDone
 from labrig.plans import MvmCalibrationPlan
 from labrig.recording import Recording
 from labrig.telemetry import Broker, Pace, Telemetry
-from labrig.telemetry.documents import DOCUMENTS, BlockDocument, Document, StartDocument, StopDocument, decoded
+from labrig.telemetry.documents import (
+    DOCUMENTS,
+    BlockDocument,
+    Document,
+    StartDocument,
+    StopDocument,
+    decoded,
+    event_of,
+)
 from labrig.testing.mosquitto import Heard, Mosquitto, find_mosquitto, mosquitto, subscribed
+from labrig.training.config import TrainConfig
+from labrig.training.ledger import Ledger
 from labrig_drivers.errors import ConfigError
 
 RIG = """\
@@ -221,6 +231,26 @@ def test_how_a_sweep_ended_stands_at_the_broker(
         runs = [json.loads(one.payload) for one in heard if one.topic == f"{TOPIC}/run"]
     assert runs[-1]["status"] == status
     assert "lost" in states(heard) or number is signal.SIGINT
+
+
+def test_trainings_publish_where_their_rig_file_says(
+    broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from labrig.commands.train import train
+    from labrig.training import run
+
+    def short(config: TrainConfig, bus: EventBus) -> run.RunResult:
+        bus.publish(StepDone("digital", 1, 1, 0.5))
+        return run.RunResult(config.folder, "digital", 0.9, Ledger())
+
+    monkeypatch.setattr(run, "train_run", short)
+    (tmp_path / "rig.toml").write_text(f'{RIG}[telemetry]\nbroker = "mqtt://127.0.0.1:{broker.port}"\n')
+    file = tmp_path / "train.toml"
+    file.write_text('[run]\nfolder = "run"\n[chip]\nrig = "rig.toml"\n[training]\nmethod = "digital"\n')
+    with subscribed(broker) as listener:
+        train(file)
+        heard = listener.wait_for(lambda heard: states(heard)[-1:] == ["disconnected"])
+    assert [event_of(one) for one in documents(heard) if one.topic == "event/step"] == [StepDone("digital", 1, 1, 0.5)]
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
