@@ -350,14 +350,8 @@ def event_of(document: Document) -> Event | None:
             return StepDone(document.phase, document.step, document.steps, document.loss, document.accuracy)
         case StartDocument():
             path = None if document.recording is None else Path(document.recording)
-            return RunStarted(
-                document.plan,
-                document.planned_mvms,
-                document.planned_writes,
-                path,
-                document.least_s,
-                document.planned_curves,
-            )
+            planned = (document.plan, document.planned_mvms, document.planned_writes)
+            return RunStarted(*planned, path, document.least_s, document.planned_curves)
         case CurveDocument():
             return CurveCommitted(document.curve, document.readings, document.total_curves)
         case MissedDocument():
