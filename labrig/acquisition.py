@@ -9,7 +9,7 @@ from labrig.commits import Commits, RunSummary
 from labrig.conditions import rig_conditions
 from labrig.config import RigConfig
 from labrig.energy_meter import SUPPLY_PERIOD_S
-from labrig.events import EventBus, RunFinished, RunStarted, RunStatus
+from labrig.events import EventBus, Message, RunFinished, RunStarted, RunStatus
 from labrig.interlock import SupplyFeed, wait_until_clear
 from labrig.plan_walk import PlanWalk
 from labrig.plans.base import BesideCapacity, Plan, PlanNeeds
@@ -19,7 +19,7 @@ from labrig.recording.progress import Progress, read_progress
 from labrig.recording.writer import RecordingWriter
 from labrig.rig import Rig, open_rig
 from labrig.run_control import RunControl
-from labrig_drivers.errors import ConfigError
+from labrig_drivers.errors import ConfigError, InstrumentError, LinkError, ProtocolError
 
 __all__ = ["RunSummary", "acquire", "run_sweep"]
 
@@ -113,6 +113,7 @@ async def run_sweep(
             control.watch(rig_conditions(opened))
             await wait_until_clear(opened, bus, control)
             async with opened.powered():
+                await _note_settings(opened, writer, bus)
                 summary = await acquire(opened, plan, writer, bus, progress=progress, control=control)
             await writer.close(summary.status)
             return summary
@@ -141,3 +142,15 @@ def axis_units(rig: Rig, beside: BesideCapacity) -> dict[str, str]:
     if faults:
         raise ConfigError(f"{rig.config.path}: the plan needs what the rig has not: {'; '.join(faults)}")
     return {name: rig.axes[name].unit for name in beside.axes}
+
+
+async def _note_settings(rig: Rig, writer: RecordingWriter, bus: EventBus) -> None:
+    """Records how each source-meter says that it is set, the supply as it feeds the board.
+
+    What an instrument cannot say is no reason not to measure.
+    """
+    for name in rig.source_meters:
+        try:
+            await writer.note_settings(name, await rig.read_settings(name))
+        except (LinkError, ProtocolError, InstrumentError, ValueError) as error:
+            bus.publish(Message(f"the settings of {name} are not recorded: {error}"))

@@ -254,6 +254,8 @@ class PlanWalk:
         await meter.configure(source="voltage", nplc=settings.nplc)
         await meter.set_limit(current_a=point.limit_a if point.limit_a is not None else settings.limit_current_a)
         await meter.set_level(voltage_v=0.0)
+        if point.curve == 0:
+            await self._writer.note_settings(name, await self._rig.read_settings(name))
         try:
             await meter.output_on()
             return tuple(await meter.sweep(voltage_v=point.voltage_v))

@@ -23,7 +23,7 @@ from labrig.watchdog.client import Watchdog
 from labrig_drivers.axis import Axis
 from labrig_drivers.crossbar import BoardInfo, CrossbarBoard
 from labrig_drivers.errors import ConfigError, LabrigError, StateError
-from labrig_drivers.instrument import HostLossProtection, Identity, Instrument, ProtectsItself
+from labrig_drivers.instrument import HostLossProtection, Identity, Instrument, ProtectsItself, ReportsSettings
 from labrig_drivers.interlock import InterlockInput
 from labrig_drivers.source_meter import SourceMeter
 
@@ -134,6 +134,15 @@ class Rig:
             name: one.host_loss_protection if isinstance(one, ProtectsItself) else None
             for name, one in self._bare.items()
         }
+
+    async def read_settings(self, name: str) -> dict[str, str]:
+        """Asks an instrument how it is set; empty where it cannot be asked.
+
+        Raises:
+            LinkError: It does not answer.
+        """
+        instrument = self._instruments()[name]
+        return await finish(instrument.read_settings()) if isinstance(instrument, ReportsSettings) else {}
 
     async def open_interlocks(self) -> list[str]:
         """Asks every interlock of the rig file; returns the names of those that are open.

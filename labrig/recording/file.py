@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -216,6 +217,23 @@ class RecordingFile:
         stream = self._mvms[array]
         self._write_entry(self._journals[stream.layout.path], stream, 0, MISSED, 0, label)
         return stream.written
+
+    def note_settings(self, name: str, settings: Mapping[str, str]) -> None:
+        """Writes how an instrument says that it is set, in the place of what it said before.
+
+        Raises:
+            StateError: There is no such instrument.
+            ValueError: The text is longer than the room that was kept for it.
+        """
+        path = f"entry/instruments/{name}/{layout.REPORTED_SETTINGS}"
+        if path not in self._file:
+            raise StateError(f"{self._path}: has no instrument {name!r}")
+        text = json.dumps(dict(settings)).encode()
+        if len(text) > layout.SETTINGS_TEXT_BYTES:
+            raise ValueError(f"{name}: its settings take {len(text)} bytes, {layout.SETTINGS_TEXT_BYTES} were kept")
+        padded = np.frombuffer(text.ljust(layout.SETTINGS_TEXT_BYTES, b"\0"), np.uint8)
+        self._disk.write_at(locate_scalar(self._file, path), padded)
+        self._sync()
 
     def recorded_rows(self, stream_path: str, start: int, stop: int) -> dict[str, NDArray[np.generic]]:
         """Committed rows of a stream, by column."""

@@ -10,7 +10,7 @@ silx, H5Web and xarray open it without labrig.
     entry/journal/array_0    one row for each block of MVMs: where it lies, its checksum, the hash of its point
     entry/journal/curves     the same for each curve
     entry/supply             NXdata: readings of the array supply
-    entry/instruments/NAME   NXinstrument: identity and settings
+    entry/instruments/NAME   NXinstrument: identity, settings of the rig file, settings as the instrument reports them
 
 Format 1.1 added to 1.0: the streams `settings` and `curves`, the columns `setting` and `board_write`, `crc32` in
 `supply`, and the last three fields of the journal. Readers take what a file has.
@@ -35,8 +35,11 @@ FORMAT_MAJOR = 1
 FORMAT_VERSION = f"{FORMAT_MAJOR}.1"
 
 COMMITTED = "committed"
+REPORTED_SETTINGS = "reported_settings"
 # Two NeXus texts that change while a run ends; their size is fixed, so that nothing moves in the file.
 TEXT_BYTES = 40
+# Room for what an instrument says of its settings after the file was made.
+SETTINGS_TEXT_BYTES = 4096
 
 # Each commit rewrites the chunk that it ends in, so chunks are small.
 _CHUNK_BYTES = 64 * 1024

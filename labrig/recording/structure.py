@@ -54,6 +54,7 @@ def create_file(
     """
     texts = _root_attributes(header, info)
     text_bytes = sum(len(text.encode()) for text in texts.values())
+    text_bytes += layout.SETTINGS_TEXT_BYTES * len(header.identities)
     size = layout.file_size(streams, streams.journals.values(), text_bytes)
     medium = FileSystem() if medium is None else medium
     try:
@@ -169,6 +170,7 @@ def _build_instruments(entry: h5py.Group, header: RecordingHeader) -> None:
         for key, value in asdict(identity).items():
             group[key] = value
         group["settings"] = json.dumps(dict(header.settings.get(name, {})))
+        group.create_dataset(layout.REPORTED_SETTINGS, data=np.bytes_(b""), dtype=f"S{layout.SETTINGS_TEXT_BYTES}")
 
 
 def _build_stream(file: h5py.File, stream: layout.Stream, info: BoardInfo) -> None:

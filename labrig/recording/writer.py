@@ -182,6 +182,25 @@ class RecordingWriter:
             columns |= {f"{name}_set": np.array([set_point]), f"{name}_read": np.array([reading])}
         return await asyncio.shield(await self._queue.put(lambda: self._file.stage_setting(columns), ends_group=True))
 
+    async def note_settings(self, name: str, settings: Mapping[str, str]) -> None:
+        """Records how an instrument says that it is set, in the place of what it said before.
+
+        Args:
+            name: The instrument's name in the rig file.
+            settings: What it said, see `ReportsSettings`.
+
+        Raises:
+            StorageError: The write failed, or one before it did.
+            StateError: There is no such instrument.
+            ValueError: The text is too long.
+        """
+
+        def stage() -> int:
+            self._file.note_settings(name, settings)
+            return 0
+
+        await asyncio.shield(await self._queue.put(stage))
+
     async def put_write(
         self, array: int, conductance_s: FloatArray, report: ProgramReport, *, setting: int = NO_SETTING
     ) -> asyncio.Future[int]:
