@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -95,10 +96,10 @@ async def connected(
         try:
             await client.__aenter__()
             yield client
+            await client.__aexit__(None, None, None)
         except BaseException:
             await _break_off(client)
             raise
-        await client.__aexit__(None, None, None)
     except MqttConnectError as error:
         raise BrokerRefusedError(_plain(error, answer_s)) from error
     except (MqttError, OSError) as error:
@@ -154,12 +155,14 @@ async def _break_off(client: Client) -> None:
 
 
 def _plain(error: Exception, answer_s: float) -> str:
-    """An error without the brackets, numbers and addresses of libraries."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+    """An error in the words of the system, without the brackets, numbers and addresses of libraries."""
     text = str(error)
+    if isinstance(error, socket.gaierror):
+        return error.strerror or text
+    # Of a host with several addresses there are several errors in one text.
+    number = getattr(error, "errno", None) or ((found := re.search(r"\[Errno (\d+)\]", text)) and int(found[1]))
+    if number:
+        return os.strerror(number)
     if text == "Operation timed out":
         return f"no answer within {answer_s:g} s"
-    head, bracket, rest = text.partition("] ")
-    plain = rest if bracket and head.startswith(("[code:", "[Errno ")) else text
-    return plain or type(error).__name__
+    return text.partition("] ")[2] if text.startswith("[code:") else text or type(error).__name__

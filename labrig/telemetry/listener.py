@@ -44,7 +44,7 @@ class Telemetry:
     def __init__(self, broker: Broker, topic: str, say: Callable[[str], None], pace: Pace | None = None) -> None:
         self._broker = broker
         self._topic = topic
-        self._say = say
+        self._say_it = say
         self._pace = pace or Pace()
         self._outbox = Outbox(self._pace.most_kept, self._pace.max_rate_hz)
         # A daemon: whatever it hangs in, the program ends.
@@ -69,13 +69,20 @@ class Telemetry:
     ) -> None:
         self._outbox.close()
         self._thread.join(self._pace.flush_s + _MARGIN_S)
-        left = len(self._outbox)
+        left, dropped = len(self._outbox), self._outbox.dropped
         if left:
-            self._say(f"telemetry: {left} events could not be delivered")
+            earlier = f"; {dropped} were dropped before" if dropped else ""
+            self._say(f"telemetry: {left} events could not be delivered{earlier}")
 
     def __call__(self, event: Event) -> None:
         """Takes an event in."""
         self._outbox.put(event)
+
+    def _say(self, text: str) -> None:
+        try:
+            self._say_it(text)
+        except Exception:  # whoever listens must not end telemetry, nor the run with it
+            _log.exception("nobody could be told: %s", text)
 
     def _work(self) -> None:
         try:

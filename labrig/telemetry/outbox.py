@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 
 from labrig.events import BlockCommitted, CurveCommitted, Event, RunFinished, RunStarted, StepDone, SupplyRead
@@ -112,7 +113,9 @@ class Outbox:
     def run(self) -> RunDocument | None:
         """The latest run, as of the latest event; None before the first."""
         with self._lock:
-            return self._tracker.document(self._wall_clock(), self._dropped)
+            tracker, dropped = copy(self._tracker), self._dropped
+        # Making the document takes longer than an event should have to wait.
+        return tracker.document(self._wall_clock(), dropped)
 
     def put(self, event: Event) -> None:
         """Takes an event in; ignored after `close()`."""

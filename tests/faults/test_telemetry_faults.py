@@ -116,6 +116,49 @@ def odd_broker(answer: Callable[[socket.socket, threading.Event], None]) -> Iter
             thread.join()
 
 
+class Relay:
+    """An answer for `odd_broker`: passes everything on to a broker, and back.
+
+    Attributes:
+        port: The broker's.
+        most: Bytes that it passes on at once.
+        open: While it is not set, connections are ended at once.
+        swallows: Connections, by their number from 0, of which nothing is passed on any more, nor that they ended.
+    """
+
+    def __init__(self, port: int, most: int = 4096) -> None:
+        self.port = port
+        self.most = most
+        self.open = threading.Event()
+        self.open.set()
+        self.swallows: set[int] = set()
+        self._numbers = iter(range(1000))
+
+    def __call__(self, connection: socket.socket, ended: threading.Event) -> None:
+        if not self.open.is_set():
+            return
+        number = next(self._numbers)
+        try:
+            with socket.create_connection(("127.0.0.1", self.port)) as onward:
+                onward.settimeout(0.02)
+                while not ended.is_set():
+                    for source, sink in ((connection, onward), (onward, connection)):
+                        if number in self.swallows:
+                            ended.wait(0.02)
+                        elif not self._pass_on(source, sink):
+                            return
+        except OSError:
+            pass
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> bool:
+        try:
+            data = source.recv(self.most)
+        except TimeoutError:
+            return True
+        sink.sendall(data)
+        return bool(data)
+
+
 def says_nothing(connection: socket.socket, ended: threading.Event) -> None:
     ended.wait(60.0)
 
@@ -183,31 +226,34 @@ def test_absent_broker_is_told_once(undisturbed: str, tmp_path: Path) -> None:
 
 
 def test_broker_that_dies_and_comes_back(undisturbed: str, broker: Mosquitto, tmp_path: Path) -> None:
-    watched = Watched(broker.port)
+    relay = Relay(broker.port)
     killed = threading.Event()
 
     def kill(event: Event) -> None:
         if isinstance(event, BlockCommitted) and not killed.is_set():
             killed.set()
+            relay.open.clear()
             broker.kill()
 
-    with watched.telemetry:
-        watched.until_said("is connected")
-        watched.bus.subscribe(kill)
-        summary = sweep(tmp_path / "run.h5", watched.bus)
-        watched.until_said("is lost")
-        broker.start()
-        with subscribed(broker) as listener:
-            watched.until_said("is connected again")
-            heard = listener.wait_for(lambda heard: any(one.topic == f"{TOPIC}/event/stop" for one in heard))
-            heard = listener.wait_for(lambda heard: latest(heard, "run").count('"finished"') > 0)
-        assert latest(heard, "state") == "ready"
+    with odd_broker(relay) as port:
+        watched = Watched(port)
+        with watched.telemetry:
+            watched.until_said("is connected")
+            watched.bus.subscribe(kill)
+            summary = sweep(tmp_path / "run.h5", watched.bus)
+            watched.until_said("is lost")
+            broker.start()
+            with subscribed(broker) as listener:
+                relay.open.set()
+                watched.until_said("is connected again")
+                listener.wait_for(lambda heard: '"status":"finished"' in latest(heard, "event/stop"))
+                heard = listener.wait_for(lambda heard: '"status":"finished"' in latest(heard, "run"))
+            assert latest(heard, "state") == "ready"
     assert digest(tmp_path / "run.h5") == undisturbed
     # What happened while nobody was there comes late, with the latest total.
-    blocks = [one.payload for one in heard if one.topic == f"{TOPIC}/event/block"]
-    assert f'"total_mvms":{summary.mvms}' in blocks[-1]
-    kinds = [re.sub(r":.*", "", text.removeprefix("telemetry: BROKER ")) for text in watched.said]
-    assert [kind.partition(",")[0] for kind in kinds] == ["is connected", "is lost", "is connected again"]
+    assert f'"total_mvms":{summary.mvms}' in latest(heard, "event/block")
+    said = [re.split("[:,]", text.removeprefix("telemetry: BROKER "))[0] for text in watched.said]
+    assert said == ["is connected", "is lost", "is connected again"]
 
 
 def test_frozen_broker_holds_up_neither_the_run_nor_its_end(
@@ -237,23 +283,8 @@ def test_frozen_broker_holds_up_neither_the_run_nor_its_end(
 def test_crawling_broker_gets_fewer_documents_and_right_sums(broker: Mosquitto, tmp_path: Path) -> None:
     """All documents take turns through a line of a few kB/s: blocks are merged, what is too much is dropped."""
 
-    def crawl(connection: socket.socket, ended: threading.Event) -> None:
-        with socket.create_connection(("127.0.0.1", broker.port)) as onward:
-            onward.settimeout(0.02)
-            while not ended.is_set():
-                for source, sink in ((connection, onward), (onward, connection)):
-                    try:
-                        data = source.recv(64)
-                    except TimeoutError:
-                        continue
-                    except OSError:
-                        return
-                    if not data:
-                        return
-                    sink.sendall(data)
-
     pace = Pace(answer_s=20.0, most_kept=20, flush_s=20.0, max_rate_hz=1000.0)
-    with odd_broker(crawl) as port, subscribed(broker) as listener:
+    with odd_broker(Relay(broker.port, most=64)) as port, subscribed(broker) as listener:
         watched = Watched(port, pace)
         with watched.telemetry:
             watched.until_said("is connected")
@@ -342,36 +373,21 @@ async def test_nothing_of_it_runs_in_the_event_loop_of_the_run(broker: Mosquitto
 
 def test_earlier_connection_that_lingers_does_not_declare_the_rig_lost_later(broker: Mosquitto) -> None:
     """A network that swallows everything leaves a connection at the broker, whose will must not come after ours."""
-    cut = threading.Event()
-    numbers = iter(range(100))
-
-    def swallow(connection: socket.socket, ended: threading.Event) -> None:
-        number = next(numbers)
-        with socket.create_connection(("127.0.0.1", broker.port)) as onward:
-            onward.settimeout(0.02)
-            while not ended.is_set():
-                for source, sink in ((connection, onward), (onward, connection)):
-                    try:
-                        data = source.recv(4096)
-                    except TimeoutError:
-                        continue
-                    except OSError:
-                        return
-                    if not data and not (cut.is_set() and number == 1):
-                        return
-                    if not (cut.is_set() and number == 1):
-                        sink.sendall(data)
-
-    with odd_broker(swallow) as port, subscribed(broker) as listener:
+    relay = Relay(broker.port)
+    with odd_broker(relay) as port, subscribed(broker) as listener:
         watched = Watched(port)
         with watched.telemetry:
             listener.wait_for(lambda heard: latest(heard, "state") == "init")
-            cut.set()
+            # Number 0 was the look whether anybody listens.
+            relay.swallows = {1}
             watched.bus.publish(Message("into the void"))
             watched.until_said("is connected again")
-            heard = listener.wait_for(lambda heard: any("into the void" in one.payload for one in heard))
-    states = [one.payload for one in heard if one.topic == f"{TOPIC}/state"]
-    assert states == ["init", "lost", "init"]
+            heard = listener.wait_for(lambda heard: states(heard)[1:] == ["lost", "init"])
+    assert states(heard) == ["init", "lost", "init"]
+
+
+def states(heard: list[Heard]) -> list[str]:
+    return [one.payload for one in heard if one.topic == f"{TOPIC}/state"]
 
 
 def latest(heard: list[Heard], topic: str) -> str:
