@@ -6,24 +6,24 @@ Floats are written as Python's `repr` of the float64 that equals them, so that r
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labrig.export.tables import Table
+from labrig.export.tables import Content, Table
 from labrig.recording.contents import Block, StoredColumn
 
 
-def write(part: Path, tables: Sequence[Table], facts: Mapping[str, object], *, bare: bool) -> None:
+def write(part: Path, content: Content) -> None:
     """Writes one table.
 
     The columns of a vector stand side by side: `voltage_v_0 [V]`, `voltage_v_1 [V]`. Of a stream with a matrix in each
     row, as the target of a write is, every element of the matrix gets a line, and the other columns are repeated.
     """
-    (table,) = tables
+    (table,) = content.tables
     lines_of, spread = _split(table)
     with part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -74,6 +74,5 @@ def _matrix_rows(
 
 def _lists(values: NDArray[np.generic]) -> list[list[object]]:
     """Each row as a flat list of Python numbers."""
-    exact = values.astype(np.float64) if values.dtype.kind == "f" else values
-    lists: list[list[object]] = exact.reshape(len(exact), -1).tolist()
-    return lists
+    exact: NDArray[np.generic] = values.astype(np.float64) if values.dtype.kind == "f" else values
+    return [list(row) for row in exact.reshape(len(exact), -1).tolist()]

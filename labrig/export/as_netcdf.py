@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5netcdf
 import numpy as np
 
-from labrig.export.tables import Table, is_text
+from labrig.export.tables import Content, Table, is_text
 from labrig.recording.contents import StoredColumn
 from labrig_calibration.stimulus import StimulusKind
 
@@ -18,15 +17,16 @@ _CHUNK_BYTES = 256 * 1024
 _GZIP_LEVEL = 1
 
 
-def write(part: Path, tables: Sequence[Table], facts: Mapping[str, object], *, bare: bool) -> None:
+def write(part: Path, content: Content) -> None:
     """Writes all tables; `labrig` among the attributes of the file holds what there is to know about them, as JSON."""
+    facts = content.facts
     with h5netcdf.File(part, "w", decode_vlen_strings=True) as file:
         file.attrs["Conventions"] = "CF-1.11"
         file.attrs["title"] = f"MVMs of chip {facts['chip_id']}"
         file.attrs["source"] = f"{facts['recording']}, recorded by labrig on rig {facts['rig_name']}"
         file.attrs["history"] = f"{facts['exported_utc']}: exported by {facts['exported_by']}"
         file.attrs["labrig"] = json.dumps(facts)
-        for table in tables:
+        for table in content.tables:
             _write_table(_group(file, table.name), table)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from labrig.export.tables import Table, is_text
+from labrig.export.tables import Content, is_text
 from labrig.recording.contents import StoredColumn
 
 
-def write(part: Path, tables: Sequence[Table], facts: Mapping[str, object], *, bare: bool) -> None:
+def write(part: Path, content: Content) -> None:
     """Writes one table.
 
     Unit and meaning of a column are in its metadata (`units`, `long_name`), what else there is to know in that of the
     file (`labrig`, as JSON). Rows of a matrix are lists in a list.
     """
-    (table,) = tables
+    (table,) = content.tables
     number = pa.field(table.axis, pa.int64(), nullable=False)
     fields = [number, *(_field(one) for one in table.columns)]
-    schema = pa.schema(fields, metadata={"labrig": json.dumps(facts)})
+    schema = pa.schema(fields, metadata={"labrig": json.dumps(content.facts)})
     with pq.ParquetWriter(part, schema, compression="zstd") as writer:
         for start, block in table.blocks():
             count = len(next(iter(block.values())))

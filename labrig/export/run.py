@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from labrig.export.tables import Table, about, tables_of
+from labrig.export.tables import Content, Table, about, tables_of
 from labrig.extras import MissingExtraError, demand_extra
 from labrig.recording.trusted import trusted
 from labrig.recording.whole_files import WholeFiles, refusals
@@ -46,15 +46,8 @@ FORMATS: Mapping[str, Format] = {
 class FormatModule(Protocol):
     """What the module of a format offers."""
 
-    def write(self, part: Path, tables: Sequence[Table], facts: Mapping[str, object], *, bare: bool) -> None:
-        """Fills a new file.
-
-        Args:
-            part: The file, empty.
-            tables: What to write; one only, where a file of this format holds one.
-            facts: What `about` says of them.
-            bare: Whether the names of one array's data set stand alone, without that of their stream.
-        """
+    def write(self, part: Path, content: Content) -> None:
+        """Fills a file that is there and empty."""
         ...
 
 
@@ -124,7 +117,7 @@ def export_recording(
         with WholeFiles() as files:
             for path, share in targets.items():
                 if share:
-                    module.write(files.part(path), share, facts, bare=array is not None)
+                    module.write(files.part(path), Content(tuple(share), facts, bare_names=array is not None))
                 else:
                     files.part(path).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return list(targets)

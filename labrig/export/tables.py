@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -14,7 +14,6 @@ from labrig.recording import Recording
 from labrig.recording.contents import Block, FixedValues, StoredColumn, Stream, root_texts, streams
 from labrig.recording.header import utc_now
 from labrig_calibration.stimulus import StimulusKind
-from labrig_drivers.errors import StorageError
 
 Progress = Callable[[int], None]
 """Told after each block how many bytes of the recording it had."""
@@ -48,9 +47,7 @@ class Table:
         if _CODE in stored and _STEP in stream.fixed and _CURRENT not in stored:
             meaning = f"measured current: {_CODE} times {_STEP}"
             code = stored[_CODE]
-            stored[_CURRENT] = replace(
-                code, name=_CURRENT, dtype=np.dtype("<f8"), units="A", meaning=meaning
-            )
+            stored[_CURRENT] = replace(code, name=_CURRENT, dtype=np.dtype("<f8"), units="A", meaning=meaning)
             self.derived = frozenset({_CURRENT})
         self.columns: tuple[StoredColumn, ...] = tuple(stored.values())
 
@@ -85,6 +82,21 @@ class Table:
         if name in self.derived:
             return stored[_CODE].astype(np.float64) * self.fixed[_STEP].values.astype(np.float64)
         return _plain(stored[name])
+
+
+@dataclass(frozen=True)
+class Content:
+    """What goes into one file.
+
+    Attributes:
+        tables: The tables; one only, where a file of the format holds one.
+        facts: What `about` says of them.
+        bare_names: Whether the names of one array's data set stand alone, without that of their stream.
+    """
+
+    tables: tuple[Table, ...]
+    facts: Mapping[str, object]
+    bare_names: bool
 
 
 def tables_of(

@@ -106,7 +106,7 @@ def _copy(path: Path, source: h5py.File, items: Sequence[Item], part: Path, step
     """Copies all that counts; returns its hash, of what was read."""
     digest = ContentDigest()
     places: dict[int, str] = {}
-    with _writing(part), h5py.File(part, "w") as target:
+    with _writing(), h5py.File(part, "w") as target:
         for item in items:
             with reading(path):
                 digest.begin(item)
@@ -244,7 +244,7 @@ def _check(part: Path, digest: str, steps: _Steps, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(part: Path) -> Iterator[None]:
+def _writing() -> Iterator[None]:
     """A file that HDF5 cannot finish raises two kinds of error; both are about the disk."""
     try:
         yield

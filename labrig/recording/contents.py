@@ -107,6 +107,15 @@ class Stream:
             if name not in {group.axis, layout.COMMITTED, *group.names} and dataset.shape and not dataset.is_scale
         }
 
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
+        """Some rows of one column.
+
+        Raises:
+            StorageError: The file cannot be read.
+        """
+        with reading(self._path):
+            return np.asarray(dataset_at(self._group, name)[start : min(stop, self.rows)])
+
     def blocks(self, names: Sequence[str] | None = None, block_bytes: int = _BLOCK_BYTES) -> Iterator[Block]:
         """The rows, some at a time, in order: an array for each column.
 

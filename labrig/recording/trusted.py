@@ -1,4 +1,4 @@
-"""A recording whose every committed row is proven right, and that nobody writes to: what copies and exports start from."""
+"""A recording whose every committed row is proven right, and that nobody writes to meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every object of a recording in a fixed order, each with the rows that count: what a copy holds, and what is hashed."""
+"""Every object of a recording in a fixed order, each with the rows that count: what is copied, and what is hashed."""
 
 from __future__ import annotations
 
@@ -182,7 +182,8 @@ def _journal_rule(journal: h5py.Dataset, committed: int) -> Callable[[Rows], NDA
         return None
 
     def keep(block: Rows) -> NDArray[np.bool_]:
-        kept: NDArray[np.bool_] = (block["start"] >= 0) & (block["start"] + block["rows"] <= committed)
+        entries: NDArray[np.void] = np.asarray(block, dtype=journal.dtype)
+        kept: NDArray[np.bool_] = (entries["start"] >= 0) & (entries["start"] + entries["rows"] <= committed)
         return kept
 
     return keep
