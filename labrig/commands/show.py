@@ -33,6 +33,7 @@ def show(
 
     from labrig.extras import demand_extra
     from labrig.recording import Recording
+    from labrig.recording.contents import Contents
     from labrig.reports.overview import overview
     from labrig_drivers.errors import StorageError
 
@@ -41,15 +42,15 @@ def show(
             raise StorageError(f"--plot {plot}: expected the word {_TERMINAL}, or a file that ends in .html")
         demand_extra("show --plot FILE.html", "report")
     console = Console(markup=False, highlight=False)
-    with Recording.open(file) as recording:
+    with Recording.open(file) as recording, Contents.open(file) as contents:
         recording.verify()
-        facts = overview(recording)
+        facts = overview(recording, contents)
         _print(console, facts)
         if plot is None:
             return
         from labrig.reports.pictures import array_pictures, supply_picture
 
-        arrays, supply = array_pictures(recording), supply_picture(recording)
+        arrays, supply = array_pictures(recording, contents), supply_picture(recording)
     if plot == _TERMINAL:
         from labrig.reports.terminal import draw
 

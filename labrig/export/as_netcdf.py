@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import h5netcdf
@@ -10,6 +11,7 @@ import numpy as np
 
 from labrig.export.tables import Content, Table, is_text
 from labrig.recording.contents import StoredColumn
+from labrig.recording.output_file import OutputFile
 from labrig_calibration.stimulus import StimulusKind
 
 # Blocks of rows are written in whole chunks, and every netCDF library has this filter.
@@ -19,15 +21,21 @@ _GZIP_LEVEL = 1
 
 def write(part: Path, content: Content) -> None:
     """Writes all tables; `labrig` among the attributes of the file holds what there is to know about them, as JSON."""
+    with closing(OutputFile(part)) as output:
+        with h5netcdf.File(output, "w", decode_vlen_strings=True) as file:
+            _fill(file, content, output)
+        output.check()
+
+
+def _fill(file: h5netcdf.File, content: Content, output: OutputFile) -> None:
     facts = content.facts
-    with h5netcdf.File(part, "w", decode_vlen_strings=True) as file:
-        file.attrs["Conventions"] = "CF-1.11"
-        file.attrs["title"] = f"MVMs of chip {facts['chip_id']}"
-        file.attrs["source"] = f"{facts['recording']}, recorded by labrig on rig {facts['rig_name']}"
-        file.attrs["history"] = f"{facts['exported_utc']}: exported by {facts['exported_by']}"
-        file.attrs["labrig"] = json.dumps(facts)
-        for table in content.tables:
-            _write_table(_group(file, table.name), table)
+    file.attrs["Conventions"] = "CF-1.11"
+    file.attrs["title"] = f"MVMs of chip {facts['chip_id']}"
+    file.attrs["source"] = f"{facts['recording']}, recorded by labrig on rig {facts['rig_name']}"
+    file.attrs["history"] = f"{facts['exported_utc']}: exported by {facts['exported_by']}"
+    file.attrs["labrig"] = json.dumps(facts)
+    for table in content.tables:
+        _write_table(_group(file, table.name), table, output)
 
 
 def _group(file: h5netcdf.File, name: str) -> h5netcdf.Group:
@@ -37,7 +45,7 @@ def _group(file: h5netcdf.File, name: str) -> h5netcdf.Group:
     return group
 
 
-def _write_table(group: h5netcdf.Group, table: Table) -> None:
+def _write_table(group: h5netcdf.Group, table: Table, output: OutputFile) -> None:
     group.dimensions[table.axis] = table.rows
     number = StoredColumn(table.axis, np.dtype("<i4"), (), (), "", f"index of the {table.axis}")
     for one in [*table.columns, *(fixed.column for fixed in table.fixed.values())]:
@@ -55,6 +63,7 @@ def _write_table(group: h5netcdf.Group, table: Table) -> None:
         variables[table.axis][start:stop] = np.arange(start, stop, dtype=np.int32)
         for name, values in block.items():
             variables[name][start:stop] = values
+        output.check()
 
 
 def _variable(group: h5netcdf.Group, table: Table, column: StoredColumn) -> h5netcdf.Variable:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from labrig.export.tables import Content, Table, about, tables_of
 from labrig.extras import MissingExtraError, demand_extra
+from labrig.recording.output_file import in_thread
 from labrig.recording.trusted import trusted
 from labrig.recording.whole_files import WholeFiles, refusals
 from labrig_drivers.errors import StorageError
@@ -99,28 +100,44 @@ def export_recording(
             faults.append(str(error))
     if faults or chosen is None:
         raise StorageError("; ".join([*faults, *refusals([output])]))
-    with trusted(source) as recording:
-        done = [0, 0]
-
-        def step(count: int) -> None:
-            done[0] += count
-            progress(min(done[0], done[1]), done[1])
-
-        tables, faults = tables_of(recording, array, names, step)
-        done[1] = sum(table.stored_bytes for table in tables)
+    with trusted(source) as (recording, contents):
+        steps = _Steps(progress)
+        tables, faults = tables_of(recording, contents, array, names, steps)
+        steps.total = sum(table.stored_bytes for table in tables)
         targets = _targets(output, chosen, tables, single=len(names) == 1)
         faults += refusals(targets)
         if faults:
             raise StorageError("; ".join(faults))
-        facts = about(recording, tables)
+        facts = about(recording, contents, tables)
         module: FormatModule = import_module(chosen.module)
         with WholeFiles() as files:
-            for path, share in targets.items():
-                if share:
-                    module.write(files.part(path), Content(tuple(share), facts, bare_names=array is not None))
-                else:
-                    files.part(path).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            parts = {path: files.part(path) for path in targets}
+
+            def work(check: Callable[[], None]) -> None:
+                steps.check = check
+                for path, share in targets.items():
+                    if share:
+                        module.write(parts[path], Content(tuple(share), facts, bare_names=array is not None))
+                    else:
+                        parts[path].write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+            in_thread(work)
     return list(targets)
+
+
+@dataclass
+class _Steps:
+    """Adds up the bytes that were read, and ends it when it has to end."""
+
+    progress: Callable[[int, int], None]
+    done: int = 0
+    total: int = 0
+    check: Callable[[], None] = lambda: None
+
+    def __call__(self, count: int) -> None:
+        self.check()
+        self.done += count
+        self.progress(min(self.done, self.total), self.total)
 
 
 def format_of(output: Path, kind: str | None) -> Format:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labrig.recording import Recording
-from labrig.recording.contents import Block, FixedValues, StoredColumn, Stream, root_texts, streams
+from labrig.recording.contents import Block, Contents, FixedValues, StoredColumn, Stream
 from labrig.recording.header import utc_now
 from labrig_calibration.stimulus import StimulusKind
 
@@ -100,12 +100,13 @@ class Content:
 
 
 def tables_of(
-    recording: Recording, array: int | None, names: Sequence[str], progress: Progress
+    recording: Recording, contents: Contents, array: int | None, names: Sequence[str], progress: Progress
 ) -> tuple[list[Table], list[str]]:
     """The tables that are asked for, and what is wrong with the request.
 
     Args:
         recording: The recording, open.
+        contents: All that is in its file.
         array: Only the streams of this array, when not None.
         names: Only these streams, when there are any.
         progress: Told after each block.
@@ -113,7 +114,7 @@ def tables_of(
     Returns:
         The tables in the order of their names, and the faults, one text each.
     """
-    there = [Table(one, progress) for one in streams(recording)]
+    there = [Table(one, progress) for one in contents.streams()]
     faults = []
     if array is not None and array not in recording.arrays:
         listed = ", ".join(map(str, recording.arrays)) or "none"
@@ -137,9 +138,9 @@ def tables_of(
     return chosen, faults
 
 
-def about(recording: Recording, tables: Sequence[Table]) -> dict[str, object]:
+def about(recording: Recording, contents: Contents, tables: Sequence[Table]) -> dict[str, object]:
     """What a reader of an exported file has to know, as JSON can hold it: the run, and the meaning of each column."""
-    texts = {name: _parsed(text) for name, text in root_texts(recording).items()}
+    texts = {name: _parsed(text) for name, text in contents.texts().items()}
     return {
         "recording": recording.path.name,
         "status": recording.status,

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 
 from labrig.recording import layout
-from labrig.recording.contents import reading
+from labrig.recording.contents import Contents, reading
 from labrig.recording.header import utc_now
-from labrig.recording.reader import Recording
+from labrig.recording.output_file import OutputFile, in_thread
 from labrig.recording.trusted import held, trusted
 from labrig.recording.walk import COPY_ATTRIBUTES, SCALE_ATTRIBUTES, ContentDigest, Item, sha256, walk
 from labrig.recording.whole_files import WholeFiles, refusals
@@ -66,16 +66,21 @@ def compact(source: Path, target: Path, progress: Progress = lambda *_: None) ->
         refused.insert(0, f"{source}: there is no such file")
     if refused:
         raise StorageError("; ".join(refused))
-    with trusted(source) as recording, WholeFiles() as files:
+    with trusted(source) as (_, contents), WholeFiles() as files:
         part = files.part(target)
-        original = recording._file
+        original = contents.file
         with reading(source):
             if COPY_ATTRIBUTES & set(original.attrs):
                 raise StorageError(f"{source}: is compact already; copy it as it is")
             items = list(walk(original))
         total = sum(item.content_bytes for item in items)
-        digest = _copy(source, original, items, part, _Steps("compacting", total, progress))
-        _check(part, digest, _Steps("checking", total, progress), target)
+
+        def work(check: Callable[[], None]) -> str:
+            digest = _copy(source, original, items, part, _Steps("compacting", total, progress, check))
+            _compare(part, digest, _Steps("checking", total, progress, check), target)
+            return digest
+
+        digest = in_thread(work)
         return Compaction(target, source.stat().st_size, part.stat().st_size, digest)
 
 
@@ -85,19 +90,20 @@ def content_sha256(path: Path, progress: Progress = lambda *_: None) -> str:
     Raises:
         StorageError: It cannot be read, or is being written.
     """
-    with held(path), Recording.open(path) as recording, reading(path):
-        file = recording._file
-        return sha256(file, _Steps("hashing", sum(item.content_bytes for item in walk(file)), progress))
+    with held(path), Contents.open(path) as contents, reading(path):
+        items = list(walk(contents.file))
+        return sha256(items, _Steps("hashing", sum(item.content_bytes for item in items), progress))
 
 
 class _Steps:
-    """Adds up what was done."""
+    """Adds up what was done, and ends it when it has to end."""
 
-    def __init__(self, name: str, total: int, progress: Progress) -> None:
-        self._name, self._total, self._progress = name, total, progress
+    def __init__(self, name: str, total: int, progress: Progress, check: Callable[[], None] = lambda: None) -> None:
+        self._name, self._total, self._progress, self._check = name, total, progress, check
         self._done = 0
 
     def __call__(self, count: int) -> None:
+        self._check()
         self._done += count
         self._progress(self._name, self._done, self._total)
 
@@ -106,20 +112,24 @@ def _copy(path: Path, source: h5py.File, items: Sequence[Item], part: Path, step
     """Copies all that counts; returns its hash, of what was read."""
     digest = ContentDigest()
     places: dict[int, str] = {}
-    with _writing(), h5py.File(part, "w") as target:
-        for item in items:
-            with reading(path):
-                digest.begin(item)
-                _create(source, target, item)
-            if isinstance(item.node, h5py.Dataset) and item.same_as is None:
-                places[h5py.h5o.get_info(item.node.id).addr] = item.path
-                _fill(path, target, item, digest, steps)
-        with reading(path):
+    with contextlib.closing(OutputFile(part)) as output:
+        with h5py.File(output, "w") as target:
             for item in items:
-                _attach_scales(target, item, places)
-        target.attrs["content_sha256"] = digest.hexdigest()
-        target.attrs["compacted_utc"] = utc_now()
-        target.attrs["compacted_by"] = f"labrig {version('labrig')}"
+                with reading(path):
+                    digest.begin(item)
+                    _create(source, target, item)
+                if isinstance(item.node, h5py.Dataset) and item.same_as is None:
+                    places[h5py.h5o.get_info(item.node.id).addr] = item.path
+                    for count in _fill(path, target, item, digest):
+                        output.check()
+                        steps(count)
+            with reading(path):
+                for item in items:
+                    _attach_scales(target, item, places)
+            target.attrs["content_sha256"] = digest.hexdigest()
+            target.attrs["compacted_utc"] = utc_now()
+            target.attrs["compacted_by"] = f"labrig {version('labrig')}"
+        output.check()
     return digest.hexdigest()
 
 
@@ -192,8 +202,8 @@ def _copy_attributes(source: h5py.Group | h5py.Dataset | h5py.Datatype, target: 
             copy.write(value, mtype=kind)
 
 
-def _fill(path: Path, target: h5py.File, item: Item, digest: ContentDigest, steps: _Steps) -> None:
-    """Copies the rows of an object, and adds what was read to the hash."""
+def _fill(path: Path, target: h5py.File, item: Item, digest: ContentDigest) -> Iterator[int]:
+    """Copies the rows of an object, and adds what was read to the hash; yields the bytes of each block."""
     # Left open and filled chunk by chunk: a chunk that is closed half full would be unpacked again.
     table = None if item.rows is None else target[item.path]
     blocks = item.blocks(_chunk_rows(item))
@@ -207,7 +217,7 @@ def _fill(path: Path, target: h5py.File, item: Item, digest: ContentDigest, step
         if table is not None:
             table[start : start + len(block)] = block
             start += len(block)
-        steps(block.nbytes)
+        yield block.nbytes
 
 
 def _attach_scales(target: h5py.File, item: Item, places: dict[int, str]) -> None:
@@ -231,22 +241,13 @@ def _make_scale(copy: h5py.Dataset, scale: h5py.Dataset) -> None:
         copy.make_scale(h5py.h5ds.get_scale_name(scale.id).decode())
 
 
-def _check(part: Path, digest: str, steps: _Steps, target: Path) -> None:
+def _compare(part: Path, digest: str, steps: _Steps, target: Path) -> None:
     """Reads the copy back, as any reader would.
 
     Raises:
         StorageError: It is not what was read from the recording.
     """
     with reading(target), h5py.File(part, "r") as copy:
-        found = sha256(copy, steps)
+        found = sha256(walk(copy), steps)
     if found != digest:
         raise StorageError(f"{target}: the copy is not what the recording holds; is the disk in order? None was left")
-
-
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    """A file that HDF5 cannot finish raises two kinds of error; both are about the disk."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(str(error)) from error

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import h5py
 import numpy as np
@@ -18,7 +20,6 @@ from numpy.typing import NDArray
 
 from labrig.recording import layout
 from labrig.recording.nodes import dataset_at, group_at
-from labrig.recording.reader import Recording
 from labrig_drivers.errors import StorageError
 
 Block = dict[str, NDArray[np.generic]]
@@ -134,23 +135,55 @@ class Stream:
                 yield {one.name: np.asarray(dataset_at(self._group, one.name)[start:stop]) for one in chosen}
 
 
-def streams(recording: Recording) -> tuple[Stream, ...]:
-    """Every stream of an open recording, in the order of their paths.
+class Contents:
+    """A recording, open for all that is in it. Use as `with Contents.open(path) as contents:`.
 
-    Raises:
-        StorageError: The file cannot be read, or has fewer rows than are said to be committed.
+    Attributes:
+        path: The file.
+        file: The same, for what copies it.
     """
-    file = recording._file
-    with reading(recording.path):
-        return tuple(Stream(recording.path, file, one) for one in stream_groups(file))
 
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path = path
+        self.file = file
 
-def root_texts(recording: Recording) -> dict[str, str]:
-    """What the recording says about its run: every text among the attributes of the file."""
-    with reading(recording.path):
-        values = {name: recording._file.attrs[name] for name in recording._file.attrs}
-    texts = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
-    return {name: value for name, value in texts.items() if isinstance(value, str)}
+    @classmethod
+    def open(cls, path: Path) -> Contents:
+        """Opens a file, one that another program is writing too.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        with reading(path):
+            try:
+                return cls(path, h5py.File(path, "r"))
+            except BlockingIOError:
+                # Its writer holds the lock. Rows below a counter are in the file already when this opens it.
+                return cls(path, h5py.File(path, "r", locking=False))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+    def streams(self) -> tuple[Stream, ...]:
+        """Every stream with the rows that count now, in the order of their paths.
+
+        Raises:
+            StorageError: The file cannot be read, or has fewer rows than are said to be committed.
+        """
+        with reading(self.path):
+            return tuple(Stream(self.path, self.file, one) for one in stream_groups(self.file))
+
+    def texts(self) -> dict[str, str]:
+        """What the recording says about its run: every text among the attributes of the file."""
+        with reading(self.path):
+            values = {name: self.file.attrs[name] for name in self.file.attrs}
+        texts = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+        return {name: value for name, value in texts.items() if isinstance(value, str)}
 
 
 def stream_groups(file: h5py.File) -> list[StreamGroup]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 
 from labrig.recording import layout
+from labrig.recording.contents import Contents
 from labrig.recording.nodes import text_attribute
 from labrig.recording.reader import Recording
 from labrig_drivers.errors import StorageError
@@ -21,8 +22,11 @@ _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 @contextmanager
-def trusted(path: Path) -> Iterator[Recording]:
+def trusted(path: Path) -> Iterator[tuple[Recording, Contents]]:
     """Opens a recording after every committed row agreed with its checksum; nobody can write to it meanwhile.
+
+    Yields:
+        The recording, and all that is in its file.
 
     Raises:
         StorageError: It cannot be read, is being written, or is damaged; then it says how to rescue what is right.
@@ -37,7 +41,8 @@ def trusted(path: Path) -> Iterator[Recording]:
                 recording.verify()
             except StorageError as error:
                 raise _with_advice(path, error) from error
-            yield recording
+            with Contents.open(path) as contents:
+                yield recording, contents
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import h5py
@@ -34,14 +34,12 @@ class Item:
         node: A group, a dataset, a type, or a link that leads elsewhere.
         same_as: The path under which the same object came before, if it did.
         rows: How many rows count, for a dataset that grows; None for one that is copied as it is.
-        keep: Tells which rows of a block count; None where the first `rows` do.
     """
 
     path: str
     node: h5py.Group | h5py.Dataset | h5py.Datatype | h5py.SoftLink | h5py.ExternalLink
     same_as: str | None = None
     rows: int | None = None
-    keep: Callable[[Rows], NDArray[np.bool_]] | None = None
 
     def blocks(self, multiple: int = 1) -> Iterator[Rows]:
         """The values that count, some rows at a time; the whole of a dataset that has no rows.
@@ -55,13 +53,12 @@ class Item:
         if self.node.shape == ():
             yield np.asarray(self.node[()])
             return
-        length = int(self.node.shape[0]) if self.rows is None or self.keep is not None else self.rows
+        length = int(self.node.shape[0]) if self.rows is None else self.rows
         chunk = int(self.node.chunks[0]) if self.node.chunks else 1
         # Whole chunks, so that none is unpacked twice.
         step = _up(max(1, _BLOCK_BYTES // max(1, _row_bytes(self.node))), math.lcm(chunk, multiple))
         for start in range(0, length, step):
-            block = np.asarray(self.node[start : min(start + step, length)])
-            yield block if self.keep is None else block[self.keep(block)]
+            yield np.asarray(self.node[start : min(start + step, length)])
 
     @property
     def content_bytes(self) -> int:
@@ -86,17 +83,17 @@ def walk(file: h5py.File) -> Iterator[Item]:
     yield from _walk(file, file, "", grows, seen)
 
 
-def sha256(file: h5py.File, progress: Callable[[int], None] = lambda _: None) -> str:
+def sha256(items: Iterable[Item], progress: Callable[[int], None] = lambda _: None) -> str:
     """SHA-256 of everything that counts in a recording, however it is stored: values, types, attributes, axes.
 
     The recording and its compact copy have the same.
 
     Args:
-        file: The recording, open.
+        items: What `walk` finds in it.
         progress: Told after each block how many bytes it had.
     """
     digest = ContentDigest()
-    for item in walk(file):
+    for item in items:
         digest.begin(item)
         if isinstance(item.node, h5py.Dataset) and item.same_as is None:
             for block in item.blocks():
@@ -170,23 +167,22 @@ def _item(file: h5py.File, path: str, node: h5py.Group | h5py.Dataset, grows: di
         return Item(path, node, rows=grows[path])
     counter = f"entry/{path.removeprefix(f'{_JOURNAL}/')}/{layout.COMMITTED}"
     if isinstance(node, h5py.Dataset) and path.startswith(f"{_JOURNAL}/") and counter in file:
-        keep = _journal_rule(node, int(dataset_at(file, counter)[()]))
-        if keep is not None:
-            return Item(path, node, rows=sum(int(keep(block).sum()) for block in Item(path, node).blocks()), keep=keep)
+        return Item(path, node, rows=_entries(Item(path, node), int(dataset_at(file, counter)[()])))
     return Item(path, node)
 
 
-def _journal_rule(journal: h5py.Dataset, committed: int) -> Callable[[Rows], NDArray[np.bool_]] | None:
-    """Which entries of a journal are about rows that count; None where the dataset is no journal."""
-    if not {"start", "rows"} <= set(journal.dtype.names or ()):
+def _entries(journal: Item, committed: int) -> int | None:
+    """How many entries of a journal come before the first one of rows that do not count; None for another dataset."""
+    if not {"start", "rows"} <= set(journal.node.dtype.names or ()):
         return None
-
-    def keep(block: Rows) -> NDArray[np.bool_]:
-        entries: NDArray[np.void] = np.asarray(block, dtype=journal.dtype)
-        kept: NDArray[np.bool_] = (entries["start"] >= 0) & (entries["start"] + entries["rows"] <= committed)
-        return kept
-
-    return keep
+    count = 0
+    for block in journal.blocks():
+        entries: NDArray[np.void] = np.asarray(block, dtype=journal.node.dtype)
+        ends = np.flatnonzero((entries["start"] < 0) | (entries["start"] + entries["rows"] > committed))
+        if len(ends):
+            return count + int(ends[0])
+        count += len(entries)
+    return count
 
 
 def _row_bytes(dataset: h5py.Dataset) -> int:

@@ -9,7 +9,7 @@ from datetime import datetime
 import numpy as np
 
 from labrig.recording import Recording, RecordingSummary
-from labrig.recording.contents import Stream, root_texts, streams
+from labrig.recording.contents import Contents, Stream
 from labrig_calibration.stimulus import StimulusKind
 
 
@@ -111,7 +111,7 @@ class Overview:
             ("plan", ", ".join(f"{key} {value}" for key, value in self.plan.items() if value is not None)),
             *self.identities.items(),
             ("started", one.started_utc),
-            ("ended", one.ended_utc or "not noted, the writer died"),
+            ("ended", one.ended_utc or ("not yet" if one.status == "running" else "not noted, the writer died")),
         ]
         if self.lasted_s is not None:
             rows.append(("lasted", duration(self.lasted_s)))
@@ -126,14 +126,14 @@ class Overview:
         return rows
 
 
-def overview(recording: Recording) -> Overview:
+def overview(recording: Recording, contents: Contents) -> Overview:
     """Reads the facts; of the rows only kinds, saturation and times, some at a time.
 
     Raises:
         StorageError: The file cannot be read.
     """
     header, summary = recording.header, recording.summary()
-    there = {one.name: one for one in streams(recording)}
+    there = {one.name: one for one in contents.streams()}
     return Overview(
         summary=summary,
         plan=header.plan,
@@ -141,7 +141,7 @@ def overview(recording: Recording) -> Overview:
         versions=header.versions,
         git_commit=header.git_commit,
         file_bytes=recording.path.stat().st_size,
-        compacted=_compacted(root_texts(recording)),
+        compacted=_compacted(contents.texts()),
         lasted_s=_between(summary.started_utc, summary.ended_utc),
         streams=tuple(_stream_facts(one) for one in there.values()),
         arrays=tuple(_array_facts(array, there[f"array_{array}"], summary) for array in recording.arrays),

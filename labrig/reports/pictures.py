@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labrig.recording import Recording
-from labrig.recording.contents import Block, Stream, streams
+from labrig.recording.contents import Block, Contents, Stream
 from labrig_drivers.crossbar import BoardInfo, FloatArray
 
 # Points of a cloud: enough to see its shape, few enough to draw at once.
@@ -75,13 +75,13 @@ class SupplyPicture:
     power_w: FloatArray
 
 
-def array_pictures(recording: Recording) -> list[ArrayPicture]:
+def array_pictures(recording: Recording, contents: Contents) -> list[ArrayPicture]:
     """What there is to see of each array that was measured.
 
     Raises:
         StorageError: The file cannot be read.
     """
-    there = {one.name: one for one in streams(recording)}
+    there = {one.name: one for one in contents.streams()}
     found = []
     for array in recording.arrays:
         mvms, writes = there[f"array_{array}"], there.get(f"array_{array}/writes")
