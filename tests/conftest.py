@@ -163,13 +163,15 @@ def record() -> Callable[..., Path]:
         async def write() -> None:
             writer = await RecordingWriter.create(path, header, info, capacity, supply_capacity=10)
             try:
+                clock_s = 1.0
                 for array, writes in blocks.items():
                     for number, batches in enumerate(writes):
                         target_s = rng.uniform(4e-6, 5e-5, (rows, columns))
-                        await writer.append_write(array, target_s, ProgramReport(number, 1.0 + number, 7, 1e-7))
+                        await writer.append_write(array, target_s, ProgramReport(number, clock_s, 7, 1e-7))
                         for batch in batches:
                             code = rng.integers(-512, 512, (batch, columns)).astype(np.int16)
-                            time_s = 1.5 + number + rng.uniform(0.0, 1e-3, batch).cumsum()
+                            time_s = clock_s + rng.uniform(1e-6, 1e-3, batch).cumsum()
+                            clock_s = float(time_s[-1])
                             result = MvmResult(code, code * info.adc_lsb_a, code == 511, time_s, number)
                             voltage_v = rng.uniform(-0.3, 0.3, (batch, rows))
                             kind = int(rng.integers(0, 8))

@@ -10,7 +10,7 @@ import h5netcdf
 import numpy as np
 
 from labrig.export.tables import Content, Table, is_text
-from labrig.recording.contents import StoredColumn
+from labrig.recording.contents import TEXT_TYPE, StoredColumn
 from labrig.recording.output_file import OutputFile
 from labrig_calibration.stimulus import StimulusKind
 
@@ -69,7 +69,7 @@ def _write_table(group: h5netcdf.Group, table: Table, output: OutputFile) -> Non
 def _variable(group: h5netcdf.Group, table: Table, column: StoredColumn) -> h5netcdf.Variable:
     dims = (table.axis, *column.dims)
     if is_text(column):
-        variable = group.create_variable(column.name, dims, str)
+        variable = group.create_variable(column.name, dims, TEXT_TYPE)
     elif table.rows == 0:
         variable = group.create_variable(column.name, dims, column.dtype)
     else:

@@ -22,6 +22,9 @@ from labrig.recording import layout
 from labrig.recording.nodes import dataset_at, group_at
 from labrig_drivers.errors import StorageError
 
+TEXT_TYPE: np.dtype[np.generic] = h5py.string_dtype()
+"""What HDF5 stores texts of any length as."""
+
 Block = dict[str, NDArray[np.generic]]
 
 _BLOCK_BYTES = 8 * 1024 * 1024

@@ -93,7 +93,8 @@ def _opened(low: float, high: float) -> tuple[float, float]:
     """Two ends with room between them, whatever was measured."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return 0.0, 1.0
-    room = max(0.5 * abs(low) * 1e-6, 1e-300) if high <= low else 0.0
+    least = 1e-6 * max(abs(low), abs(high), 1e-290)
+    room = least if high - low < least else 0.0
     return low - room, high + room
 
 
