@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 
 
 class StoppedError(Exception):
@@ -112,14 +115,30 @@ def in_thread(work: Callable[[Callable[[], None]], T]) -> T:
         KeyboardInterrupt: As it came to the waiting thread, after `work` has ended.
     """
     stopped = Event()
+    answer: Future[T] = Future()
 
     def check() -> None:
         if stopped.is_set():
             raise StoppedError
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="labrig-output") as thread:
+    def run() -> None:
         try:
-            return thread.submit(work, check).result()
-        except BaseException:
-            stopped.set()
-            raise
+            answer.set_result(work(check))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    thread = Thread(target=run, name="labrig-output")
+    try:
+        # A signal that came while the thread starts would leave nobody to wait for it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return answer.result()
+    except BaseException:
+        stopped.set()
+        raise
+    finally:
+        if thread.ident is not None:
+            thread.join()
