@@ -26,6 +26,7 @@ PACKAGES = {
     ),
     "extra train": ("torch", "scipy", "scikit-learn"),
     "extra report": ("jinja2", "plotly"),
+    "extra export": ("h5netcdf", "pyarrow"),
 }
 
 
