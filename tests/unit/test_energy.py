@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from labrig.cli import app
 from labrig.energy import energy_report
 from labrig.plans import EnergyPlan, MvmPoint
 from labrig.recording import RecordingHeader, RecordingWriter
@@ -71,3 +74,11 @@ async def test_a_burst_that_is_not_whole_does_not_count(tmp_path: Path) -> None:
     await record(tmp_path / "none.h5", cut=18)
     with pytest.raises(StorageError, match="not one burst"):
         energy_report(tmp_path / "none.h5")
+
+
+async def test_show_prints_it(tmp_path: Path) -> None:
+    await record(tmp_path / "run.h5")
+    result = CliRunner().invoke(app, ["show", str(tmp_path / "run.h5")])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"5 \+- .* mW", result.output)
+    assert re.search(r"│ 0 +│ 1 +│ 3 +│ 5000 ", result.output)
