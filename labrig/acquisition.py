@@ -22,6 +22,7 @@ from labrig.recording.writer import RecordingWriter
 from labrig.rig import Rig, open_rig
 from labrig.run_control import RunControl
 from labrig_drivers.crossbar import MvmResult, ProgramReport
+from labrig_drivers.errors import StorageError
 
 T = TypeVar("T")
 
@@ -217,6 +218,8 @@ async def run_sweep(
 def _committed_points(path: Path) -> frozenset[str]:
     """Hashes of the points that a recording holds, after every committed row was checked."""
     with Recording.open(path) as recording:
+        if recording.status == "running":
+            raise StorageError(f"{path}: is being written by another program; resume it when that has ended")
         recording.verify()
         return frozenset(point for array in recording.arrays for point in recording.point_hashes(array))
 

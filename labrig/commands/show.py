@@ -32,7 +32,8 @@ def show(
     for name, identity in header.identities.items():
         table.add_row(name, str(identity))
     table.add_row("started", summary.started_utc)
-    table.add_row("ended", summary.ended_utc or "not noted, the writer died")
+    not_ended = "not yet" if summary.status == "running" else "not noted, the writer died"
+    table.add_row("ended", summary.ended_utc or not_ended)
     for array, mvms in summary.mvms.items():
         table.add_row(f"array {array}", f"{mvms} MVMs, {summary.writes[array]} writes")
     if summary.supply_readings:
