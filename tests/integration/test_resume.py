@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import dataclasses
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -263,3 +265,17 @@ def test_a_killed_sweep_is_resumed_by_the_command(tmp_path: Path) -> None:
     both = subprocess.run(conflicting, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert both.returncode == 2
     assert "give one of them" in both.stderr
+
+
+async def test_a_recording_that_is_still_being_written_is_not_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    await sweep(path, stop_after=2)
+    with path.open("r+b") as file:
+        # As HDF5 does in the program that writes it.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with h5py.File(path, "r+", locking=False) as recording:
+            recording["entry/status"][()] = b"running"
+        before = path.read_bytes()
+        with pytest.raises(StorageError, match="is being written by another program; resume it when that has ended"):
+            await sweep(path, resume=True)
+    assert path.read_bytes() == before
