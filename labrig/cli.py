@@ -10,7 +10,20 @@ import typer
 from labrig.commands.config import config_app
 from labrig_drivers.errors import LabrigError
 
-VERBS = ("demo", "check", "simulate", "sweep", "show", "calibrate", "report", "train", "evaluate", "doctor")
+VERBS = (
+    "demo",
+    "check",
+    "simulate",
+    "sweep",
+    "show",
+    "verify",
+    "recover",
+    "calibrate",
+    "report",
+    "train",
+    "evaluate",
+    "doctor",
+)
 
 # Errors of the packages that know no LabrigError, each with the module that defines it. None can be raised before
 # that module is loaded, so none needs to be imported here.
