@@ -14,14 +14,11 @@ from typing import cast
 import numpy as np
 
 from labrig.recording import layout
-from labrig.recording.journal import JOURNAL_DTYPE
 from labrig.recording.damaged_file import DamagedFile
 from labrig.recording.file_bytes import FileBytes, StructureError
 from labrig.recording.hdf5_nodes import Chunk, StoredDataset, chunks_of
+from labrig.recording.journal import JOURNAL_DTYPE
 from labrig.recording.stored_rows import StoredRows, with_holes_filled
-
-# Columns that a recording need not have.
-OPTIONAL_COLUMNS = frozenset({"setting", "board_write"})
 
 _ALIGNMENT_BYTES = 8
 # Combinations of guessed places that are tried: enough for two lost columns in any file.
@@ -105,8 +102,6 @@ class StreamFinder:
         columns = []
         for column in wanted.columns:
             path = f"{wanted.path}/{column.name}"
-            if column.name in OPTIONAL_COLUMNS and path not in self._damaged.addresses:
-                continue
             columns.append(column)
             dataset = self._damaged.datasets.get(path)
             located = None if dataset is None else self._located(dataset, column, path, faults)

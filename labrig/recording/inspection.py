@@ -34,6 +34,8 @@ ROOT_TEXTS = (
     "started_utc",
 )
 """Texts of the root that every recording has."""
+AXES_TEXT = "axes"
+"""The text of the root that format 1.1 has beside them: the units of the axes that the run moves."""
 
 _ANY_CAPACITY = StreamCapacity(rows=0, writes=0, blocks=0)
 _MOST_LINES = 1 << 16
@@ -51,6 +53,7 @@ class Inspection:
         status: How the run ended, as the file says; empty where that is lost.
         ended_utc: When it ended; empty where that is lost, or the writer died.
         arrays: The arrays that it was made for.
+        shape: Which streams and columns it has.
         streams: All streams, by path.
         faults: What is not as it should be with the file as a whole.
     """
@@ -61,6 +64,7 @@ class Inspection:
     status: str
     ended_utc: str
     arrays: tuple[int, ...]
+    shape: RecordedShape
     streams: Mapping[str, JudgedStream]
     faults: tuple[str, ...]
 
@@ -83,13 +87,34 @@ class StreamKind:
     journalled: bool
 
 
-def kinds_of_streams(arrays: Sequence[int], info: BoardInfo) -> tuple[StreamKind, ...]:
+@dataclass(frozen=True)
+class RecordedShape:
+    """Which of the streams and columns that a recording may have it has.
+
+    Attributes:
+        minor: Minor version of its format.
+        axis_units: Unit of each axis that the run moves, by its name.
+        curves: Whether the run takes curves.
+    """
+
+    minor: int
+    axis_units: Mapping[str, str]
+    curves: bool
+
+
+def kinds_of_streams(arrays: Sequence[int], info: BoardInfo, shape: RecordedShape) -> tuple[StreamKind, ...]:
     """Every stream of a recording, each after those that it refers to."""
-    return (
-        StreamKind(tuple(layout.write_stream(array, info, _ANY_CAPACITY) for array in arrays), journalled=False),
-        StreamKind((layout.supply_stream(0),), journalled=False),
-        StreamKind(tuple(layout.mvm_stream(array, info, _ANY_CAPACITY) for array in arrays), journalled=True),
-    )
+    moves, newer = bool(shape.axis_units), shape.minor > 0
+    writes = tuple(layout.write_stream(array, info, _ANY_CAPACITY, moves_axes=moves, counted=newer) for array in arrays)
+    mvms = tuple(layout.mvm_stream(array, info, _ANY_CAPACITY, moves_axes=moves) for array in arrays)
+    kinds = [StreamKind(writes, journalled=False)]
+    if moves:
+        kinds.append(StreamKind((layout.settings_stream(0, shape.axis_units),), journalled=False))
+    kinds.append(StreamKind((layout.supply_stream(0, checked=newer),), journalled=False))
+    kinds.append(StreamKind(mvms, journalled=True))
+    if shape.curves:
+        kinds.append(StreamKind((layout.curve_stream(0, moves_axes=moves),), journalled=True))
+    return tuple(kinds)
 
 
 def open_unwritten(path: Path) -> FileBytes:
@@ -143,10 +168,11 @@ class Inspector:
         texts = self._texts()
         header, info = self._header(texts)
         arrays = self._arrays(header, info)
+        shape = self._shape(texts)
         status, ended_utc = (self._fixed_text(name) for name in ("status", "end_time"))
         streams = dict[str, JudgedStream]()
         ended_well = status in _ENDED
-        for kind in kinds_of_streams(arrays, info):
+        for kind in kinds_of_streams(arrays, info, shape):
             for place, stream in enumerate(kind.streams):
                 where = (self._finder, stream, place, len(kind.streams))
                 if kind.journalled:
@@ -155,7 +181,7 @@ class Inspector:
                     streams[stream.path] = judge_rows(*where, ended_well=ended_well)
         self._demand_known_format(texts, streams)
         faults = (*self._faults, *self.damaged.faults)
-        return Inspection(header, info, texts, status, ended_utc, arrays, streams, faults)
+        return Inspection(header, info, texts, status, ended_utc, arrays, shape, streams, faults)
 
     def _texts(self) -> dict[str, str]:
         if any(text_of(self.damaged.attributes, name) is None for name in ROOT_TEXTS):
@@ -228,6 +254,22 @@ class Inspector:
         self._adopt(["entry/supply"], "in_compliance")
         self._adopt(["entry/journal"], *(f"array_{one}" for one in arrays))
         return arrays
+
+    def _shape(self, texts: Mapping[str, str]) -> RecordedShape:
+        minor = texts.get("format_version", "").partition(".")[2]
+        axes = _object(texts.get(AXES_TEXT, "{}"))
+        if minor != "0" and (axes is None or AXES_TEXT not in texts):
+            self._faults.append(f"root: attribute {AXES_TEXT} is lost or damaged")
+        names = self.damaged.addresses
+        # Which axes there are the names of the columns say too.
+        prefix = f"{layout.SETTINGS}/"
+        found = [name.removeprefix(prefix).removesuffix("_set") for name in names if name.startswith(prefix)]
+        units = {name: str(unit) for name, unit in (axes or {}).items()}
+        if not units:
+            units = {name: "" for name in found if f"{prefix}{name}_set" in names}
+        self._adopt([layout.SETTINGS] if units else [], *(f"{name}_set" for name in units))
+        curves = layout.CURVES in names or any(name.startswith(f"{layout.CURVES}/") for name in names)
+        return RecordedShape(0 if minor == "0" else 1, units, curves)
 
     def _adopt(self, paths: Sequence[str], *traces: str) -> None:
         lost = [path for path in paths if path not in self.damaged.groups]

@@ -18,8 +18,7 @@ from labrig.recording.stored_rows import StoredRows
 MOST_UNCOUNTED = 8
 """Blocks or rows that may have been written and not yet counted when a run ended: those of the writer's queue."""
 
-# Columns that name a row of another stream, and that stream.
-REFERENCES = {"write": "{path}/writes", "setting": "entry/settings"}
+_NONE = -1
 
 # Blocks and rows that judge a guessed place, and how far they are looked for.
 _JUDGES = 5
@@ -254,12 +253,22 @@ def referenced(found: FoundStream, start: int, stop: int) -> dict[str, list[int]
         stop: The row after the last.
     """
     numbers = dict[str, list[int]]()
-    for name, path in REFERENCES.items():
-        if name in found.rows:
-            values = np.unique(found.rows[name].read(start, stop, np.dtype("<i4"))).tolist()
-            # Only a write cannot be absent.
-            numbers[path.format(path=found.stream.path)] = [one for one in values if one != -1 or name == "write"]
+    for name, path in references(found, start).items():
+        values = np.unique(found.rows[name].read(start, stop, np.dtype("<i4"))).tolist()
+        # An MVM has a write; a curve need not have one.
+        may_be_absent = name != "write" or found.stream.path == layout.CURVES
+        numbers[path] = [one for one in values if one != _NONE or not may_be_absent]
     return numbers
+
+
+def references(found: FoundStream, start: int) -> dict[str, str]:
+    """The columns that name rows of other streams, and the paths of those, for the block that begins with a row."""
+    paths = {"write": f"{found.stream.path}/writes", "setting": layout.SETTINGS}
+    if found.stream.path == layout.CURVES:
+        # A curve is of one cell, so all its rows are of one array.
+        array = int(found.rows["array"].read(start, start + 1, np.dtype("<i4"))[0]) if "array" in found.rows else _NONE
+        paths["write"] = f"entry/array_{array}/writes"
+    return {name: path for name, path in paths.items() if name in found.rows}
 
 
 def _references_are_right(found: FoundStream, entry: np.void, streams: Mapping[str, JudgedStream]) -> bool:

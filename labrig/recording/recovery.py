@@ -12,20 +12,20 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
 from labrig.recording.disk import Disk
 from labrig.recording.file_bytes import FileBytes
 from labrig.recording.header import utc_now, versions_now
 from labrig.recording.inspection import Inspection, Inspector, open_unwritten
 from labrig.recording.journal_entries import entry_crc32, journal_of
-from labrig.recording.judging import REFERENCES, JudgedStream
+from labrig.recording.judging import JudgedStream, references
 from labrig.recording.medium import FileSystem
 from labrig.recording.nodes import dataset_at, set_front_text
-from labrig.recording.reader import Recording
-from labrig.recording.refusal import refusal_of
+from labrig.recording.refusal import refusal_here, refusal_of
 from labrig.recording.rescue_report import RescueReport, Selection, report_of, select
+from labrig.recording.run_streams import RunStreams
 from labrig.recording.stored_rows import PIECE_BYTES
+from labrig.recording.streams import ROW_CHECKSUM
 from labrig.recording.structure import create_file
 from labrig.recording.table import Table, locate_scalar, locate_table
 from labrig_drivers.errors import StorageError
@@ -120,24 +120,18 @@ def _sha256(source: FileBytes) -> str:
 
 def _write(path: Path, inspection: Inspection, chosen: Mapping[str, Selection], report: RescueReport) -> None:
     """Makes the new recording; when anything fails none is left."""
-    # A group is made before what lies in it: blocks before the writes that they refer to.
-    ordered = sorted(inspection.streams.items(), key=lambda item: item[1].blocks is None)
-    streams = [replace(one.found.stream, rows=chosen[name].count) for name, one in ordered]
-    capacity = {}
-    for array in inspection.arrays:
-        mvms = chosen[f"entry/array_{array}"]
-        writes = chosen[f"entry/array_{array}/writes"]
-        capacity[array] = StreamCapacity(rows=mvms.count, writes=writes.count, blocks=len(mvms.blocks))
+    streams = _streams(inspection, chosen)
     header = replace(inspection.header, versions=inspection.header.versions or versions_now())
     medium = FileSystem()
-    file = create_file(path, header, inspection.info, capacity, streams, medium)
+    file = create_file(path, header, inspection.info, streams, medium)
     try:
         try:
             _describe(file, inspection, report)
             disk = medium.disk(file)
+            settings = _new_numbers(chosen.get(layout.SETTINGS, Selection()))
             for name, stream in inspection.streams.items():
                 if stream.blocks is None:
-                    _copy_rows(file, disk, stream, chosen[name])
+                    _copy_rows(file, disk, stream, chosen[name], settings)
                 else:
                     _copy_blocks(file, disk, stream, chosen, name)
             file.flush()
@@ -150,13 +144,48 @@ def _write(path: Path, inspection: Inspection, chosen: Mapping[str, Selection], 
             disk.sync()
         finally:
             file.close()
-        with Recording.open(path) as recording:
-            recording.verify()
+        _demand_right(path, inspection, chosen)
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError | RuntimeError):
             raise StorageError(f"{path}: cannot be written: {error}; none is left") from error
         raise
+
+
+def _demand_right(path: Path, inspection: Inspection, chosen: Mapping[str, Selection]) -> None:
+    """Reads the new file back, as it would be read if it were damaged, and through HDF5."""
+    with open_unwritten(path) as made:
+        found = Inspector(made, str(path)).inspect()
+    faults = list(found.all_faults)
+    for name in inspection.streams:
+        stream, count = found.streams[name], chosen[name].count
+        right = (
+            int(stream.right.sum())
+            if stream.blocks is None
+            else sum(one.rows for one in stream.blocks if one.verdict == "right")
+        )
+        if stream.counted != count or (stream.checked and right != count):
+            faults.append(f"{name}: {right} rows of {count} are right")
+    faults += filter(None, [refusal_here(path)])
+    if faults:
+        raise StorageError(f"{path}: is not what was to be written, and none is left: {'; '.join(faults)}")
+
+
+def _streams(inspection: Inspection, chosen: Mapping[str, Selection]) -> RunStreams:
+    """The streams of the new recording: those of the old one, with room for what is rescued."""
+    made = {name: replace(one.found.stream, rows=chosen[name].count) for name, one in inspection.streams.items()}
+    journals = {
+        name: max(len(chosen[name].blocks), 1) for name, one in inspection.streams.items() if one.blocks is not None
+    }
+    return RunStreams(
+        mvms={array: made[f"entry/array_{array}"] for array in inspection.arrays},
+        writes={array: made[f"entry/array_{array}/writes"] for array in inspection.arrays},
+        supply=made[layout.supply_stream(0).path],
+        settings=made.get(layout.SETTINGS),
+        curves=made.get(layout.CURVES),
+        journals=journals,
+        axis_units=inspection.shape.axis_units,
+    )
 
 
 def _describe(file: h5py.File, inspection: Inspection, report: RescueReport) -> None:
@@ -179,6 +208,9 @@ def _describe(file: h5py.File, inspection: Inspection, report: RescueReport) -> 
         "left_out": left_out,
         "faults": list(report.faults[:_MOST_FAULTS]),
     }
+    if inspection.shape.minor == 0:
+        # Its rows have no more than they had.
+        set_front_text(file, "format_version", f"{layout.FORMAT_MAJOR}.0")
     if RECOVERED_FROM in inspection.texts:
         origin["before"] = inspection.texts[RECOVERED_FROM]
     set_front_text(file, RECOVERED_FROM, json.dumps(origin))
@@ -186,23 +218,31 @@ def _describe(file: h5py.File, inspection: Inspection, report: RescueReport) -> 
     dataset_at(file, "entry/end_time")[()] = np.bytes_(inspection.ended_utc)
 
 
-def _copy_rows(file: h5py.File, disk: Disk, stream: JudgedStream, selection: Selection) -> None:
+def _copy_rows(
+    file: h5py.File, disk: Disk, stream: JudgedStream, selection: Selection, settings: Mapping[int, int]
+) -> None:
+    """Copies single rows; the setting that they name may have another number now."""
     found = stream.found
-    for column in found.stream.columns if selection.rows else ():
-        table = locate_table(file, f"{found.stream.path}/{column.name}")
-        for target, row in enumerate(selection.rows):
+    columns = found.stream.columns
+    tables = {one.name: locate_table(file, f"{found.stream.path}/{one.name}") for one in columns}
+    for target, row in enumerate(selection.rows):
+        crc = 0
+        for column in columns:
             content = b"".join(found.rows[column.name].pieces(row, row + 1))
-            _write_rows(disk, table, target, np.frombuffer(content, np.uint8))
+            values = np.frombuffer(content, np.uint8)
+            if column.name == "setting":
+                values = _renumbered(content, settings)
+            elif column.name == ROW_CHECKSUM:
+                # The last column: it covers all before it, with their new numbers.
+                values = np.frombuffer(crc.to_bytes(4, "little"), np.uint8)
+            crc = zlib.crc32(values.data, crc)
+            _write_rows(disk, tables[column.name], target, values)
 
 
 def _copy_blocks(file: h5py.File, disk: Disk, stream: JudgedStream, chosen: Mapping[str, Selection], path: str) -> None:
     """Copies blocks with their journal; what they refer to may have another number now."""
     found = stream.found
-    numbers = {
-        name: {row: number for number, row in enumerate(chosen[target.format(path=path)].rows)}
-        for name, target in REFERENCES.items()
-        if name in found.rows
-    }
+    numbers = {name: _new_numbers(selection) for name, selection in chosen.items()}
     journal = dataset_at(file, journal_of(path))
     entries = np.zeros(len(chosen[path].blocks), journal.dtype)
     journal_table = locate_table(file, journal_of(path))
@@ -210,12 +250,13 @@ def _copy_blocks(file: h5py.File, disk: Disk, stream: JudgedStream, chosen: Mapp
     start = 0
     for entry, block in zip(entries, chosen[path].blocks, strict=True):
         crc, target = 0, start
+        refers_to = references(found, block.start) if block.rows else {}
         for column in found.stream.columns:
             target = start
             for piece in found.rows[column.name].pieces(block.start, block.stop):
                 rows = np.frombuffer(piece, np.uint8)
-                if column.name in numbers:
-                    rows = _renumbered(piece, numbers[column.name])
+                if column.name in refers_to:
+                    rows = _renumbered(piece, numbers.get(refers_to[column.name], {}))
                 crc = zlib.crc32(rows.data, crc)
                 _write_rows(disk, tables[column.name], target, rows)
                 target += len(piece) // tables[column.name].row_bytes
@@ -223,6 +264,11 @@ def _copy_blocks(file: h5py.File, disk: Disk, stream: JudgedStream, chosen: Mapp
         start += block.rows
     if len(entries):
         _write_rows(disk, journal_table, 0, entries.view(np.uint8))
+
+
+def _new_numbers(selection: Selection) -> dict[int, int]:
+    """What each rescued row is called in the new recording, by what it was called in the old."""
+    return {row: number for number, row in enumerate(selection.rows)}
 
 
 def _fill_entry(entry: np.void, old: np.void, start: int, crc: int) -> None:

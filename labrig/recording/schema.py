@@ -10,10 +10,9 @@ import numpy as np
 from labrig.recording import layout
 from labrig.recording.damaged_file import DamagedFile
 from labrig.recording.file_bytes import FileBytes, StructureError
-from labrig.recording.found_streams import OPTIONAL_COLUMNS
 from labrig.recording.hdf5_messages import Attribute
 from labrig.recording.hdf5_nodes import StoredDataset
-from labrig.recording.inspection import ROOT_TEXTS, Inspection
+from labrig.recording.inspection import AXES_TEXT, ROOT_TEXTS, Inspection
 from labrig.recording.journal import JOURNAL_DTYPE
 from labrig.recording.journal_entries import journal_of
 from labrig.recording.judging import JudgedStream
@@ -46,10 +45,13 @@ class SchemaCheck:
 
     def run(self) -> None:
         """Looks at every node."""
-        root = dict.fromkeys(ROOT_TEXTS, _TEXT) | {"NX_class": "NXroot", "default": "entry"}
+        newer = self._inspection.shape.minor > 0
+        texts = (*ROOT_TEXTS, *((AXES_TEXT,) if newer else ()))
+        root = dict.fromkeys(texts, _TEXT) | {"NX_class": "NXroot", "default": "entry"}
         self._attributes("", root)
         arrays = self._inspection.arrays
-        default = f"array_{min(arrays)}" if arrays else "supply"
+        without = "curves" if self._inspection.shape.curves else "supply"
+        default = f"array_{min(arrays)}" if arrays else without
         self._group("entry", {"NX_class": "NXentry", "default": default})
         for name in ("title", "definition", "start_time"):
             self._text(f"entry/{name}")
@@ -61,6 +63,9 @@ class SchemaCheck:
             self._group(path, {"NX_class": "NXinstrument"})
             for part in ("name", "settings", *_IDENTITY):
                 self._text(f"{path}/{part}")
+            if newer:
+                kind = np.dtype(f"S{layout.SETTINGS_TEXT_BYTES}")
+                self._dataset(f"{path}/{layout.REPORTED_SETTINGS}", kind, ())
         self._group("entry/journal", {"NX_class": "NXcollection"})
         for stream in self._inspection.streams.values():
             self._stream(stream)
@@ -97,7 +102,6 @@ class SchemaCheck:
             if not right:
                 self.faults.append(f"{path}: is not filled with {column.fill} where nothing was written")
             self._scales(path, dataset, stream.path, (stream.axis, *column.dims))
-        self._known |= {f"{stream.path}/{name}" for name in OPTIONAL_COLUMNS}
         if stream.signal == "current_code":
             self._adc_step(stream)
         if judged.blocks is not None:
