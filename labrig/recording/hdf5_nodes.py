@@ -26,6 +26,7 @@ HEADER_BYTES = 16
 _MOST_BLOCKS = 64
 _MOST_HEADER_BYTES = 1 << 20
 _MOST_LEVELS = 16
+_MOST_HEAP_BYTES = 1 << 26
 
 _GROUP_TREE, _CHUNK_TREE = 0, 1
 _TREE_HEAD_BYTES = 24
@@ -230,13 +231,12 @@ def heap_object(source: FileBytes, pointer: bytes, element_bytes: int) -> bytes:
     if not length:
         return b""
     signature, size = struct.unpack("<4s4xQ", source.read(address, 16))
-    if signature != b"GCOL":
-        raise StructureError(f"no global heap at {address}")
-    place, end = address + 16, address + size
-    while place + 16 <= end:
-        index, object_bytes = struct.unpack("<H6xQ", source.read(place, 16))
-        if index == wanted and length * element_bytes <= object_bytes:
-            return source.read(place + 16, length * element_bytes)
+    demand(signature == b"GCOL" and size <= _MOST_HEAP_BYTES, f"no global heap at {address}")
+    heap, place = source.read(address, size), 16
+    while place + 16 <= size:
+        index, object_bytes = struct.unpack_from("<H6xQ", heap, place)
+        if index == wanted and length * element_bytes <= min(object_bytes, size - place - 16):
+            return heap[place + 16 : place + 16 + length * element_bytes]
         if not index:
             break
         place += 16 + -(-object_bytes // 8) * 8

@@ -22,8 +22,7 @@ from labrig.recording.journal_entries import entry_crc32, journal_of
 from labrig.recording.judging import REFERENCES, JudgedStream
 from labrig.recording.medium import FileSystem
 from labrig.recording.nodes import dataset_at, set_front_text
-from labrig.recording.opening import refusal_of
-from labrig.recording.reader import Recording
+from labrig.recording.opening import refusal_here, refusal_of
 from labrig.recording.rescue_report import RescueReport, Selection, report_of, select
 from labrig.recording.stored_rows import PIECE_BYTES
 from labrig.recording.structure import create_file
@@ -150,13 +149,31 @@ def _write(path: Path, inspection: Inspection, chosen: Mapping[str, Selection], 
             disk.sync()
         finally:
             file.close()
-        with Recording.open(path) as recording:
-            recording.verify()
+        _demand_right(path, inspection, chosen)
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError | RuntimeError):
             raise StorageError(f"{path}: cannot be written: {error}; none is left") from error
         raise
+
+
+def _demand_right(path: Path, inspection: Inspection, chosen: Mapping[str, Selection]) -> None:
+    """Reads the new file back, as it would be read if it were damaged, and through HDF5."""
+    with open_unwritten(path) as made:
+        found = Inspector(made, str(path)).inspect()
+    faults = list(found.all_faults)
+    for name in inspection.streams:
+        stream, count = found.streams[name], chosen[name].count
+        right = (
+            int(stream.right.sum())
+            if stream.blocks is None
+            else sum(one.rows for one in stream.blocks if one.verdict == "right")
+        )
+        if stream.counted != count or (stream.checked and right != count):
+            faults.append(f"{name}: {right} rows of {count} are right")
+    faults += filter(None, [refusal_here(path)])
+    if faults:
+        raise StorageError(f"{path}: is not what was to be written, and none is left: {'; '.join(faults)}")
 
 
 def _describe(file: h5py.File, inspection: Inspection, report: RescueReport) -> None:
