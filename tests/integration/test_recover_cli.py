@@ -13,8 +13,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
 
 from labrig.acquisition import RunSummary, run_sweep
+from labrig.cli import app
 from labrig.config import parse_rig
 from labrig.events import BlockCommitted, Event, EventBus
 from labrig.plans import MvmCalibrationPlan
@@ -90,9 +92,8 @@ def points(path: Path) -> Counter[str]:
         return Counter(point for array in recording.arrays for point in recording.point_hashes(array))
 
 
-def labrig(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "labrig", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+def labrig(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("stop_after", [None, 60])
+@pytest.mark.parametrize("stop_after", [None, 50])
 def test_a_sweep_on_what_was_rescued_measures_exactly_what_was_lost(tmp_path: Path, stop_after: int | None) -> None:
     path, rescued = tmp_path / "run.h5", tmp_path / "rescued.h5"
     sweep(path, stop_after=stop_after)
@@ -166,32 +167,41 @@ def test_what_is_rescued_can_be_calibrated_and_says_where_it_comes_from(copy: Pa
     assert origin["left_out"]["entry/array_0"]["reasons"] == {"checksum differs": 64}
 
 
-def test_the_commands_say_what_there_is_and_end_with_its_code(copy: Path, tmp_path: Path) -> None:
-    assert labrig(tmp_path, "verify", "run.h5").returncode == 0
-    fine = labrig(tmp_path, "recover", "run.h5")
-    assert (fine.returncode, "needs nothing" in fine.stdout) == (0, True)
-    before = copy.read_bytes()
+def test_the_commands_say_what_there_is_and_end_with_its_code(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fine = labrig("recover", "run.h5")
+    assert (fine.exit_code, "needs nothing" in fine.stdout) == (0, True)
     overwrite(copy, places(copy, "entry/array_0/voltage_v", 100, 101))
     damaged = copy.read_bytes()
-    dry = labrig(tmp_path, "recover", "run.h5", "--dry-run", "--json")
+    dry = labrig("recover", "run.h5", "--dry-run", "--json")
     said = json.loads(dry.stdout)
-    assert (dry.returncode, said["exit_code"], said["output"]) == (1, 1, None)
+    assert (dry.exit_code, said["exit_code"], said["output"]) == (1, 1, None)
     assert [len(one["again"]) for one in said["streams"] if one["path"] == "entry/array_0"] == [1]
     assert not (tmp_path / "run-recovered.h5").exists()
-    done = labrig(tmp_path, "recover", "run.h5")
-    assert done.returncode == 1, done.stderr
+    done = labrig("recover", "run.h5")
+    assert done.exit_code == 1
     assert "run-recovered.h5: go on with" in done.stdout
     assert copy.read_bytes() == damaged
-    again = labrig(tmp_path, "recover", "run.h5")
-    assert (again.returncode, "exists already" in again.stderr) == (2, True)
-    (tmp_path / "zeros.h5").write_bytes(bytes(len(before)))
-    gone = labrig(tmp_path, "recover", "zeros.h5")
-    assert (gone.returncode, "nothing can be known" in gone.stderr) == (2, True)
-    judged = labrig(tmp_path, "verify", "run.h5", "run-recovered.h5", "absent.h5", "--json")
-    assert judged.returncode == 1
+    again = labrig("recover", "run.h5")
+    assert isinstance(again.exception, StorageError)
+    assert "exists already" in str(again.exception)
+    judged = labrig("verify", "run.h5", "run-recovered.h5", "absent.h5", "--json")
+    assert judged.exit_code == 1
     faults = {one["file"]: one["faults"] for one in json.loads(judged.stdout)}
     assert [len(one) for one in faults.values()] == [1, 0, 1]
     assert "no such file" in faults["absent.h5"][0]
+    told = labrig("verify", "run.h5")
+    assert "run.h5: 1 faults" in told.stdout
+    assert "rows 64 to 127 are committed, but not what was written (checksum)" in told.stdout
+
+
+def test_where_nothing_can_be_done_the_command_ends_with_two(tmp_path: Path) -> None:
+    (tmp_path / "zeros.h5").write_bytes(bytes(100_000))
+    command = [sys.executable, "-m", "labrig", "recover", "zeros.h5"]
+    gone = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert (gone.returncode, "nothing can be known" in gone.stderr) == (2, True)
 
 
 def test_rows_beyond_the_counter_are_rescued_when_asked_for(copy: Path, tmp_path: Path) -> None:
@@ -257,6 +267,6 @@ def test_whether_hdf5_opens_a_file_is_asked_of_another_process(
     assert (report.exit_code, report.faults) == (0, ("HDF5: HDF5 crashes on it (signal 11)",))
     with Recording.open(tmp_path / "rescued.h5") as new, Recording.open(copy) as old:
         np.testing.assert_array_equal(read_rows(new, 0).code, read_rows(old, 0).code)
-    crashing.write_text("#!/bin/sh\nsleep 20\n")
+    crashing.write_text("#!/bin/sh\nexec sleep 20\n")
     monkeypatch.setattr(refusal, "_PATIENCE_S", 0.05)
     assert "comes to no end" in refusal.refusal_of(copy)
