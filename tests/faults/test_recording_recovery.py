@@ -470,7 +470,8 @@ def test_memory_is_bounded_and_the_original_is_only_read(tmp_path: Path) -> None
     rng = np.random.default_rng(0)
     voltage_v = rng.uniform(-0.3, 0.3, (batch, lines)).astype(np.float32)
     code = rng.integers(-500, 500, (batch, lines)).astype(np.int16)
-    columns = {"voltage_v": voltage_v, "current_code": code, "saturated": np.zeros((batch, lines), np.uint8)}
+    saturated = np.zeros((batch, lines), np.uint8)
+    columns: dict[str, NDArray[np.generic]] = {"voltage_v": voltage_v, "current_code": code, "saturated": saturated}
     for number in range(blocks):
         file.append_mvms(
             0, {**columns, "time_s": number + np.arange(batch) / batch}, BlockLabel(number.to_bytes(16, "big"), 3)
