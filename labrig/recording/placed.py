@@ -243,17 +243,18 @@ def _note_places(group: h5py.h5g.GroupID, path: str, found: dict[str, Place]) ->
 
 
 def _place(dataset: h5py.h5d.DatasetID, path: str) -> Place | None:
-    """The place of a dataset; None where it holds texts of any length, or nothing was ever written."""
+    """The place of a dataset; None for one of texts of any length, which lie elsewhere."""
     dtype, shape = dataset.dtype, dataset.shape
     if dtype.hasobject:
         return None
     if dataset.get_create_plist().get_layout() == h5py.h5d.CHUNKED:
         return Place(dtype, shape[1:], table_of(dataset, path))
-    offset = dataset.get_offset()
-    if offset is None:
-        return None
     rows, row_shape = (shape[0], shape[1:]) if shape else (1, ())
-    return Place(dtype, row_shape, Table(rows, dtype.itemsize * math.prod(row_shape), (Run(0, rows, offset),)))
+    offset = dataset.get_offset()
+    if offset is None and rows:
+        raise StorageError(f"{path} has no place of its own in the file")
+    runs = () if offset is None else (Run(0, rows, offset),)
+    return Place(dtype, row_shape, Table(rows, dtype.itemsize * math.prod(row_shape), runs))
 
 
 def _by_group(paths: Iterable[str]) -> Mapping[str, frozenset[str]]:
