@@ -77,4 +77,5 @@ class RunControl:
             fault = await condition.fault()
             if fault is not None:
                 found.append(f"{condition.name}: {fault}")
-        return found
+        # Two who look at the same thing say it once.
+        return list(dict.fromkeys(found))
