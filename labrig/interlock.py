@@ -134,8 +134,10 @@ class SupplyFeed:
         """Supply down (done already where the watcher saw it first), wait, supply up."""
         started_s = time.monotonic()
         await self._stop_watcher()
-        self._bus.publish(RunPaused(_said(reasons or self._noticed or await self._taken_away_by())))
+        reasons = reasons or self._noticed or await self._taken_away_by()
         await self._switch_off()
+        # Now it is true that the supply is off.
+        self._bus.publish(RunPaused(_said(reasons)))
         while True:
             self._rest()
             await _until_clear(self._rig, self._control, self._reasons)
