@@ -20,6 +20,8 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
+from labrig.testing.mosquitto import Mosquitto, find_mosquitto, mosquitto
+
 Leftover = TypeVar("Leftover")
 
 # Before anything imports torch or numpy's linear algebra: the tests' matrices are small, and threads that wait for a
@@ -120,6 +122,31 @@ async def _watch_tasks() -> AsyncIterator[None]:
     await asyncio.gather(*leaked, return_exceptions=True)
     if leaked:
         pytest.fail("the test left behind: " + ", ".join(f"task {task.get_coro()!r}" for task in leaked))
+
+
+def unavailable(what: str, reason: str) -> None:
+    """Skips a test that needs `what`, or fails it where `LABRIG_REQUIRE` (names with commas between) asks for it."""
+    if what in os.environ.get("LABRIG_REQUIRE", "").split(","):
+        pytest.fail(f"{reason}, and LABRIG_REQUIRE asks for {what}")
+    pytest.skip(f"needs {what}: {reason}")
+
+
+@pytest.fixture
+def broker_folder(tmp_path: Path) -> Path:
+    """A folder for a broker's files; skips where mosquitto and its clients are not installed."""
+    missing = [name for name in ("mosquitto", "mosquitto_sub", "mosquitto_passwd") if find_mosquitto(name) is None]
+    if missing:
+        unavailable("broker", f"{', '.join(missing)} not installed (apt-get install mosquitto mosquitto-clients)")
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def broker(broker_folder: Path) -> Iterator[Mosquitto]:
+    """A real MQTT broker of the test's own, open to everybody."""
+    with mosquitto(broker_folder) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

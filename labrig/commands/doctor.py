@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PACKAGES = {
     "base": (
         "labrig",
+        "aiomqtt",
         "numpy",
         "h5py",
         "pydantic",

@@ -46,6 +46,8 @@ def show(
         recording.verify()
         facts = overview(recording, contents)
         _print(console, facts)
+        if recording.header.plan.get("name") == "energy":
+            _print_energy(console, file)
         if plot is None:
             return
         from labrig.reports.pictures import array_pictures, supply_picture
@@ -80,3 +82,23 @@ def _print(console: Console, facts: Overview) -> None:
     for one in facts.arrays:
         arrays.add_row(str(one.array), one.saturated_text, one.clock_text, one.kinds_text)
     console.print(arrays)
+
+
+def _print_energy(console: Console, file: Path) -> None:
+    from rich.table import Table
+
+    from labrig.energy import energy_report
+    from labrig_drivers.errors import StorageError
+
+    try:
+        report = energy_report(file)
+    except StorageError as error:
+        console.print(f"energy: {error}", soft_wrap=True)
+        return
+    title = f"energy above idling ({1e3 * report.idle_w:.4g} +- {1e3 * report.idle_standard_error_w:.2g} mW)"
+    table = Table("array", "load", "bursts", "nJ per MVM", "standard error", "operations per J", title=title)
+    for one in report.loads:
+        per_mvm_nj, error_nj = 1e9 * one.joules_per_mvm, 1e9 * one.standard_error_j
+        numbers = (f"{per_mvm_nj:.4g}", f"{error_nj:.2g}", f"{one.operations_per_joule:.3g}")
+        table.add_row(str(one.array), f"{one.load:g}", str(one.bursts), *numbers)
+    console.print(table)

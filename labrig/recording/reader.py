@@ -17,6 +17,7 @@ from labrig.plans.base import StreamCapacity
 from labrig.plans.mvm import board_converters
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, board_info_from_json
+from labrig.recording.journal import counted_entries, journal_path
 from labrig.recording.nodes import dataset_at, fixed_text, group_at, text_attribute, values_of
 from labrig_calibration.dataset import MvmDataset
 from labrig_drivers.crossbar import BoardInfo, FloatArray
@@ -162,6 +163,23 @@ class Recording:
         self._demand_array(array)
         return _believed(self.path, lambda: self._committed(f"entry/array_{array}/writes"))
 
+    def has_stream(self, path: str) -> bool:
+        """Whether there is a stream at this path, such as `entry/curves`."""
+        return f"{path}/{layout.COMMITTED}" in self._file
+
+    def column(self, stream: str, name: str) -> NDArray[np.generic]:
+        """The committed rows of one column of a stream; empty where the file has no such column."""
+        if f"{stream}/{name}" not in self._file:
+            return np.empty(0)
+        return _believed(
+            self.path, lambda: values_of(dataset_at(self._file, f"{stream}/{name}"), self._committed(stream))
+        )
+
+    def journal(self, stream: str) -> NDArray[np.void]:
+        """The entries of a stream's journal that count, in order."""
+        table: NDArray[np.void] = _believed(self.path, lambda: np.asarray(dataset_at(self._file, journal_path(stream))))
+        return counted_entries(table, self._committed(stream))
+
     def point_hashes(self, array: int) -> list[str]:
         """The points of an array's committed blocks, in the order of measurement, 32 hex digits each."""
         self._demand_array(array)
@@ -181,7 +199,7 @@ class Recording:
         """The committed readings of the array supply."""
 
         def read() -> SupplyTrace:
-            columns = self._columns(layout.supply_stream(0))
+            columns = self._with_checksums(layout.supply_stream(0), "reading {} of the supply")
             return SupplyTrace(
                 columns["time_s"].astype(np.float64),
                 columns["voltage_v"].astype(np.float64),
@@ -251,27 +269,28 @@ class Recording:
             expected_start += rows
         if expected_start != len(mvms["time_s"]):
             raise _damaged(self.path, f"the journal of array {array}")
-        writes = self._columns(layout.write_stream(array, self.info, _ANY_CAPACITY))
-        checksums = writes.pop("crc32")
-        for write, crc_read in enumerate(checksums):
-            if layout.crc32_of(column[write : write + 1] for column in writes.values()) != int(crc_read):
-                raise _damaged(self.path, f"write {write} of array {array}")
-        return mvms, writes
+        stream = layout.write_stream(array, self.info, _ANY_CAPACITY)
+        return mvms, self._with_checksums(stream, f"write {{}} of array {array}")
+
+    def _with_checksums(self, stream: layout.Stream, what: str) -> dict[str, NDArray[np.generic]]:
+        """The columns of a stream whose rows each carry a checksum, where the file has them; that one is left out."""
+        columns = self._columns(stream)
+        for row, crc_read in enumerate(columns.pop("crc32", ())):
+            if layout.crc32_of(column[row : row + 1] for column in columns.values()) != int(crc_read):
+                raise _damaged(self.path, what.format(row))
+        return columns
 
     def _journal(self, array: int) -> NDArray[np.void]:
         """The journal's rows for committed MVMs, in order; one more may be about rows that do not count."""
         committed = self._committed(f"entry/array_{array}")
-        table: NDArray[np.void] = np.asarray(
-            dataset_at(self._file, layout.journal_path(array)), dtype=layout.JOURNAL_DTYPE
-        )
-        counts = (table["start"] >= 0) & (table["start"] + table["rows"] <= committed)
-        journal: NDArray[np.void] = table[counts]
-        return journal
+        table: NDArray[np.void] = np.asarray(dataset_at(self._file, journal_path(f"entry/array_{array}")))
+        return counted_entries(table, committed)
 
     def _columns(self, stream: layout.Stream) -> dict[str, NDArray[np.generic]]:
         committed = self._committed(stream.path)
         group = group_at(self._file, stream.path)
-        return {column.name: values_of(dataset_at(group, column.name), committed) for column in stream.columns}
+        present = [column.name for column in stream.columns if column.name in group]
+        return {name: values_of(dataset_at(group, name), committed) for name in present}
 
     def _committed(self, path: str) -> int:
         return int(values_of(dataset_at(self._file, f"{path}/{layout.COMMITTED}")))
