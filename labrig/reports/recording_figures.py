@@ -60,7 +60,9 @@ def error_figure(one: ArrayPicture) -> go.Figure:
         colorbar={"title": unit},
         hovertemplate=f"{line} %{{y}}, column %{{x}}: %{{z:.4g}} {unit}<extra></extra>",
     )
-    figure.update_yaxes(autorange="reversed", tickformat="d", **({"dtick": 1} if len(error) < 12 else {}))
+    figure.update_yaxes(autorange="reversed", tickformat="d")
+    if len(error) < 12:
+        figure.update_yaxes(dtick=1)
     return figure
 
 
