@@ -62,10 +62,6 @@ class RunControl:
         """Ends the run at the next checkpoint, for good; a paused one too."""
         self._stopping = True
 
-    def watch(self, conditions: Sequence[Condition]) -> None:
-        """Adds conditions that must hold from now on, such as those of a rig file."""
-        self._conditions += tuple(conditions)
-
     def pause(self, reason: str = "on request") -> None:
         """Holds the run at the next checkpoint until `resume()`."""
         self._paused = reason

@@ -15,7 +15,7 @@ import labrig
 from labrig.calibrating import datasets_of
 from labrig.plans import StreamCapacity
 from labrig.recording import RecordingHeader
-from labrig.recording.file import RecordingFile
+from labrig.recording.file import BlockLabel, RecordingFile
 from labrig.recording.joining import read_arrays
 from labrig_calibration.dataset import MvmDataset
 from labrig_drivers.crossbar import BoardInfo
@@ -46,6 +46,7 @@ def record(tmp_path: Path) -> Record:
                     "programmed_at_s": np.array([float(write)]),
                     "rms_error_s": np.array([1e-7]),
                     "pulses": np.array([1]),
+                    "board_write": np.array([write]),
                 }
                 file.append_write(array, columns)
                 count = mvms[array]
@@ -56,7 +57,7 @@ def record(tmp_path: Path) -> Record:
                         "saturated": np.zeros((count, info.columns), np.uint8),
                         "time_s": 10.0 * write + np.arange(count, dtype=np.float64),
                     }
-                    file.append_mvms(array, measured, 3, rng.bytes(16))
+                    file.append_mvms(array, measured, BlockLabel(rng.bytes(16), 3))
         file.close("finished")
         return tmp_path / name
 

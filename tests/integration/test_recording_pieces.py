@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from labrig.plans import StreamCapacity
 from labrig.recording import Recording, RecordingHeader
-from labrig.recording.file import RecordingFile
+from labrig.recording.file import BlockLabel, RecordingFile
 from labrig.recording.placed import PlacedRows
 from labrig.recording.rows import read_rows
 from labrig.recording.source import HdfRows
@@ -35,6 +35,7 @@ def write_columns(index: int) -> dict[str, NDArray[np.generic]]:
         "programmed_at_s": np.array([10.0 * index]),
         "rms_error_s": np.array([1e-7]),
         "pulses": np.array([index]),
+        "board_write": np.array([index]),
     }
 
 
@@ -82,7 +83,7 @@ def recorded(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     for write, blocks in enumerate(BLOCKS):
         file.append_write(0, write_columns(write))
         for rows in blocks:
-            file.append_mvms(0, mvm_columns(file._mvms[0].written, rows), 3, bytes([rows] * 16))
+            file.append_mvms(0, mvm_columns(file._mvms[0].written, rows), BlockLabel(bytes([rows] * 16), 3))
     file.close("finished")
     return path if request.param == "as written" else rewritten(path, REWRITTEN[request.param][0])
 
@@ -238,6 +239,7 @@ def large(path: Path, megabytes: int) -> None:
         "programmed_at_s": np.zeros(1),
         "rms_error_s": np.zeros(1),
         "pulses": np.zeros(1),
+        "board_write": np.zeros(1),
     }
     file.append_write(0, columns)
     for block in range(blocks):
@@ -247,7 +249,7 @@ def large(path: Path, megabytes: int) -> None:
             "saturated": np.zeros((batch, 128), np.uint8),
             "time_s": block + np.arange(batch) * 1e-5,
         }
-        file.append_mvms(0, mvms, 3, bytes(16))
+        file.append_mvms(0, mvms, BlockLabel(bytes(16), 3))
     file.close("finished")
 
 

@@ -128,7 +128,7 @@ STRUCTURE = [
     (delete("entry/instruments/board"), "entry/instruments/board: there is no such group"),
     (delete("entry/instruments/board/serial"), "entry/instruments/board/serial: there is no such dataset"),
     (delete(f"{ARRAY}/saturated"), f"{ARRAY}/saturated: there is no such dataset"),
-    (delete(JOURNAL), f"{JOURNAL}: cannot be found"),
+    (delete(JOURNAL), f"{JOURNAL}: there is no such dataset"),
     (delete(f"{ARRAY}/committed"), f"{ARRAY}: its counter cannot be read"),
     (of_type("entry/supply/voltage_v", "<f4"), "entry/supply/voltage_v: is of type float32, expected float64"),
     (value(f"{ARRAY}/adc_lsb_a", 1, 1.0), "adc_lsb_a: is not the step of the board's converter"),

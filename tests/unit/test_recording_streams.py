@@ -14,26 +14,19 @@ from numpy.typing import NDArray
 
 from labrig.plans import StreamCapacity
 from labrig.recording import streams
-from labrig.recording.file import RecordingFile
+from labrig.recording.file import BlockLabel, RecordingFile
 from labrig.recording.header import RecordingHeader
-from labrig.recording.layout import JOURNAL_DTYPE, Column, Stream, crc32_of, mvm_stream
+from labrig.recording.journal import JOURNAL_DTYPE
+from labrig.recording.layout import Column, Stream, crc32_of, mvm_stream
 from labrig.recording.placed import PlacedRows
 from labrig.recording.source import HdfRows, RowSource
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 
 # As a later minor version may have it: more fields, one of them a checksum of the entry itself.
-LATER_DTYPE = np.dtype(
-    [
-        ("point", "u1", (16,)),
-        ("start", "<i8"),
-        ("rows", "<i8"),
-        ("began_s", "<f8"),
-        ("crc32", "<u4"),
-        ("kind", "i1"),
-        ("entry_crc32", "<u4"),
-    ]
-)
+# Those of format 1.0 have no checksum of their own.
+FIRST_DTYPE = np.dtype([(name, JOURNAL_DTYPE[name]) for name in ("point", "start", "rows", "crc32", "kind")])
+LATER_DTYPE = JOURNAL_DTYPE
 
 
 class Memory:
@@ -92,7 +85,7 @@ def counted(table: NDArray[np.void], rows: int) -> NDArray[np.void]:
     later=st.booleans(),
 )
 def test_journal_that_grows_is_read_as_at_once(rows: list[int], unused: int, reads: list[int], *, later: bool) -> None:
-    table = entries(rows, LATER_DTYPE if later else JOURNAL_DTYPE, unused)
+    table = entries(rows, LATER_DTYPE if later else FIRST_DTYPE, unused)
     source, reader = Memory({"journal": table}), streams.JournalReader("journal")
     for count in sorted(min(read, len(rows)) for read in reads):
         committed = sum(rows[:count])
@@ -104,13 +97,13 @@ def test_journal_that_grows_is_read_as_at_once(rows: list[int], unused: int, rea
 
 def test_entries_of_committed_blocks_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_JOURNAL_STEP", 8)
-    source, reader = Memory({"journal": entries([5] * 1000, JOURNAL_DTYPE)}), streams.JournalReader("journal")
+    source, reader = Memory({"journal": entries([5] * 1000, FIRST_DTYPE)}), streams.JournalReader("journal")
     for blocks in range(1001):
         assert len(reader.entries(source, 5 * blocks)) == blocks
     assert source.rows_read < 10 * 1000
 
 
-@pytest.mark.parametrize("dtype", [JOURNAL_DTYPE, LATER_DTYPE])
+@pytest.mark.parametrize("dtype", [FIRST_DTYPE, LATER_DTYPE])
 def test_entries_behind_the_committed_rows_do_not_count(dtype: np.dtype[np.void]) -> None:
     # Two blocks never counted; a run that went on overwrote the first of their entries with a longer block.
     table = entries([10, 10, 20, 20], dtype)
@@ -123,7 +116,7 @@ def test_entries_behind_the_committed_rows_do_not_count(dtype: np.dtype[np.void]
 @pytest.mark.parametrize("field", ["start", "rows"])
 @given(number=st.integers(0, 4), value=st.integers(-(2**63), 2**63 - 1))
 def test_garbage_in_an_entry_ends_the_chain(field: str, number: int, value: int) -> None:
-    table = entries([3, 1, 4, 1, 5], JOURNAL_DTYPE)
+    table = entries([3, 1, 4, 1, 5], FIRST_DTYPE)
     right = int(table[field][number])
     table[field][number] = value
     found = counted(table, 14)
@@ -183,7 +176,7 @@ def test_blocks_are_checked_whatever_is_read_at_once(
         for one in STREAM.columns
         if not (older and one.name == "temperature_k")
     }
-    source, table = Memory(stored), entries(rows, JOURNAL_DTYPE)
+    source, table = Memory(stored), entries(rows, FIRST_DTYPE)
     for entry in table:
         part = slice(entry["start"], entry["start"] + entry["rows"])
         entry["crc32"] = crc32_of(column[part] for column in stored.values())
@@ -243,6 +236,7 @@ def recorded(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[RowSource,
             "programmed_at_s": np.array([0.5]),
             "rms_error_s": np.array([1e-7]),
             "pulses": np.array([3]),
+            "board_write": np.array([0]),
         },
     )
     total = 0
@@ -254,7 +248,7 @@ def recorded(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[RowSource,
             "saturated": np.zeros((rows, 2), np.uint8),
             "time_s": np.arange(total, total + rows, dtype=np.float64),
         }
-        total = file.append_mvms(0, columns, 3, bytes(16))
+        total = file.append_mvms(0, columns, BlockLabel(bytes(16), 3))
     file.close("finished")
     return (PlacedRows(path) if request.param == "placed" else HdfRows(h5py.File(path, "r"))), total
 
