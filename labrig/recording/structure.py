@@ -198,6 +198,9 @@ def _build_stream(file: h5py.File, stream: layout.Stream, info: BoardInfo) -> No
         dataset = dataset_at(group, column.name)
         dataset.attrs["units"] = column.units
         dataset.attrs["long_name"] = column.meaning
+        # By the CF conventions nobody plots rows that were never written, unless a converter can give that code.
+        if column.name == stream.signal and np.dtype(column.dtype).kind == "i" and info.adc_bits < 16:
+            dataset.attrs["_FillValue"] = np.asarray(column.fill, column.dtype)
         for axis, name in enumerate((stream.axis, *column.dims)):
             dataset.dims[axis].attach_scale(scales[name])
     if stream.signal == "current_code":
