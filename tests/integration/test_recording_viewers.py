@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from labrig.plans import StreamCapacity
 from labrig.recording import Recording, RecordingHeader
-from labrig.recording.file import RecordingFile
+from labrig.recording.file import BlockLabel, RecordingFile
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.instrument import Identity
 
@@ -48,6 +48,7 @@ def record(path: Path, info: BoardInfo, *, finish: bool = True) -> None:
             "programmed_at_s": np.array([float(write)]),
             "rms_error_s": np.array([1e-7]),
             "pulses": np.array([1]),
+            "board_write": np.array([write]),
         }
         file.append_write(0, columns)
         mvms: dict[str, NDArray[np.generic]] = {
@@ -56,7 +57,7 @@ def record(path: Path, info: BoardInfo, *, finish: bool = True) -> None:
             "saturated": np.zeros((MVMS // 2, COLUMNS), np.uint8),
             "time_s": 10.0 * write + np.arange(MVMS // 2, dtype=np.float64),
         }
-        file.append_mvms(0, mvms, 3, bytes(16))
+        file.append_mvms(0, mvms, BlockLabel(bytes(16), 3))
     for second in range(READINGS):
         readings = {"time_s": 1e9 + second, "voltage_v": 2.0, "current_a": 0.1 * second}
         file.append_supply({name: np.array([one]) for name, one in readings.items()} | {"in_compliance": np.zeros(1)})
