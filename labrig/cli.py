@@ -16,6 +16,8 @@ VERBS = (
     "simulate",
     "sweep",
     "show",
+    "verify",
+    "recover",
     "compact",
     "export",
     "calibrate",

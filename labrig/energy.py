@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from labrig.plans.energy import EnergyPlan
 from labrig.recording import Recording
-from labrig.recording.reader import SupplyTrace
+from labrig.recording.summary import SupplyTrace
 from labrig_drivers.crossbar import FloatArray
 from labrig_drivers.errors import StorageError
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from dataclasses import dataclass
+import time
 from typing import Protocol
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+
+_LOOK_EVERY_S = 1.0
 
 
 class Disk(Protocol):
@@ -31,34 +34,45 @@ class Disk(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class FileDisk:
     """An ordinary file.
 
-    Attributes:
+    A file that was removed goes on to take bytes, and gives them back to nobody: that is found out within a second.
+
+    Args:
         descriptor: Its descriptor, open for writing; who opened it closes it.
     """
 
-    descriptor: int
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._looked_s = time.monotonic()
 
     def write_at(self, offset: int, values: NDArray[np.generic]) -> None:
         """Writes the bytes of a contiguous array from `offset` on.
 
         Raises:
-            OSError: Not all of it was written.
+            OSError: Not all of it was written, or the file was removed.
         """
         left = values.reshape(-1).view(np.uint8).data
         while left:
-            written = os.pwrite(self.descriptor, left, offset)
+            written = os.pwrite(self._descriptor, left, offset)
             left, offset = left[written:], offset + written
+        if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
+            self._demand_file()
 
     def sync(self) -> None:
         """Returns when everything that was written is on the medium.
 
         Raises:
-            OSError: It is not known to be there.
+            OSError: It is not known to be there, or the file was removed.
         """
-        os.fsync(self.descriptor)
+        os.fsync(self._descriptor)
+        self._demand_file()
+
+    def _demand_file(self) -> None:
+        self._looked_s = time.monotonic()
+        if not os.fstat(self._descriptor).st_nlink:
+            raise OSError(errno.ENOENT, "the file was removed while it was written; what it held is lost")
 
 
 def disk_of(file: h5py.File) -> FileDisk:

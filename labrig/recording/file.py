@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from labrig.plans.base import BesideCapacity, StreamCapacity
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, utc_now
-from labrig.recording.journal import MISSED, counted_entries, journal_path, make_entry
+from labrig.recording.journal import MISSED, journal_path, make_entry
 from labrig.recording.medium import FileSystem, Medium
 from labrig.recording.nodes import dataset_at
 from labrig.recording.run_streams import run_streams
+from labrig.recording.streams import chained
 from labrig.recording.structure import create_file, reopen_file
 from labrig.recording.table import Table, locate_scalar, locate_table
 from labrig_drivers.crossbar import BoardInfo
@@ -301,7 +302,7 @@ class RecordingFile:
         path = journal_path(stream.layout.path)
         table = dataset_at(self._file, path)[...]
         # An entry beyond the committed rows is of a block that does not count; the next one takes its place.
-        return _OpenJournal(path, len(counted_entries(table, stream.committed)), len(table))
+        return _OpenJournal(path, len(chained(table, 0, stream.committed)), len(table))
 
     def _stage_checked(self, stream: _OpenStream, values: Columns) -> int:
         """Writes one row with a checksum of its own; returns its index."""

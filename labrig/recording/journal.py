@@ -58,29 +58,5 @@ def make_entry(
     entry["point"] = np.frombuffer(point, np.uint8)
     entry["start"], entry["rows"], entry["kind"], entry["crc32"] = start, rows, kind, rows_crc32
     entry["began_s"], entry["ended_s"] = interval_s
-    entry["entry_crc32"] = entry_crc32(entry[0])
+    entry["entry_crc32"] = zlib.crc32(entry.tobytes()[: -JOURNAL_DTYPE["entry_crc32"].itemsize])
     return entry
-
-
-def entry_crc32(entry: np.void) -> int:
-    """CRC-32 of all bytes of an entry before its own checksum."""
-    return zlib.crc32(entry.tobytes()[: -JOURNAL_DTYPE["entry_crc32"].itemsize])
-
-
-def counted_entries(table: NDArray[np.void], committed: int) -> NDArray[np.void]:
-    """The entries that count, in order: those of committed rows, and those of points that were missed.
-
-    The first entry that does not count ends them: what follows it was left by a run that did not get so far.
-
-    Args:
-        table: A whole journal, of format 1.0 or 1.1.
-        committed: Rows of its stream that count.
-    """
-    counts = (table["start"] >= 0) & (table["start"] + table["rows"] <= committed)
-    if "entry_crc32" in (table.dtype.names or ()):
-        # A missed point has no rows that could vouch for it.
-        for number in np.flatnonzero(counts & (table["rows"] == 0)):
-            counts[number] = entry_crc32(table[number]) == table["entry_crc32"][number]
-    stop = len(table) if counts.all() else int(np.argmin(counts))
-    entries: NDArray[np.void] = table[:stop]
-    return entries

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from labrig.recording import layout
 from labrig.recording.reader import Recording
+from labrig_drivers.errors import StorageError
 
 _NONE = -1
 
@@ -81,6 +82,8 @@ def read_progress(path: Path) -> Progress:
         StorageError: It cannot be read or believed.
     """
     with Recording.open(path) as recording:
+        if recording.status == "running":
+            raise StorageError(f"{path}: is being written by another program; resume it when that has ended")
         recording.verify()
         points: dict[str, RecordedPoint] = {}
         for array in recording.arrays:
@@ -98,7 +101,7 @@ def read_progress(path: Path) -> Progress:
         if recording.has_stream(layout.CURVES):
             of_cells = recording.column(layout.CURVES, "array") != _NONE
             times_s += recording.column(layout.CURVES, "time_s")[of_cells][-1:].tolist()
-        settings = len(recording.column(layout.SETTINGS, "time_s")) if recording.has_stream(layout.SETTINGS) else 0
+        settings = len(recording.column(layout.SETTINGS, "time_s"))
     return Progress(points, last_writes, settings - 1, max(times_s, default=0.0))
 
 

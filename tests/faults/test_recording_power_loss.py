@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from labrig.plans import StreamCapacity
 from labrig.recording import Recording, RecordingHeader
 from labrig.recording.file import BlockLabel, Durability, RecordingFile
+from labrig.recording.recovery import recover_recording
+from labrig.recording.refusal import refusal_here
 from labrig.recording.rows import read_rows
 from labrig.recording.write_trace import (
     SECTOR_BYTES,
@@ -186,6 +188,51 @@ def test_while_a_stream_grows_no_row_is_invented_or_passed_over(tmp_path: Path, 
     # HDF5 changes its structure here, and not in one step: at worst the file is refused, and is one for `recover`.
     assert {fault for _, _, fault in found} <= {"", "refused"}
     assert found.total() - sum(count for (_, _, fault), count in found.items() if fault) > 0.9 * found.total()
+
+
+def fault_of_rescue(path: Path, promised: Acknowledged) -> str:
+    """What is wrong with what `recover` makes of a recording that was promised to hold so much."""
+    rescued = path.with_name("rescued.h5")
+    rescued.unlink(missing_ok=True)
+    try:
+        report = recover_recording(path, rescued, refusal=refusal_here)
+    except StorageError:
+        return "refused"
+    if report.rescues_nothing and not report.needs_nothing:
+        return "lost" if promised.writes else ""
+    with Recording.open(path if report.output is None else rescued) as recording:
+        rows, hashes = read_rows(recording, 0), recording.point_hashes(0)
+    numbers = [int(one[:2], 16) for one in hashes]
+    if len(rows.code) < promised.mvms or len(rows.pulses) < promised.writes:
+        return "lost"
+    right = len(rows.code) == BATCH * len(numbers) and len(set(numbers)) == len(numbers)
+    for place, number in enumerate(numbers):
+        own, true = slice(BATCH * place, BATCH * (place + 1)), mvm_columns(number)
+        target_s = write_columns(number // 4)["target_conductance_s"][0]
+        right = right and np.array_equal(rows.voltage_v[own], true["voltage_v"])
+        right = right and np.array_equal(rows.code[own], true["current_code"])
+        right = right and np.array_equal(rows.target_conductance_s[rows.write[own][0]], target_s)
+    return "" if right else "invented"
+
+
+@pytest.mark.parametrize("capacity", [ROOMY, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("every", [29, pytest.param(1, marks=pytest.mark.nightly)])
+def test_recover_gives_all_that_was_acknowledged_before_a_power_cut(
+    tmp_path: Path, capacity: StreamCapacity, every: int
+) -> None:
+    medium = TracedMedium()
+    promised = record(medium, capacity, "power")
+    operations, first = medium.trace.operations, promised[0].after
+    images = [*prefixes(operations, first=first)]
+    images += crash_images(operations, np.random.default_rng(0), each=1, first=first)
+    path, found = tmp_path / "crash.h5", Counter[tuple[str, str]]()
+    for image in images[::every]:
+        known = [one for one in promised if one.after <= image.after]
+        path.write_bytes(image.data)
+        # As a reader finds it, and after `recover`.
+        found[fault_of(path, known[-1]), fault_of_rescue(path, known[-1])] += 1
+    print(dict(found))
+    assert {rescue for _, rescue in found} == {""}
 
 
 @pytest.mark.parametrize("rows", range(20, 120, 9))

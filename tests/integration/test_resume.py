@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import dataclasses
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -237,15 +239,25 @@ async def test_another_rig_plan_or_chip_is_refused_by_name_and_nothing_changes(t
     assert not (tmp_path / "absent.h5").exists()
 
 
+def measured(path: Path) -> bool:
+    """True as soon as a sweep has committed something; it goes on."""
+    if not path.exists():
+        return False
+    try:
+        with Recording.open(path) as recording:
+            return any(recording.committed(array) for array in recording.arrays)
+    except StorageError:
+        return False
+
+
 def test_a_killed_sweep_is_resumed_by_the_command(tmp_path: Path) -> None:
     (tmp_path / "rig.toml").write_text(RIG.format(seed=1).replace("rows = 8", "rows = 24"))
     base = [sys.executable, "-m", "labrig", "sweep", "rig.toml", "--plan", "mvm", "--writes", "3"]
     process = subprocess.Popen([*base, "-o", "run.h5"], cwd=tmp_path, stderr=subprocess.DEVNULL)
     deadline_s = time.monotonic() + 60.0
     path = tmp_path / "run.h5"
-    while not path.exists() and time.monotonic() < deadline_s:
+    while not measured(path) and time.monotonic() < deadline_s:
         time.sleep(0.005)
-    time.sleep(0.15)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     resumed = subprocess.run(
@@ -263,3 +275,17 @@ def test_a_killed_sweep_is_resumed_by_the_command(tmp_path: Path) -> None:
     both = subprocess.run(conflicting, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert both.returncode == 2
     assert "give one of them" in both.stderr
+
+
+async def test_a_recording_that_is_still_being_written_is_not_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    await interrupted(path, stop_after=2)
+    with path.open("r+b") as file:
+        # As HDF5 does in the program that writes it.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with h5py.File(path, "r+", locking=False) as recording:
+            recording["entry/status"][()] = b"running"
+        before = path.read_bytes()
+        with pytest.raises(StorageError, match="is being written by another program; resume it when that has ended"):
+            await sweep(path, resume=True)
+    assert path.read_bytes() == before
