@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def lowest(session: nox.Session) -> None:
     """The default tests with the oldest versions that pyproject.toml allows."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["train"], *extras["report"], *extras["test"]]
+    wanted = [*project["dependencies"], *extras["train"], *extras["report"], *extras["export"], *extras["test"]]
     floors = [f"{found[1]}=={found[2]}" for need in wanted if (found := re.match(r"([\w-]+)>=([\w.]+)", need))]
     constraints = Path(session.create_tmp()) / "lowest.txt"
     constraints.write_text("\n".join(floors) + "\n")
@@ -54,12 +55,17 @@ def no_torch(session: nox.Session) -> None:
     """The walk of a bench PC: the base install, no extra."""
     session.install("-c", "constraints.txt", ".")
     session.run("python", "-c", "import importlib.util as u; assert u.find_spec('torch') is None")
-    output = Path(session.create_tmp()) / "run.h5"
-    output.unlink(missing_ok=True)
+    folder = Path(session.create_tmp()) / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    run = str(folder / "run.h5")
     session.run("labrig", "doctor")
     session.run("labrig", "check", "rig_configs/mock.toml")
-    session.run("labrig", "sweep", "rig_configs/mock.toml", "--plan", "mvm", "--writes", "1", "-o", str(output))
-    session.run("labrig", "show", str(output))
+    session.run("labrig", "sweep", "rig_configs/mock.toml", "--plan", "mvm", "--writes", "1", "-o", run)
+    session.run("labrig", "show", run, "--plot", "terminal")
+    session.run("labrig", "compact", run)
+    session.run("labrig", "export", run, "-o", str(folder / "run.csv"))
+    session.run("labrig", "export", run, "-o", str(folder / "run.npz"))
 
 
 @nox.session(python="3.11")

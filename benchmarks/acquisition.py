@@ -25,7 +25,8 @@ from benchmarks.report import Script, Suite, main
 from labrig.acquisition import RunSummary, acquire, run_sweep
 from labrig.config import parse_rig
 from labrig.events import BlockCommitted, Event, EventBus
-from labrig.plans import MvmPoint, Point, ProgramPoint, StreamCapacity
+from labrig.plans import MvmPoint, ProgramPoint, StreamCapacity
+from labrig.plans.base import Points
 from labrig.recording import RecordingHeader, RecordingWriter
 from labrig.rig import Rig
 from labrig_drivers.crossbar import (
@@ -123,7 +124,7 @@ class ManyBlocks:
         del info
         return {0: StreamCapacity(rows=self.blocks * len(self.block.voltage_v), writes=1, blocks=self.blocks)}
 
-    async def points(self, info: BoardInfo) -> AsyncIterator[Point]:
+    async def points(self, info: BoardInfo) -> Points:
         """The points."""
         yield ProgramPoint(0, 0, np.full((info.rows, info.columns), info.conductance_min_s))
         for number in range(self.blocks):

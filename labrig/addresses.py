@@ -1,13 +1,62 @@
-"""When do two addresses mean one instrument? As far as that can be told without asking the network."""
+"""Addresses of instruments and brokers: which are equal, and what is wrong with one, without asking the network."""
 
 from __future__ import annotations
 
 import os.path
 import re
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 _LOOPBACK = {"localhost", "::1", "127.0.0.1"}
 _VISA_INTERFACE = re.compile(r"^(ASRL|GPIB|PXI|TCPIP|USB|VXI)(\d*)(.*)$", re.DOTALL)
+_BROKER_PORTS = {"mqtt": 1883, "mqtts": 8883}
+
+
+@dataclass(frozen=True)
+class BrokerAddress:
+    """Where an MQTT broker listens.
+
+    Attributes:
+        host: Name or address of its machine.
+        port: Its port.
+        tls: Whether the connection is encrypted.
+    """
+
+    host: str
+    port: int
+    tls: bool
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+
+def broker_address(url: str) -> BrokerAddress:
+    """Reads the address of an MQTT broker, `mqtt://HOST:PORT` or `mqtts://HOST:PORT`; the port may be left out.
+
+    Raises:
+        ValueError: It is none; the message says why, and repeats nothing of it that could be a password.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme not in _BROKER_PORTS or "://" not in url:
+        raise ValueError("expected mqtt://HOST:PORT or mqtts://HOST:PORT")
+    if "@" in url:
+        raise ValueError(
+            "user and password do not belong into the address, which recordings and process lists show; use username "
+            "with password_file or password_env in the section [telemetry]"
+        )
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"not an address ({error})") from None
+    if not host or any(letter.isspace() for letter in url):
+        raise ValueError("the host is missing")
+    if port == 0:
+        raise ValueError("port 0 is none to connect to")
+    if parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError("nothing may follow host and port; topics begin with labrig/ at every broker")
+    return BrokerAddress(host, port or _BROKER_PORTS[scheme], tls=scheme == "mqtts")
 
 
 def same_instrument(address: str) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from labrig.events import EventBus, Message, StepDone
 from labrig.recording import Recording
 from labrig.recording.header import utc_now
-from labrig_calibration.dataset import DatasetError, MvmDataset, join
+from labrig.recording.joining import read_arrays
+from labrig_calibration.dataset import DatasetError, MvmDataset
 from labrig_calibration.diagnostics import diagnose
 from labrig_calibration.fit import (
     HELDOUT_FRACTION,
@@ -50,23 +51,10 @@ def datasets_of(paths: Sequence[Path]) -> list[MvmDataset]:
     Writes that an interruption left with too few MVMs to be fitted are left out.
 
     Raises:
-        StorageError: A file cannot be read or believed, holds no MVMs, or the files belong to different chips.
+        StorageError: A file cannot be read or believed, holds no MVMs, or the files do not belong together.
     """
-    parts: dict[int, list[MvmDataset]] = {}
-    chips: dict[str, Path] = {}
-    for path in paths:
-        with Recording.open(path) as recording:
-            chips.setdefault(recording.info.chip_id, path)
-            for array in recording.arrays:
-                if recording.committed(array):
-                    parts.setdefault(array, []).append(recording.dataset(array))
-    if len(chips) > 1:
-        listed = ", ".join(f"{path} is of chip {chip}" for chip, path in chips.items())
-        raise StorageError(f"these recordings are of different chips, calibrate them apart: {listed}")
-    if not parts:
-        raise StorageError(f"{', '.join(map(str, paths))}: no committed MVMs, nothing to calibrate")
-    joined = [join(parts[array]) for array in sorted(parts)]
-    return [dataset.without_sparse_writes(smallest_write(dataset.rows)) for dataset in joined]
+    arrays = read_arrays(paths).values()
+    return [dataset.without_sparse_writes(smallest_write(dataset.rows)) for dataset in arrays]
 
 
 def calibrate_recordings(paths: Sequence[Path], seed: int, bus: EventBus) -> Calibration:

@@ -18,6 +18,8 @@ VERBS = (
     "show",
     "verify",
     "recover",
+    "compact",
+    "export",
     "calibrate",
     "report",
     "train",

@@ -17,12 +17,15 @@ from labrig.toml_models import Section, check_toml, read_toml
 from labrig_drivers.errors import ConfigError
 
 __all__ = [
+    "AxisConfig",
     "BoardConfig",
     "BoardSafetyConfig",
+    "ConditionConfig",
     "InterlockConfig",
     "RigConfig",
     "SafetyConfig",
     "SourceMeterConfig",
+    "TelemetryConfig",
     "installed_drivers",
     "load_rig",
     "parse_rig",
@@ -147,14 +150,74 @@ class InterlockConfig(Section):
     """Time in s between two looks at it while a run measures or waits."""
 
 
+class AxisConfig(Section):
+    """An axis: a quantity of the surroundings that a plan may set, such as the temperature of the chuck."""
+
+    driver: str
+    """Entry point in the group `labrig.drivers`, such as `scpi-axis` or `mock-axis`."""
+    link: LinkUrl | None = None
+    """Address, such as `tcp://192.168.0.12:5025`; absent for drivers that run in this process."""
+    expect_model: str | None = None
+    """Text that the reported model must contain."""
+    expect_serial: str | None = None
+    """Serial number that the instrument must report."""
+    low: float | None = None
+    """Lowest value that may be set, in the unit of the axis; may only be tighter than what the driver allows."""
+    high: float | None = None
+    """Highest value that may be set, in the unit of the axis; may only be tighter than what the driver allows."""
+    settings: dict[str, object] = Field(default_factory=dict)
+    """Settings of the driver's own: what is set, how, and where it goes at the end (`safe_value`)."""
+
+
+class ConditionConfig(Section):
+    """Something that must hold while a run measures; a run suspends while it does not, and goes on by itself."""
+
+    reads: str
+    """What is looked at: `board.temperature` (in K), `axes.NAME` (in its unit), or `supply.compliance`."""
+    low: float | None = None
+    """Lower end of the band."""
+    high: float | None = None
+    """Upper end of the band."""
+    poll_s: Annotated[float, Field(ge=0.01, le=3600)] = 1.0
+    """Shortest time in s between two readings."""
+    hold_s: Annotated[float, Field(ge=0, le=86400)] = 0.0
+    """How long in s it must be back in its band before the run goes on."""
+    retry_s: Annotated[float, Field(ge=0, le=86400)] = 10.0
+    """`supply.compliance` only: how long in s the array supply stays off before it is tried again."""
+    retries: Annotated[int, Field(ge=0, le=1000)] = 3
+    """`supply.compliance` only: how often in a row it is tried again before the run ends."""
+
+
+class TelemetryConfig(Section):
+    """Where events of runs are published over MQTT; a file without this section publishes nothing."""
+
+    broker: Annotated[str, StringConstraints(pattern=r"^mqtts?://.+")]
+    """Address of the broker, `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for an encrypted connection."""
+    site: Annotated[str, Field(min_length=1)] = "lab"
+    """How topics call the place of this rig: they begin with `labrig/1/SITE/RIG/`."""
+    username: Annotated[str, Field(min_length=1)] | None = None
+    """Account at the broker."""
+    password_file: Annotated[str, Field(min_length=1)] | None = None
+    """File that holds the password of the account, and nothing else."""
+    password_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Name of the environment variable that holds the password of the account."""
+    ca_file: Annotated[str, Field(min_length=1)] | None = None
+    """Certificates (PEM) that an `mqtts` broker is checked with; those of the system when absent."""
+    max_rate_hz: Annotated[float, Field(gt=0, le=1000)] = 5.0
+    """Documents per second of one kind of progress: blocks, steps of one phase, readings of the supply."""
+
+
 class RigFile(Section):
     """A labrig rig file."""
 
     rig: RigSection
     board: BoardConfig
     source_meters: dict[InstrumentName, SourceMeterConfig] = Field(default_factory=dict)
+    axes: dict[InstrumentName, AxisConfig] = Field(default_factory=dict)
     interlocks: dict[InstrumentName, InterlockConfig] = Field(default_factory=dict)
+    conditions: dict[InstrumentName, ConditionConfig] = Field(default_factory=dict)
     safety: SafetyConfig
+    telemetry: TelemetryConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +232,9 @@ class RigConfig:
         path: The file.
         source_text: The file's text, verbatim: recordings carry it.
         interlocks: The sections `[interlocks.NAME]` by name.
+        axes: The sections `[axes.NAME]` by name.
+        conditions: The sections `[conditions.NAME]` by name.
+        telemetry: The section `[telemetry]`; None without one.
     """
 
     rig: RigSection
@@ -178,6 +244,9 @@ class RigConfig:
     path: Path
     source_text: str
     interlocks: Mapping[str, InterlockConfig] = field(default_factory=dict)
+    axes: Mapping[str, AxisConfig] = field(default_factory=dict)
+    conditions: Mapping[str, ConditionConfig] = field(default_factory=dict)
+    telemetry: TelemetryConfig | None = None
 
     @property
     def max_read_voltage_v(self) -> float:
@@ -214,7 +283,18 @@ def parse_rig(text: str, path: Path, *, drivers: Collection[str] | None = None) 
     """
     known = installed_drivers() if drivers is None else drivers
     checked = check_toml(text, path, RigFile, lambda raw: rig_faults(raw, known))
-    return RigConfig(checked.rig, checked.board, checked.source_meters, checked.safety, path, text, checked.interlocks)
+    return RigConfig(
+        rig=checked.rig,
+        board=checked.board,
+        source_meters=checked.source_meters,
+        safety=checked.safety,
+        path=path,
+        source_text=text,
+        interlocks=checked.interlocks,
+        axes=checked.axes,
+        conditions=checked.conditions,
+        telemetry=checked.telemetry,
+    )
 
 
 def rig_schema() -> dict[str, object]:

@@ -12,6 +12,9 @@ from labrig.cleanup import finish
 from labrig.events import Alarm, EventBus, SupplyRead
 from labrig_drivers.source_meter import Reading, SourceMeter
 
+SUPPLY_PERIOD_S = 0.2
+"""Usual pause in s between two readings of the array supply."""
+
 
 class EnergyMeter:
     """Reads a source-meter again and again in a task of its own: `async with EnergyMeter(...) as meter:`.
@@ -21,6 +24,7 @@ class EnergyMeter:
         bus: Gets every reading, and an alarm when the supply is at its limit or can no longer be read.
         record: Called with every reading, such as `RecordingWriter.append_supply`.
         period_s: Pause in s between two readings.
+        on_limit: Called with every reading at which the supply is at its limit.
     """
 
     def __init__(
@@ -29,12 +33,14 @@ class EnergyMeter:
         bus: EventBus,
         record: Callable[[Reading], Awaitable[object]] | None = None,
         *,
-        period_s: float = 0.2,
+        period_s: float = SUPPLY_PERIOD_S,
+        on_limit: Callable[[Reading], None] | None = None,
     ) -> None:
         self._supply = supply
         self._bus = bus
         self._record = record
         self._period_s = period_s
+        self._on_limit = on_limit
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._last: Reading | None = None
@@ -117,6 +123,8 @@ class EnergyMeter:
         if self._record is not None:
             await self._record(reading)
         self._bus.publish(SupplyRead(reading))
+        if reading.in_compliance and self._on_limit is not None:
+            self._on_limit(reading)
         if reading.in_compliance and not self._alarmed:
             self._alarmed = True
             self._bus.publish(

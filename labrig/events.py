@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,8 @@ class RunStarted:
         mvms: MVMs that the plan will measure.
         writes: Programmings that the plan will make.
         path: The recording, where there is one.
-        least_s: What the board alone needs for it, in s; None where that is not known.
+        least_s: What the board alone needs for it, with the plan's own pauses, in s; None where that is not known.
+        curves: I-V curves that the plan will take.
     """
 
     plan: str
@@ -33,6 +34,7 @@ class RunStarted:
     writes: int
     path: Path | None
     least_s: float | None = None
+    curves: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,51 @@ class BlockCommitted:
     write: int
     mvms: int
     total_mvms: int
+
+
+@dataclass(frozen=True)
+class CurveCommitted:
+    """One I-V curve is safely in the recording.
+
+    Attributes:
+        curve: Which curve of the plan.
+        readings: Readings of it.
+        total_curves: Curves committed in this run so far.
+    """
+
+    curve: int
+    readings: int
+    total_curves: int
+
+
+@dataclass(frozen=True)
+class PointMissed:
+    """A point can no longer be measured at the age that it was due at; the recording says so.
+
+    Attributes:
+        array: Which array.
+        write: Which programming of this array in the plan.
+        due_s: Age of the write in s at which it was due.
+        age_s: Age of the write in s when it came to it.
+    """
+
+    array: int
+    write: int
+    due_s: float
+    age_s: float
+
+
+@dataclass(frozen=True)
+class AxesArrived:
+    """Axes of the rig are where the plan wants them.
+
+    Attributes:
+        setting: Index of the setting in the recording.
+        values: What each moved axis reads, by name, in its unit.
+    """
+
+    setting: int
+    values: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -133,14 +180,28 @@ class RunFinished:
     joules: float | None
 
 
-Event = RunStarted | BlockCommitted | SupplyRead | StepDone | Message | Alarm | RunPaused | RunResumed | RunFinished
+Event = (
+    RunStarted
+    | BlockCommitted
+    | CurveCommitted
+    | PointMissed
+    | AxesArrived
+    | SupplyRead
+    | StepDone
+    | Message
+    | Alarm
+    | RunPaused
+    | RunResumed
+    | RunFinished
+)
 Listener = Callable[[Event], None]
 
 
 class EventBus:
     """Hands every event to every listener, in order, at once.
 
-    A listener can never stop or slow a run by failing: one that raises is reported once and dropped.
+    A listener can never stop or slow a run by failing: one that raises is reported once and dropped. It is called in
+    the thread where the event happens: that of the run's event loop, of a training, or of telemetry.
     """
 
     def __init__(self) -> None:

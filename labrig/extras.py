@@ -10,6 +10,7 @@ from labrig_drivers.errors import LabrigError
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "scipy", "sklearn"),
     "report": ("jinja2", "plotly"),
+    "export": ("h5netcdf", "pyarrow"),
 }
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
+
+import numpy as np
 
 from labrig.cleanup import finish
 from labrig.safety import BoardEnvelope
-from labrig_drivers.capabilities import READ_CONDUCTANCE
+from labrig_drivers.capabilities import (
+    CELL_SWEEP,
+    READ_CONDUCTANCE,
+    TEMPERATURE,
+    CellSweep,
+    TemperatureSensor,
+    check_cell_sweep_request,
+    require_capability,
+)
+from labrig_drivers.commanded import COMMANDED, CommandedBoard, PastWrite, commanded
 from labrig_drivers.crossbar import (
     BoardInfo,
     CrossbarBoard,
@@ -19,10 +30,12 @@ from labrig_drivers.crossbar import (
     check_mvm_request,
     check_program_request,
 )
-from labrig_drivers.errors import SafetyError
+from labrig_drivers.errors import CapabilityError, SafetyError
 from labrig_drivers.instrument import Identity
+from labrig_drivers.source_meter import Reading
 
-_GUARDED_CAPABILITIES: Final = frozenset({READ_CONDUCTANCE})
+# Those that are checked here, and those that drive nothing.
+_GUARDED_CAPABILITIES: Final = frozenset({CELL_SWEEP, COMMANDED, READ_CONDUCTANCE, TEMPERATURE})
 
 
 class GuardedBoard:
@@ -111,6 +124,48 @@ class GuardedBoard:
         """Reads every cell; see `CrossbarBoard.read_conductance`."""
         await self._admit([])
         return await self._inner.read_conductance(array)
+
+    async def sweep_cell(
+        self, array: int, row: int, column: int, voltage_v: Sequence[float], limit_a: float | None = None
+    ) -> list[Reading]:
+        """Measures the I-V curve of one cell; see `CellSweep`.
+
+        Raises:
+            SafetyError: A level or the limit lies outside the envelope or the board's range; every reason at once.
+        """
+        reasons: list[str] = []
+        try:
+            check_cell_sweep_request(self.info, array, row, column, voltage_v, limit_a)
+        except SafetyError as error:
+            reasons += error.reasons
+        reasons += self._envelope.cell_sweep_reasons(array, np.asarray(voltage_v, dtype=np.float64), limit_a)
+        await self._admit(reasons)
+        # What a board declares it has; the contract tests check it.
+        return await cast(CellSweep, self._inner).sweep_cell(array, row, column, voltage_v, limit_a)
+
+    async def temperature_k(self) -> float:
+        """Temperature of the chip in K, which drives nothing; see `TemperatureSensor`."""
+        require_capability(self.info, TEMPERATURE)
+        return await cast(TemperatureSensor, self._inner).temperature_k()
+
+    async def now_s(self) -> float:
+        """The board's clock in s; see `CommandedBoard`."""
+        return await self._commanded().now_s()
+
+    async def let_pass(self, duration_s: float) -> None:
+        """Moves the board's clock on; see `CommandedBoard`."""
+        await self._commanded().let_pass(duration_s)
+
+    async def restore(self, now_s: float, writes: Sequence[PastWrite]) -> None:
+        """Puts the board where it was; see `CommandedBoard`."""
+        await self._commanded().restore(now_s, writes)
+
+    def _commanded(self) -> CommandedBoard:
+        require_capability(self._inner.info, COMMANDED)
+        found = commanded(self._inner, self._inner.info)
+        if found is None:
+            raise CapabilityError(f"{self.identity}: declares {COMMANDED!r}, but has no such verbs")
+        return found
 
     async def _admit(self, reasons: list[str]) -> None:
         if reasons:

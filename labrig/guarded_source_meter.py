@@ -13,7 +13,7 @@ from typing import Literal, Self
 from labrig.cleanup import finish
 from labrig.safety import SourceEnvelope
 from labrig_drivers.errors import SafetyError
-from labrig_drivers.instrument import Identity
+from labrig_drivers.instrument import Identity, ReportsSettings
 from labrig_drivers.source_meter import Reading, SourceKind, SourceMeter
 
 # An output that is on moves in steps of about this duration.
@@ -168,6 +168,10 @@ class GuardedSourceMeter:
     async def errors(self) -> list[tuple[int, str]]:
         """Reads the instrument's error queue until it is empty; see `SourceMeter.errors`."""
         return await finish(self._inner.errors())
+
+    async def read_settings(self) -> dict[str, str]:
+        """Asks how the instrument is set, where it can be asked; see `ReportsSettings`."""
+        return await finish(self._inner.read_settings()) if isinstance(self._inner, ReportsSettings) else {}
 
     async def _sweep_inside(self, kind: SourceKind, levels: list[float]) -> list[Reading]:
         self._output = None

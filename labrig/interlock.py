@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
 from labrig.cleanup import finish
-from labrig.energy_meter import EnergyMeter
-from labrig.events import EventBus, RunPaused, RunResumed
+from labrig.compliance import ComplianceWatch
+from labrig.energy_meter import SUPPLY_PERIOD_S, EnergyMeter
+from labrig.events import Alarm, EventBus, RunPaused, RunResumed
 from labrig.rig import Rig
 from labrig.run_control import RunControl
-from labrig_drivers.errors import LabrigError
+from labrig_drivers.errors import LabrigError, PlanAbortedError
 from labrig_drivers.source_meter import Reading
 
 T = TypeVar("T")
+
+# How soon a run that rests notices that it was asked to stop.
+_REST_SLICE_S = 0.2
 
 
 class RunStoppedError(Exception):
@@ -29,12 +35,13 @@ async def wait_until_clear(rig: Rig, bus: EventBus, control: RunControl) -> None
     Raises:
         LabrigError: An interlock or a condition cannot be read.
     """
-    reasons = await _reasons(rig, control)
+    speaks_against = partial(_reasons, rig, control)
+    reasons = await speaks_against()
     if not reasons:
         return
     started_s = time.monotonic()
     bus.publish(RunPaused(_said(reasons)))
-    await _until_clear(rig, control)
+    await _until_clear(rig, control, speaks_against)
     if not control.stopping:
         bus.publish(RunResumed(time.monotonic() - started_s))
 
@@ -48,13 +55,16 @@ class SupplyFeed:
     """Watches the array supply, the interlocks and the run's control: `async with SupplyFeed(...) as feed:`.
 
     The rig is powered when it is entered. When an interlock opens, the supply is ramped down and off at once, beside
-    the request in flight, which ends as it may; `make` then waits, powers up and makes that request again.
+    the request in flight, which ends as it may; `make` then waits, powers up and makes that request again. A supply
+    that is at its limit is treated the same where the rig file has a condition for it: off, a rest, and on again, so
+    many times.
 
     Args:
         rig: The rig.
         bus: Gets every reading of the supply, and `RunPaused` and `RunResumed`.
         record: Called with every reading of the supply.
         control: Stops, pauses and suspends the run.
+        period_s: Pause in s between two readings of the supply.
     """
 
     def __init__(
@@ -63,14 +73,19 @@ class SupplyFeed:
         bus: EventBus,
         record: Callable[[Reading], Awaitable[object]],
         control: RunControl | None = None,
+        *,
+        period_s: float = SUPPLY_PERIOD_S,
     ) -> None:
         self._rig = rig
+        self._period_s = period_s
         self._bus = bus
         self._record = record
         self._control = control or RunControl()
         self._meter: EnergyMeter | None = None
         self._earlier_j = 0.0
         self._watcher: asyncio.Task[list[str]] | None = None
+        self._switching_off = False
+        self._compliance = ComplianceWatch.of_rig(rig.config)
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -92,41 +107,57 @@ class SupplyFeed:
         return self._earlier_j + (0.0 if self._meter is None else self._meter.joules())
 
     async def make(self, request: Callable[[], Awaitable[T]]) -> T:
-        """Makes one request on the fed board, and makes it again for as long as an interlock opened meanwhile.
+        """Makes one request on the fed board, and makes it again for as long as the supply had to go off meanwhile.
 
         Raises:
-            LabrigError: The request failed with all interlocks closed, or supply, interlock or condition cannot be
-                read.
+            LabrigError: The request failed with all interlocks closed and the supply below its limit, or supply,
+                interlock or condition cannot be read.
+            PlanAbortedError: The supply reached its limit too often.
             RunStoppedError: The run was asked to stop; the request was not made.
         """
         while True:
             await self._rig.keep_watch()
             if self._control.stopping:
                 raise RunStoppedError
-            reasons = await _reasons(self._rig, self._control)
+            reasons = await self._reasons()
             if not reasons:
                 try:
                     if self._meter is not None:
                         self._meter.check()
                     answer = await request()
                 except LabrigError:
-                    # The interlock cuts the supply in hardware too, and then it is the board that complains first.
-                    reasons = await _reasons(self._rig, self._control)
-                    if not await self._rig.open_interlocks() and not self._was_opened():
+                    # Interlock and limit take the supply away in hardware, and then it is the board that complains
+                    # first.
+                    if not self._went_off() and not await self._was_taken_away():
                         raise
+                    reasons = await self._reasons()
                 else:
-                    if not self._was_opened():
+                    if not self._went_off():
                         return answer
             await self._pause(reasons)
+
+    async def rest(self, duration_s: float) -> None:
+        """Lets time pass with the board left alone and fed.
+
+        Raises:
+            RunStoppedError: The run was asked to stop.
+        """
+        until_s = time.monotonic() + duration_s
+        while (left_s := until_s - time.monotonic()) > 0.0:
+            if self._control.stopping:
+                raise RunStoppedError
+            await self._rig.keep_watch()
+            await asyncio.sleep(min(left_s, _REST_SLICE_S))
 
     async def _pause(self, reasons: list[str]) -> None:
         """Supply down (done already where the watcher saw it first), wait, supply up."""
         started_s = time.monotonic()
         noticed = await self._stop_watcher()
-        self._bus.publish(RunPaused(_said(reasons or [_opened(noticed)])))
+        self._bus.publish(RunPaused(_said(reasons or noticed)))
         await self._switch_off()
         while True:
-            await _until_clear(self._rig, self._control)
+            self._rest()
+            await _until_clear(self._rig, self._control, self._reasons)
             if self._control.stopping:
                 raise RunStoppedError
             try:
@@ -142,20 +173,65 @@ class SupplyFeed:
         self._bus.publish(RunResumed(time.monotonic() - started_s))
 
     async def _start(self) -> None:
+        self._switching_off = False
+        compliance = self._compliance
         if self._rig.supply is not None:
-            self._meter = EnergyMeter(self._rig.supply, self._bus, self._record)
+            if compliance is not None:
+                compliance.switched_on()
+            on_limit = None if compliance is None else compliance.note
+            self._meter = EnergyMeter(
+                self._rig.supply, self._bus, self._record, period_s=self._period_s, on_limit=on_limit
+            )
             await self._meter.start()
-        if self._rig.config.interlocks:
+        if self._rig.config.interlocks or compliance is not None:
             self._watcher = asyncio.create_task(self._watch(), name="labrig-interlocks")
 
     async def _watch(self) -> list[str]:
-        """Returns the names of those that opened, with the supply off."""
+        """Returns what took the supply away, with the supply off."""
         while True:
-            await asyncio.sleep(poll_s(self._rig))
-            names = await self._rig.open_interlocks()
-            if names:
+            await self._until_next_look()
+            if reasons := await self._taken_away_by():
+                # An answer that comes during the ramp counts no more.
+                self._switching_off = True
                 await self._switch_off()
-                return names
+                return reasons
+
+    async def _until_next_look(self) -> None:
+        if self._compliance is None:
+            await asyncio.sleep(poll_s(self._rig))
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(poll_s(self._rig)):
+                await self._compliance.reached.wait()
+
+    async def _taken_away_by(self) -> list[str]:
+        names = await self._rig.open_interlocks()
+        limited = None if self._compliance is None else self._compliance.reason()
+        return [*([_opened(names)] if names else []), *([limited] if limited is not None else [])]
+
+    async def _was_taken_away(self) -> bool:
+        """Whether an interlock or the limit explains why a request failed."""
+        if self._compliance is not None and self._rig.supply is not None:
+            # The next reading of the meter may be some time away.
+            with contextlib.suppress(LabrigError):
+                reading = await self._rig.supply.measure()
+                if reading.in_compliance:
+                    self._compliance.note(reading)
+        return bool(await self._taken_away_by())
+
+    async def _reasons(self) -> list[str]:
+        """Everything that speaks against the next request."""
+        return [*await self._taken_away_by(), *await self._control.reasons()]
+
+    def _rest(self) -> None:
+        """Lets a supply that reached its limit rest; an alarm and an end where it did so too often."""
+        if self._compliance is None:
+            return
+        try:
+            self._compliance.switched_off()
+        except PlanAbortedError as error:
+            self._bus.publish(Alarm(str(error)))
+            raise
 
     async def _switch_off(self) -> None:
         meter = self._meter
@@ -166,9 +242,10 @@ class SupplyFeed:
             self._meter = None
         await self._rig.power_down()
 
-    def _was_opened(self) -> bool:
-        """Whether the watcher has seen an interlock open, or failed to see."""
-        return self._watcher is not None and self._watcher.done()
+    def _went_off(self) -> bool:
+        """Whether the supply is off or about to be, or the watcher failed to see."""
+        limited = self._compliance is not None and self._compliance.reason() is not None
+        return limited or self._switching_off or (self._watcher is not None and self._watcher.done())
 
     async def _stop_watcher(self) -> list[str]:
         """Ends the watcher, never in the middle of switching off; raises what it failed with."""
@@ -185,10 +262,10 @@ async def _reasons(rig: Rig, control: RunControl) -> list[str]:
     return [*([_opened(names)] if names else []), *await control.reasons()]
 
 
-async def _until_clear(rig: Rig, control: RunControl) -> None:
+async def _until_clear(rig: Rig, control: RunControl, speaks_against: Callable[[], Awaitable[list[str]]]) -> None:
     every_s = min(poll_s(rig), control.poll_s)
     # Instruments do not call; they have to be asked.
-    while not control.stopping and await _reasons(rig, control):  # noqa: ASYNC110
+    while not control.stopping and await speaks_against():  # noqa: ASYNC110
         await asyncio.sleep(every_s)
 
 

@@ -18,9 +18,12 @@ from rich.progress import (
 
 from labrig.events import (
     Alarm,
+    AxesArrived,
     BlockCommitted,
+    CurveCommitted,
     Event,
     Message,
+    PointMissed,
     RunFinished,
     RunPaused,
     RunResumed,
@@ -46,6 +49,7 @@ class ProgressListener:
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._mvms = 0
+        self._curves = 0
         self._last_line_s = -float("inf")
         if self._console.is_terminal:
             self._bars = Progress(
@@ -74,10 +78,20 @@ class ProgressListener:
             case RunStarted():
                 where = f" -> {event.path}" if event.path else ""
                 least = "" if event.least_s is None else f", {_duration(event.least_s)} or more"
-                self._print(f"plan {event.plan}: {event.mvms} MVMs, {event.writes} writes{least}{where}")
-                self._mvms = event.mvms
+                curves = f", {event.curves} curves" if event.curves else ""
+                self._print(f"plan {event.plan}: {event.mvms} MVMs, {event.writes} writes{curves}{least}{where}")
+                self._mvms, self._curves = event.mvms, event.curves
             case BlockCommitted():
                 self._show("MVMs", event.total_mvms, self._mvms)
+            case CurveCommitted():
+                self._show("curves", event.total_curves, self._curves)
+            case PointMissed():
+                self._print(
+                    f"missed: array {event.array}, write {event.write}, due at an age of {_duration(event.due_s)}, "
+                    f"it is {_duration(event.age_s)} old"
+                )
+            case AxesArrived():
+                self._print(", ".join(f"{name} at {value:g}" for name, value in event.values.items()))
             case StepDone():
                 accuracy = "" if event.accuracy is None else f", accuracy {100 * event.accuracy:.1f} %"
                 loss = "" if event.loss is None else f"loss {event.loss:.4f}"

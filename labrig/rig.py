@@ -12,15 +12,18 @@ from typing import Self, cast
 
 from labrig.cleanup import finish
 from labrig.config import RigConfig, load_rig
+from labrig.guarded_axis import GuardedAxis
 from labrig.guarded_board import GuardedBoard
 from labrig.guarded_source_meter import GuardedSourceMeter
 from labrig.instruments import InstrumentSpec, build_instruments
+from labrig.rig_checks import check_axes, check_board, find_interlocks
 from labrig.rig_lock import LOCK_FOLDER, RigLock
-from labrig.safety import board_envelope, source_envelope
+from labrig.safety import axis_envelope, board_envelope, source_envelope
 from labrig.watchdog.client import Watchdog
+from labrig_drivers.axis import Axis
 from labrig_drivers.crossbar import BoardInfo, CrossbarBoard
 from labrig_drivers.errors import ConfigError, LabrigError, StateError
-from labrig_drivers.instrument import HostLossProtection, Identity, Instrument, ProtectsItself
+from labrig_drivers.instrument import HostLossProtection, Identity, Instrument, ProtectsItself, ReportsSettings
 from labrig_drivers.interlock import InterlockInput
 from labrig_drivers.source_meter import SourceMeter
 
@@ -47,19 +50,20 @@ class RigError(LabrigError):
 class Rig:
     """The instruments of one rig. Use as `async with open_rig("rig.toml") as rig:`.
 
-    Every request to the board and the source-meters passes the limits of the rig file first. While the rig is open no
-    other labrig on this machine gets its instruments, and before the first output is on, a watchdog process stands
-    ready to switch it off should this process be killed.
+    Every request to the board, the source-meters and the axes passes the limits of the rig file first. While the rig
+    is open no other labrig on this machine gets its instruments, and before the first output is on, a watchdog process
+    stands ready to switch it off should this process be killed.
 
     Args:
         config: The rig file.
         board: The crossbar board, not yet open.
         source_meters: The source-meters by the names of the rig file, not yet open.
+        axes: The axes by the names of the rig file, not yet open.
         lock: Keeps others from the instruments; None for instruments that nobody else can reach.
         watchdog: Switches off when this process is killed; None for instruments that only this process can reach.
 
     Raises:
-        ConfigError: An instrument that should read an interlock cannot.
+        ConfigError: An instrument that should read an interlock cannot, or a limit of an axis is none.
     """
 
     def __init__(
@@ -68,14 +72,17 @@ class Rig:
         board: CrossbarBoard,
         source_meters: Mapping[str, SourceMeter],
         *,
+        axes: Mapping[str, Axis] | None = None,
         lock: RigLock | None = None,
         watchdog: Watchdog | None = None,
     ) -> None:
         self.config = config
         self._lock = lock
         self._watchdog = watchdog
-        self._bare: dict[str, Instrument] = {BOARD_NAME: board, **source_meters}
-        self._interlocks = _interlocks(config, self._bare)
+        axes = axes or {}
+        self._bare: dict[str, Instrument] = {BOARD_NAME: board, **source_meters, **axes}
+        self._interlocks = find_interlocks(config, self._bare)
+        check_axes(config, axes)
         specs = {spec.name: spec for spec in instrument_specs(config)}
         board_spec = specs[BOARD_NAME]
         before_drive = partial(self._watch, board_spec) if board_spec.addresses else None
@@ -89,6 +96,12 @@ class Rig:
             )
             for name, meter in source_meters.items()
         }
+        self._axes: dict[str, GuardedAxis] = {}
+        for name, axis in axes.items():
+            # What stays where it is when its program is gone needs no watch.
+            watched = axis.safe_value is not None and specs[name].addresses
+            before_move = partial(self._watch, specs[name]) if watched else None
+            self._axes[name] = GuardedAxis(axis, axis_envelope(config, name), before_move)
 
     @property
     def board(self) -> CrossbarBoard:
@@ -99,6 +112,11 @@ class Rig:
     def source_meters(self) -> dict[str, SourceMeter]:
         """The source-meters by name, behind the envelope."""
         return dict(self._source_meters)
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """The axes by name, behind their limits."""
+        return dict(self._axes)
 
     @property
     def supply(self) -> SourceMeter | None:
@@ -116,6 +134,15 @@ class Rig:
             name: one.host_loss_protection if isinstance(one, ProtectsItself) else None
             for name, one in self._bare.items()
         }
+
+    async def read_settings(self, name: str) -> dict[str, str]:
+        """Asks an instrument how it is set; empty where it cannot be asked.
+
+        Raises:
+            LinkError: It does not answer.
+        """
+        instrument = self._instruments()[name]
+        return await finish(instrument.read_settings()) if isinstance(instrument, ReportsSettings) else {}
 
     async def open_interlocks(self) -> list[str]:
         """Asks every interlock of the rig file; returns the names of those that are open.
@@ -137,7 +164,7 @@ class Rig:
         Raises:
             StateError: Somebody else has an instrument; nothing was opened, and the message says who.
             RigError: At least one instrument failed; those that opened were closed again.
-            ConfigError: The rig file limits an array that the board does not have.
+            ConfigError: The rig file speaks of an array or a temperature that the board does not have.
         """
         if self._lock is not None:
             self._lock.acquire()
@@ -149,7 +176,7 @@ class Rig:
             raise
 
     async def close(self) -> None:
-        """Makes the source-meters safe, then the board, and disconnects; a cancellation waits for that.
+        """Makes the source-meters safe, then the board, then the axes, and disconnects; a cancellation waits for that.
 
         Raises:
             RigError: An instrument failed to close; the others were closed all the same.
@@ -211,17 +238,11 @@ class Rig:
                 "instruments could not be opened, no output was touched"
             )
             raise RigError(headline, failures, _places(self.config))
-        arrays = self._board.info.arrays
-        unknown = [number for number in self.config.board.arrays if int(number) >= arrays]
-        if unknown:
+        try:
+            check_board(self.config, self._board.info)
+        except ConfigError:
             await finish(_close_all(instruments))
-            places = [(self.config.locate(key), key) for key in (f"board.arrays.{number}" for number in unknown)]
-            raise ConfigError(
-                "\n".join(
-                    f"{place}: {key}: the board has arrays 0 to {arrays - 1} only, so this would limit nothing"
-                    for place, key in places
-                )
-            )
+            raise
 
     async def _before_on(self, spec: InstrumentSpec) -> None:
         if names := await self.open_interlocks():
@@ -237,7 +258,7 @@ class Rig:
             await self._watchdog.disarm(spec.section)
 
     def _instruments(self) -> dict[str, Instrument]:
-        return {BOARD_NAME: self._board, **self._source_meters}
+        return {BOARD_NAME: self._board, **self._source_meters, **self._axes}
 
     def _supply_name(self) -> str | None:
         for name, settings in self.config.source_meters.items():
@@ -246,10 +267,11 @@ class Rig:
         return None
 
     async def _close(self) -> None:
-        # Sources first: a board that lost its lines is safe only when nothing feeds it.
+        # Sources first: a board that lost its lines is safe only when nothing feeds it. Axes may take long.
         failures: dict[str, BaseException] = {}
+        groups: list[dict[str, Instrument]] = [{**self._source_meters}, {BOARD_NAME: self._board}, {**self._axes}]
         try:
-            for group in (dict(self._source_meters), {BOARD_NAME: self._board}):
+            for group in groups:
                 failures |= await _close_all(group)
         finally:
             if self._watchdog is not None:
@@ -276,6 +298,11 @@ def instrument_specs(config: RigConfig) -> list[InstrumentSpec]:
                 section, meter.driver, meter.link, meter.expect_model, meter.expect_serial, meter.settings, ramp_v_per_s
             )
         )
+    for name, axis in config.axes.items():
+        section = f"axes.{name}"
+        specs.append(
+            InstrumentSpec(section, axis.driver, axis.link, axis.expect_model, axis.expect_serial, axis.settings)
+        )
     return specs
 
 
@@ -300,11 +327,12 @@ def open_rig(source: RigConfig | Path | str, *, lock_folder: Path = LOCK_FOLDER)
     # What an entry point makes is known only at run time; the contract tests check it.
     board = cast(CrossbarBoard, built["board"])
     meters = {name: cast(SourceMeter, built[f"source_meters.{name}"]) for name in config.source_meters}
+    axes = {name: cast(Axis, built[f"axes.{name}"]) for name in config.axes}
     addresses = {name: address for spec in specs for name, address in spec.addresses.items()}
     if not addresses:
-        return Rig(config, board, meters)
+        return Rig(config, board, meters, axes=axes)
     lock = RigLock(addresses, f"rig {config.rig.name!r} ({config.path})", lock_folder)
-    return Rig(config, board, meters, lock=lock, watchdog=Watchdog(lock, lock_folder))
+    return Rig(config, board, meters, axes=axes, lock=lock, watchdog=Watchdog(lock, lock_folder))
 
 
 async def identify(config: RigConfig) -> tuple[dict[str, Identity], BoardInfo]:
@@ -318,21 +346,6 @@ async def identify(config: RigConfig) -> tuple[dict[str, Identity], BoardInfo]:
     """
     async with open_rig(config) as rig:
         return rig.identities(), rig.board.info
-
-
-def _interlocks(config: RigConfig, instruments: Mapping[str, object]) -> dict[str, InterlockInput]:
-    found: dict[str, InterlockInput] = {}
-    faults: list[str] = []
-    for name, interlock in config.interlocks.items():
-        instrument = instruments[interlock.instrument]
-        if isinstance(instrument, InterlockInput):
-            found[name] = instrument
-        else:
-            key = f"interlocks.{name}.instrument"
-            faults.append(f"{config.locate(key)}: {key}: the driver of {interlock.instrument!r} reads no interlock")
-    if faults:
-        raise ConfigError("\n".join(faults))
-    return found
 
 
 async def _closed(interlock: InterlockInput) -> bool:
@@ -350,5 +363,4 @@ def _failures(names: Iterable[str], results: Iterable[object]) -> dict[str, Base
 
 
 def _places(config: RigConfig) -> dict[str, str]:
-    places = {BOARD_NAME: f"{config.board.driver}, {config.board.link or 'in this process'}"}
-    return places | {name: f"{one.driver}, {one.link}" for name, one in config.source_meters.items()}
+    return {spec.name: f"{spec.driver}, {spec.link or 'in this process'}" for spec in instrument_specs(config)}

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Final
 
+from labrig.addresses import broker_address
 from labrig.toml_models import Fault
+
+BOARD_TEMPERATURE: Final = "board.temperature"
+"""What a condition reads: the temperature of the chip in K."""
+SUPPLY_COMPLIANCE: Final = "supply.compliance"
+"""What a condition reads: whether the array supply is at its limit."""
 
 _Where = tuple[str, ...]
 _UNITS = {"_v": "V", "_a": "A", "_w": "W", "_v_per_s": "V/s", "_a_per_s": "A/s", "_s": "S"}
@@ -40,7 +47,11 @@ def rig_faults(raw: Mapping[str, object], drivers: Collection[str]) -> Iterator[
             if supplies:
                 yield Fault((*where, "role"), f"only one array-supply is possible, {supplies[0]} is one already")
             supplies.append(name)
+    axes = _table(raw, "axes")
+    yield from _axis_faults(axes, meters, drivers)
     yield from _interlock_faults(_table(raw, "interlocks"), meters)
+    yield from _condition_faults(_table(raw, "conditions"), axes, has_supply=bool(supplies))
+    yield from _telemetry_faults(_table(raw, "telemetry"))
 
 
 def _driver_fault(table: Mapping[str, object], where: _Where, drivers: Collection[str]) -> Iterator[Fault]:
@@ -138,6 +149,53 @@ def _level_faults(
             )
 
 
+def _axis_faults(axes: Mapping[str, object], meters: Mapping[str, object], drivers: Collection[str]) -> Iterator[Fault]:
+    for name, axis in axes.items():
+        where = ("axes", name)
+        if name == "board":
+            yield Fault(where, "this name is taken by the crossbar board")
+        if name in meters:
+            yield Fault(where, f"this name is taken by source_meters.{name}")
+        if isinstance(axis, dict):
+            yield from _driver_fault(axis, where, drivers)
+            yield from _empty_band_fault(axis, where)
+
+
+def _condition_faults(
+    conditions: Mapping[str, object], axes: Mapping[str, object], *, has_supply: bool
+) -> Iterator[Fault]:
+    known = [SUPPLY_COMPLIANCE, BOARD_TEMPERATURE, *(f"axes.{name}" for name in axes)]
+    compliance: list[str] = []
+    for name, condition in conditions.items():
+        reads = condition.get("reads") if isinstance(condition, dict) else None
+        if not isinstance(condition, dict) or not isinstance(reads, str):
+            continue
+        where = ("conditions", name)
+        if reads not in known:
+            yield Fault((*where, "reads"), f"{reads!r} cannot be looked at; there are: {', '.join(known)}")
+            continue
+        of_band, of_compliance = ("low", "high", "poll_s", "hold_s"), ("retry_s", "retries")
+        for key in of_band if reads == SUPPLY_COMPLIANCE else of_compliance:
+            if key in condition:
+                yield Fault((*where, key), f"has no meaning for {reads}; remove it")
+        if reads != SUPPLY_COMPLIANCE:
+            if "low" not in condition and "high" not in condition:
+                yield Fault((*where, "high"), "is missing, and low too; a band has at least one end")
+            yield from _empty_band_fault(condition, where)
+            continue
+        if not has_supply:
+            yield Fault((*where, "reads"), "the rig has no source-meter with the role array-supply")
+        if compliance:
+            yield Fault((*where, "reads"), f"the compliance of the supply is looked at by {compliance[0]} already")
+        compliance.append(name)
+
+
+def _empty_band_fault(table: Mapping[str, object], where: _Where) -> Iterator[Fault]:
+    low, high = _number(table, "low"), _number(table, "high")
+    if low is not None and high is not None and low >= high:
+        yield Fault((*where, "high"), f"{high:g} is not above low = {low:g}")
+
+
 def _interlock_faults(interlocks: Mapping[str, object], meters: Mapping[str, object]) -> Iterator[Fault]:
     for name, interlock in interlocks.items():
         instrument = interlock.get("instrument") if isinstance(interlock, dict) else None
@@ -146,6 +204,25 @@ def _interlock_faults(interlocks: Mapping[str, object], meters: Mapping[str, obj
             yield Fault(
                 ("interlocks", name, "instrument"), f"the rig has no instrument {instrument!r}; there are: {known}"
             )
+
+
+def _telemetry_faults(telemetry: Mapping[str, object]) -> Iterator[Fault]:
+    broker, encrypted = telemetry.get("broker"), True
+    if isinstance(broker, str):
+        try:
+            encrypted = broker_address(broker).tls
+        except ValueError as error:
+            yield Fault(("telemetry", "broker"), str(error))
+    if "ca_file" in telemetry and not encrypted:
+        yield Fault(("telemetry", "ca_file"), "certificates are for mqtts:// brokers, this one is mqtt://")
+    if "password" in telemetry:
+        reason = "a rig file holds no password, since every recording repeats it; use password_file or password_env"
+        yield Fault(("telemetry", "password"), reason)
+    sources = [key for key in ("password_file", "password_env") if key in telemetry]
+    if len(sources) == 2:
+        yield Fault(("telemetry", sources[1]), "the password comes from one place; password_file names one already")
+    if sources and "username" not in telemetry:
+        yield Fault(("telemetry", "username"), f"is missing; {sources[0]} needs it")
 
 
 def _unit(key: str) -> str:

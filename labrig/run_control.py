@@ -47,9 +47,17 @@ class RunControl:
         """Time in s between two looks while the run is suspended."""
         return min((one.poll_s for one in self._conditions), default=0.1)
 
+    def add_conditions(self, conditions: Sequence[Condition]) -> None:
+        """Adds what else must hold, such as the conditions of the rig file."""
+        self._conditions += tuple(conditions)
+
     def stop(self) -> None:
         """Ends the run at the next checkpoint, for good; a paused one too."""
         self._stopping = True
+
+    def watch(self, conditions: Sequence[Condition]) -> None:
+        """Adds conditions that must hold from now on, such as those of a rig file."""
+        self._conditions += tuple(conditions)
 
     def pause(self, reason: str = "on request") -> None:
         """Holds the run at the next checkpoint until `resume()`."""

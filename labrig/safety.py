@@ -129,10 +129,12 @@ class BoardEnvelope:
     Attributes:
         limits: Every table that applies to all arrays.
         arrays: The table of one array, by its number.
+        sources: What holds for source-meters that measure single cells; None limits nothing.
     """
 
     limits: tuple[BoardLimits, ...]
     arrays: Mapping[int, BoardLimits] = field(default_factory=dict)
+    sources: SourceLimits | None = None
 
     def of_array(self, array: int) -> tuple[BoardLimits, ...]:
         """Every table that applies to one array."""
@@ -143,24 +145,54 @@ class BoardEnvelope:
         """Every limit that these word line voltages would violate."""
         return [reason for one in self.of_array(array) for reason in one.read_reasons(voltage_v)]
 
+    def cell_sweep_reasons(self, array: int, level_v: FloatArray, limit_a: float | None) -> list[str]:
+        """Every limit that the curve of a cell would violate; a limit of the board's own was judged elsewhere."""
+        reasons = self.read_reasons(array, level_v)
+        if self.sources is not None and level_v.size:
+            # NaN wins, and is refused.
+            reasons += self.sources.reasons(float(np.abs(level_v).max()), limit_a)
+        return reasons
+
     def program_reasons(self, array: int, conductance_s: FloatArray) -> list[str]:
         """Every limit that these targets would violate."""
         return [reason for one in self.of_array(array) for reason in one.program_reasons(conductance_s)]
 
 
+@dataclass(frozen=True)
+class AxisEnvelope:
+    """The limits of one axis in its unit, beside its driver's own; None limits nothing.
+
+    Attributes:
+        name: How messages call the axis.
+        low: Lowest value that may be set.
+        high: Highest value that may be set.
+    """
+
+    name: str
+    low: float | None = None
+    high: float | None = None
+
+    def reasons(self, value: float, unit: str) -> list[str]:
+        """Every limit that a value would violate."""
+        found = []
+        # Written so that NaN is refused as well.
+        if self.low is not None and not value >= self.low:
+            found.append(f"{self.name}: {value:g} {unit} is below axes.{self.name}.low = {self.low:g} {unit}")
+        if self.high is not None and not value <= self.high:
+            found.append(f"{self.name}: {value:g} {unit} exceeds axes.{self.name}.high = {self.high:g} {unit}")
+        return found
+
+
+def axis_envelope(config: RigConfig, name: str) -> AxisEnvelope:
+    """The limits of the axis `name` of a rig file."""
+    axis = config.axes[name]
+    return AxisEnvelope(name, axis.low, axis.high)
+
+
 def source_envelope(config: RigConfig, name: str) -> SourceEnvelope:
     """The limits of the source-meter `name` of a rig file."""
-    rig, own = config.safety, config.source_meters[name].safety
-    tables = [
-        SourceLimits(
-            "safety",
-            max_voltage_v=rig.max_voltage_v,
-            max_current_a=rig.max_current_a,
-            max_power_w=rig.max_power_w,
-            max_ramp_v_per_s=rig.max_ramp_v_per_s,
-            max_ramp_a_per_s=rig.max_ramp_a_per_s,
-        )
-    ]
+    own = config.source_meters[name].safety
+    tables = [_rig_source_limits(config)]
     if own is not None:
         tables.append(SourceLimits(f"source_meters.{name}.safety", **own.model_dump()))
     return SourceEnvelope(name, tuple(tables))
@@ -175,7 +207,19 @@ def board_envelope(config: RigConfig) -> BoardEnvelope:
         int(number): _board_limits(f"board.arrays.{number}.safety", array.safety)
         for number, array in config.board.arrays.items()
     }
-    return BoardEnvelope(tuple(tables), arrays)
+    return BoardEnvelope(tuple(tables), arrays, _rig_source_limits(config))
+
+
+def _rig_source_limits(config: RigConfig) -> SourceLimits:
+    rig = config.safety
+    return SourceLimits(
+        "safety",
+        max_voltage_v=rig.max_voltage_v,
+        max_current_a=rig.max_current_a,
+        max_power_w=rig.max_power_w,
+        max_ramp_v_per_s=rig.max_ramp_v_per_s,
+        max_ramp_a_per_s=rig.max_ramp_a_per_s,
+    )
 
 
 def _board_limits(where: str, table: BoardSafetyConfig) -> BoardLimits:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,7 +17,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
+
+from labrig.testing.mosquitto import Mosquitto, find_mosquitto, mosquitto
 
 Leftover = TypeVar("Leftover")
 
@@ -118,6 +122,102 @@ async def _watch_tasks() -> AsyncIterator[None]:
     await asyncio.gather(*leaked, return_exceptions=True)
     if leaked:
         pytest.fail("the test left behind: " + ", ".join(f"task {task.get_coro()!r}" for task in leaked))
+
+
+def unavailable(what: str, reason: str) -> None:
+    """Skips a test that needs `what`, or fails it where `LABRIG_REQUIRE` (names with commas between) asks for it."""
+    if what in os.environ.get("LABRIG_REQUIRE", "").split(","):
+        pytest.fail(f"{reason}, and LABRIG_REQUIRE asks for {what}")
+    pytest.skip(f"needs {what}: {reason}")
+
+
+@pytest.fixture
+def broker_folder(tmp_path: Path) -> Path:
+    """A folder for a broker's files; skips where mosquitto and its clients are not installed."""
+    missing = [name for name in ("mosquitto", "mosquitto_sub", "mosquitto_passwd") if find_mosquitto(name) is None]
+    if missing:
+        unavailable("broker", f"{', '.join(missing)} not installed (apt-get install mosquitto mosquitto-clients)")
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def broker(broker_folder: Path) -> Iterator[Mosquitto]:
+    """A real MQTT broker of the test's own, open to everybody."""
+    with mosquitto(broker_folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def record() -> Callable[..., Path]:
+    """Makes a recording of random numbers: `record(path, seed, blocks={0: [[8, 3], [5]]}, supply=4)`.
+
+    `blocks` gives for each array the writes, and for each write the MVMs of its blocks. With `finish=False` it ends as
+    if the writer had died: nothing is trimmed.
+    """
+    from labrig.plans import StreamCapacity
+    from labrig.recording import RecordingHeader, RecordingWriter
+    from labrig_drivers.crossbar import BoardInfo, MvmResult, ProgramReport
+    from labrig_drivers.instrument import Identity
+    from labrig_drivers.source_meter import Reading
+
+    def make(
+        path: Path,
+        seed: int = 0,
+        *,
+        blocks: dict[int, list[list[int]]] | None = None,
+        supply: int = 0,
+        rows: int = 5,
+        columns: int = 3,
+        finish: bool = True,
+    ) -> Path:
+        blocks = {0: [[8, 3], [5]]} if blocks is None else blocks
+        rng = np.random.default_rng(seed)
+        full_scale_a = tuple(rng.uniform(1e-5, 1e-4, columns).tolist())
+        info = BoardInfo("SIM-7", 2, rows, columns, 4e-6, 5e-5, -0.3, 0.3, 8, 10, full_scale_a, 1e-5, 5e-3)
+        header = RecordingHeader(
+            rig_name="bench",
+            rig_toml='[rig]\nname = "bench" # µ\n',
+            plan={"name": "mvm", "seed": seed},
+            identities={"board": Identity("labrig", "LR-SIM1", "SIM-7", "1.0")},
+            settings={"board": {"driver": "mock-board"}},
+            started_utc="2026-01-01T00:00:00.000000+00:00",
+            versions={"labrig": "0"},
+        )
+        capacity = {array: StreamCapacity(rows=500, writes=4, blocks=20) for array in blocks}
+
+        async def write() -> None:
+            writer = await RecordingWriter.create(path, header, info, capacity, supply_capacity=10)
+            try:
+                clock_s = 1.0
+                for array, writes in blocks.items():
+                    for number, batches in enumerate(writes):
+                        target_s = rng.uniform(4e-6, 5e-5, (rows, columns))
+                        await writer.append_write(array, target_s, ProgramReport(number, clock_s, 7, 1e-7))
+                        for batch in batches:
+                            code = rng.integers(-512, 512, (batch, columns)).astype(np.int16)
+                            time_s = clock_s + rng.uniform(1e-6, 1e-3, batch).cumsum()
+                            clock_s = float(time_s[-1])
+                            result = MvmResult(code, code * info.adc_lsb_a, code == 511, time_s, number)
+                            voltage_v = rng.uniform(-0.3, 0.3, (batch, rows))
+                            kind = int(rng.integers(0, 8))
+                            await writer.append_mvms(array, kind, voltage_v, result, rng.bytes(16).hex())
+                for second in range(supply):
+                    await writer.append_supply(
+                        Reading(2.0, rng.uniform(0.0, 0.1), in_compliance=second == 2, time_s=1e9 + second / 3)
+                    )
+            finally:
+                if not finish:
+                    shutil.copy(path, path.with_suffix(".running"))
+                await writer.close()
+
+        asyncio.run(write())
+        if not finish:
+            path.with_suffix(".running").replace(path)
+        return path
+
+    return make
 
 
 @pytest.fixture

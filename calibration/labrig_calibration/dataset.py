@@ -64,6 +64,8 @@ class MvmDataset:
         converters: Ranges and resolutions.
         chip_id: Which chip was measured.
         array: Which array of the chip.
+        temperature_k: Temperature of the chip in K at each MVM, `[N]`, NaN where it was not known; None where it
+            was never measured.
     """
 
     voltage_v: FloatArray
@@ -76,6 +78,7 @@ class MvmDataset:
     converters: Converters
     chip_id: str = ""
     array: int = 0
+    temperature_k: FloatArray | None = None
 
     def __post_init__(self) -> None:
         faults = self._faults()
@@ -121,6 +124,7 @@ class MvmDataset:
             pattern=self.pattern[keep],
             time_s=self.time_s[keep],
             saturated=self.saturated[keep],
+            temperature_k=None if self.temperature_k is None else self.temperature_k[keep],
         )
 
     def without_sparse_writes(self, minimum: int) -> MvmDataset:
@@ -144,6 +148,7 @@ class MvmDataset:
             time_s=self.time_s[rows],
             programmed_at_s=self.programmed_at_s[kept],
             saturated=self.saturated[rows],
+            temperature_k=None if self.temperature_k is None else self.temperature_k[rows],
         )
 
     def _faults(self) -> list[str]:
@@ -160,6 +165,11 @@ class MvmDataset:
             "programmed_at_s": (writes,),
             "saturated": (n, columns),
         }
+        if self.temperature_k is not None:
+            expected["temperature_k"] = (n,)
+            impossible = int(((self.temperature_k <= 0) | np.isinf(self.temperature_k)).sum())
+            if impossible:
+                faults.append(f"temperature_k has {impossible} values that are no temperature in K")
         for name, shape in expected.items():
             got = getattr(self, name).shape
             if got != shape:
@@ -198,4 +208,13 @@ def join(datasets: Sequence[MvmDataset]) -> MvmDataset:
         converters=first.converters,
         chip_id=first.chip_id,
         array=first.array,
+        temperature_k=_joined_temperature_k(datasets),
+    )
+
+
+def _joined_temperature_k(datasets: Sequence[MvmDataset]) -> FloatArray | None:
+    if all(part.temperature_k is None for part in datasets):
+        return None
+    return np.concatenate(
+        [np.full(len(part), np.nan) if part.temperature_k is None else part.temperature_k for part in datasets]
     )

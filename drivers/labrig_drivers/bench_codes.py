@@ -7,8 +7,9 @@ from typing import Final
 import numpy as np
 
 from labrig_drivers.bench_settings import BenchSettings
-from labrig_drivers.capabilities import READ_CONDUCTANCE
+from labrig_drivers.capabilities import CELL_SWEEP, READ_CONDUCTANCE
 from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult
+from labrig_drivers.source_meter import Reading
 
 LINE_BY_LINE: Final = "line-by-line"
 """Capability: word lines are driven one after another and their currents added as numbers."""
@@ -37,7 +38,7 @@ def bench_info(settings: BenchSettings, switch_s: float) -> BoardInfo:
         adc_full_scale_a=(read.full_scale_a,) * geometry.columns,
         mvm_latency_s=settings.mvm_duration_s(1, switch_s),
         program_latency_s=settings.program_duration_s(switch_s),
-        capabilities=frozenset({LINE_BY_LINE, READ_CONDUCTANCE}) | gates,
+        capabilities=frozenset({CELL_SWEEP, LINE_BY_LINE, READ_CONDUCTANCE}) | gates,
     )
 
 
@@ -60,3 +61,9 @@ def coded(info: BoardInfo, current_a: FloatArray, time_s: FloatArray, write_inde
         time_s=time_s,
         write_index=write_index,
     )
+
+
+def bit_line_current_a(reading: Reading) -> float:
+    """Current in A out of a bit line into its meter; infinite where the meter was at its limit."""
+    current_a = -reading.current_a
+    return float(np.copysign(np.inf, current_a)) if reading.in_compliance else current_a

@@ -21,9 +21,11 @@ from typing import Self
 
 import numpy as np
 
-from labrig_drivers.bench_codes import bench_info, coded
+from labrig_drivers.bench_cell_sweep import sweep_selected_cell
+from labrig_drivers.bench_codes import bench_info, bit_line_current_a, coded
 from labrig_drivers.bench_lines import BenchLines
 from labrig_drivers.bench_settings import BenchSettings
+from labrig_drivers.capabilities import check_cell, check_cell_sweep_request
 from labrig_drivers.crossbar import (
     BoardInfo,
     FloatArray,
@@ -32,7 +34,7 @@ from labrig_drivers.crossbar import (
     check_mvm_request,
     check_program_request,
 )
-from labrig_drivers.errors import CapabilityError, InstrumentError, SafetyError, StateError
+from labrig_drivers.errors import InstrumentError, SafetyError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection, Identity
 from labrig_drivers.source_meter import Reading, SourceMeter
 from labrig_drivers.switch_matrix import SwitchMatrix
@@ -224,7 +226,7 @@ class BenchCrossbar:
 
     async def read_conductance(self, array: int) -> FloatArray:
         """Reads every cell at the cell voltage; see `CrossbarBoard.read_conductance`."""
-        self._demand_cell(array, 0, 0)
+        check_cell(self.info, array, 0, 0, f"{self._name}: read_conductance")
         async with self._lock, self._reading():
             return await self._read_cells()
 
@@ -252,7 +254,7 @@ class BenchCrossbar:
             return ProgramReport(self._writes - 1, self._clock(), pulses, float(np.sqrt(np.mean(error_s**2))))
 
     async def pulse(self, array: int, row: int, column: int, voltage_v: float) -> float:
-        """Gives one cell one pulse, for example to form it; word line positive for a positive voltage.
+        """Gives one cell one pulse (word line positive for a positive voltage), for example to form it.
 
         Returns:
             The cell's conductance in S after it.
@@ -261,7 +263,7 @@ class BenchCrossbar:
             SafetyError: The pulse is beyond the envelope `pulse.max_v`, or not finite; nothing was sent.
             CapabilityError: No such cell.
         """
-        self._demand_cell(array, row, column)
+        check_cell(self.info, array, row, column, f"{self._name}: pulse")
         max_v = self._settings.pulse.max_v
         if not abs(voltage_v) <= max_v:
             raise SafetyError([f"{self._name}: a pulse of {voltage_v:g} V is beyond pulse.max_v = {max_v:g} V"])
@@ -270,6 +272,17 @@ class BenchCrossbar:
             zero_a = await self._zero_a()
             await self._give(voltage_v)
             return await self._cell_s(zero_a)
+
+    async def sweep_cell(
+        self, array: int, row: int, column: int, voltage_v: Sequence[float], limit_a: float | None = None
+    ) -> list[Reading]:
+        """Measures the I-V curve of one cell, programmed or not; see `CellSweep` and `bench_cell_sweep`."""
+        read = self._settings.read
+        check_cell_sweep_request(self.info, array, row, column, voltage_v, limit_a, read.limit_a)
+        limit_a = read.limit_a if limit_a is None else limit_a
+        async with self._lock, self._reading(limit_a):
+            await self._lines.select(row, (column,))
+            return await sweep_selected_cell(self._lines, self._settings, voltage_v, limit_a, self._demand_going)
 
     async def make_safe(self) -> None:
         """Ramps every output to zero and off, also one that somebody else left on, then opens every relay.
@@ -282,11 +295,12 @@ class BenchCrossbar:
             _ = self.info
             await self._lines.safe_now()
 
-    def _reading(self) -> AbstractAsyncContextManager[None]:
-        read = self._settings.read
+    def _reading(self, cell_limit_a: float | None = None) -> AbstractAsyncContextManager[None]:
+        """A session for reading, where a level may round above its limit, and one cell may have a limit of its own."""
+        read, alone = self._settings.read, self._settings.geometry.columns == 1
         return self._lines.session(
-            # What the contract's check lets pass may round above the limit.
-            limit_a=read.limit_a, highest_v=read.max_v * (1 + 1e-6), gate_v=self._settings.cells.gate_v, nplc=read.nplc
+            limit_a=read.limit_a, highest_v=read.max_v * (1 + 1e-6), gate_v=self._settings.cells.gate_v,
+            nplc=read.nplc, **{"word_limit_a" if alone else "bit_limit_a": cell_limit_a},
         )  # fmt: skip
 
     def _programming(self) -> AbstractAsyncContextManager[None]:
@@ -308,7 +322,7 @@ class BenchCrossbar:
         highest = int(np.abs(level_v).argmax())
         for index, value in enumerate(level_v):
             if value:
-                found_a = np.array([_current_a(one) for one in await self._at(float(value))])
+                found_a = np.array([bit_line_current_a(one) for one in await self._at(float(value))])
                 # What a meter could not read is infinite; two such currents may cancel to NaN, which is no number.
                 with np.errstate(invalid="ignore"):
                     current_a[index, bits] += found_a - zero_a
@@ -323,7 +337,7 @@ class BenchCrossbar:
             for bits in geometry.bit_groups:
                 await self._lines.select(word, bits)
                 zero_a = await self._zero_a()
-                found_a = np.array([_current_a(one) for one in await self._at(read.cell_v)])
+                found_a = np.array([bit_line_current_a(one) for one in await self._at(read.cell_v)])
                 # A cell that draws more than the meter can read is at least this good.
                 found_a = np.clip(found_a, -read.limit_a, read.limit_a)
                 conductance_s[word, bits] = (found_a - zero_a) / read.cell_v
@@ -358,40 +372,28 @@ class BenchCrossbar:
     async def _cell_s(self, zero_a: FloatArray) -> float:
         read = self._settings.read
         (reading,) = await self._at(read.cell_v)
-        found_a = np.clip(_current_a(reading), -self._settings.pulse.limit_a, self._settings.pulse.limit_a)
+        found_a = np.clip(bit_line_current_a(reading), -self._settings.pulse.limit_a, self._settings.pulse.limit_a)
         return float((found_a - zero_a[0]) / read.cell_v)
 
     async def _zero_a(self) -> FloatArray:
         """What the meters read at 0 V on the present connection, in A: their own offsets and leakage."""
         if not self._settings.read.subtract_zero:
             return np.zeros(len(self._lines.selected))
-        zero_a = np.array([_current_a(one) for one in await self._at(0.0)])
+        zero_a = np.array([bit_line_current_a(one) for one in await self._at(0.0)])
         if not np.isfinite(zero_a).all():
             raise InstrumentError(0, "a bit meter is in compliance with all lines at 0 V", "measure", self._name)
         return zero_a
 
     async def _at(self, word_v: float) -> list[Reading]:
-        if self._closing:
-            raise StateError(f"{self._name}: closed while a request was running; its result was thrown away")
+        self._demand_going()
         await self._lines.drive(word_v)
-        if self._settings.read.settle_s:
-            await asyncio.sleep(self._settings.read.settle_s)
+        await asyncio.sleep(self._settings.read.settle_s)
         return await self._lines.read()
 
-    def _demand_cell(self, array: int, row: int, column: int) -> None:
-        info = self.info
-        if array != 0 or not (0 <= row < info.rows and 0 <= column < info.columns):
-            raise CapabilityError(
-                f"{self._name}: refused, nothing was sent: array {array}, row {row}, column {column} does not exist "
-                f"(array 0 has rows 0 to {info.rows - 1} and columns 0 to {info.columns - 1})"
-            )
+    def _demand_going(self) -> None:
+        if self._closing:
+            raise StateError(f"{self._name}: closed while a request was running; its result was thrown away")
 
     def _who(self) -> Identity:
         *meters, matrix = (one.identity.model for one in self._lines.instruments())
         return Identity("labrig", "BENCH-CROSSBAR", self._settings.cells.chip_id, " + ".join([matrix, *meters]))
-
-
-def _current_a(reading: Reading) -> float:
-    """Current in A out of a bit line into its meter; infinite where the meter was at its limit."""
-    current_a = -reading.current_a
-    return float(np.copysign(np.inf, current_a)) if reading.in_compliance else current_a

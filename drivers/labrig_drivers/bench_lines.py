@@ -8,7 +8,7 @@ moves only while every source-meter is off, or on at 0 V.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,7 +16,7 @@ from typing import TypeVar
 from labrig_drivers.bench_settings import BenchGeometry
 from labrig_drivers.errors import InstrumentError, LabrigError, SafetyError, StateError
 from labrig_drivers.instrument import HostLossProtection, Instrument, ProtectsItself
-from labrig_drivers.links.guard import settle
+from labrig_drivers.links.guard import undivided
 from labrig_drivers.source_meter import Reading, SourceMeter
 from labrig_drivers.switch_matrix import Point, SwitchMatrix
 
@@ -72,6 +72,11 @@ class BenchLines:
         self._dirty = False
 
     @property
+    def name(self) -> str:
+        """What messages call the bench."""
+        return self._name
+
+    @property
     def matrix(self) -> SwitchMatrix:
         """The relays."""
         return self._matrix
@@ -110,7 +115,7 @@ class BenchLines:
         try:
             await _all(one.open() for one in instruments)
         except BaseException:
-            await _undivided(_close_quietly(instruments))
+            await undivided(_close_quietly(instruments))
             raise
         self._dirty = False
 
@@ -122,10 +127,19 @@ class BenchLines:
                 a person has switched the output off opens them.
             InstrumentError: A relay did not open.
         """
-        await _undivided(self._end())
+        await undivided(self._end())
 
     @asynccontextmanager
-    async def session(self, *, limit_a: float, highest_v: float, gate_v: float, nplc: float) -> AsyncIterator[None]:
+    async def session(
+        self,
+        *,
+        limit_a: float,
+        highest_v: float,
+        gate_v: float,
+        nplc: float,
+        word_limit_a: float | None = None,
+        bit_limit_a: float | None = None,
+    ) -> AsyncIterator[None]:
         """Every output on at 0 V for the length of the block; after it, however it ends, off and all relays open.
 
         Args:
@@ -133,11 +147,14 @@ class BenchLines:
             highest_v: No line is driven beyond this voltage in V.
             gate_v: Voltage in V of the selected gates.
             nplc: Integration time in power line cycles.
+            word_limit_a: Compliance limit in A of the word source, where it is another one.
+            bit_limit_a: Compliance limit in A of the bit meters, where it is another one.
         """
+        limits_a = {one.what: bit_limit_a for one in self._bits} | {self._word.what: word_limit_a}
         self._highest_v, self._gate_v = highest_v, gate_v
         self._dirty = True
         try:
-            await _undivided(_all(self._switch_on(one, limit_a, nplc) for one in self._meters))
+            await undivided(_all(self._switch_on(one, limits_a.get(one.what) or limit_a, nplc) for one in self._meters))
             yield
         finally:
             # What this raises is worse news than whatever ended the block: an output may still be on.
@@ -156,7 +173,7 @@ class BenchLines:
         await self._to_zero()
         # The relays may move from here on although the connection is not known yet.
         self._selected = ()
-        await _undivided(self._matrix.connect(self._points(word, bits)))
+        await undivided(self._matrix.connect(self._points(word, bits)))
         self._selected = tuple(bits)
         if self._gate is not None:
             await self._drive([(self._gate, self._gate_v)])
@@ -167,14 +184,29 @@ class BenchLines:
         Raises:
             SafetyError: A voltage is beyond what the session allows; nothing was sent.
         """
-        outside = [value for value in (word_v, bit_v, word_v - bit_v) if not abs(value) <= self._highest_v * (1 + 1e-9)]
-        if outside:
-            raise SafetyError([f"{self._name}: {value:g} V is beyond {self._highest_v:g} V" for value in outside])
+        self._demand((word_v, bit_v, word_v - bit_v))
         await self._drive([(self._word, word_v), (self._bits[0], bit_v)])
+
+    async def sweep_word(self, voltage_v: Sequence[float]) -> list[Reading]:
+        """Takes the word line through levels, one reading of the word source at each; inside it where it can.
+
+        Raises:
+            SafetyError: A voltage is beyond what the session allows; nothing was sent.
+        """
+        self._demand(voltage_v)
+        self._word.level_v = None
+        readings = await undivided(self._word.meter.sweep(voltage_v=voltage_v))
+        self._word.level_v = voltage_v[-1]
+        return readings
 
     async def read(self) -> list[Reading]:
         """One reading of each selected bit line, all meters at the same time; in the order of the selection."""
-        return await _undivided(_all(one.meter.measure() for one in self._bits[: len(self._selected)]))
+        return await undivided(_all(one.meter.measure() for one in self._bits[: len(self._selected)]))
+
+    async def read_cell(self) -> tuple[Reading, Reading]:
+        """One reading of the word source and one of the first selected bit line's meter, at the same time."""
+        word, bit = await undivided(_all(one.meter.measure() for one in (self._word, self._bits[0])))
+        return word, bit
 
     async def check_source(self) -> None:
         """Makes sure that the word source holds its level.
@@ -182,7 +214,7 @@ class BenchLines:
         Raises:
             InstrumentError: It is in compliance: the lines are not at the voltages that were asked for.
         """
-        reading = await _undivided(self._word.meter.measure())
+        reading = await undivided(self._word.meter.measure())
         if reading.in_compliance:
             text = (
                 f"the word source is in compliance at {reading.voltage_v:g} V, {reading.current_a:g} A where "
@@ -197,7 +229,7 @@ class BenchLines:
             StateError: An output could not be made safe; the relays were left as they are, not to be switched hot.
             InstrumentError: A relay did not open.
         """
-        await _undivided(self._make_safe())
+        await undivided(self._make_safe())
 
     def _points(self, word: int, bits: Sequence[int]) -> frozenset[Point]:
         """Where every line goes: nothing floats."""
@@ -242,13 +274,18 @@ class BenchLines:
         await one.meter.output_off()
         one.level_v = 0.0
 
+    def _demand(self, voltage_v: Sequence[float]) -> None:
+        outside = [value for value in voltage_v if not abs(value) <= self._highest_v * (1 + 1e-9)]
+        if outside:
+            raise SafetyError([f"{self._name}: {value:g} V is beyond {self._highest_v:g} V" for value in outside])
+
     async def _to_zero(self) -> None:
         await self._drive([(one, 0.0) for one in self._meters])
 
     async def _drive(self, levels: Sequence[tuple[_Meter, float]]) -> None:
         changes = [(one, level_v) for one, level_v in levels if one.level_v != level_v]
         if changes:
-            await _undivided(_all(self._set(one, level_v) for one, level_v in changes))
+            await undivided(_all(self._set(one, level_v) for one, level_v in changes))
 
     async def _set(self, one: _Meter, level_v: float) -> None:
         one.level_v = None
@@ -295,13 +332,3 @@ async def _all(calls: Iterable[Awaitable[T]]) -> list[T]:
             raise result
         values.append(result)
     return values
-
-
-async def _undivided(work: Coroutine[object, object, T]) -> T:
-    """Runs `work` to its end; a cancellation that comes meanwhile is raised after it, unless it failed itself."""
-    task = asyncio.ensure_future(work)
-    cancelled = await settle(task)
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result

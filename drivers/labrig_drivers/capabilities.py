@@ -6,7 +6,8 @@ refuses the verb with `CapabilityError`, or has no such verb at all. `labrig.tes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult
 from labrig_drivers.errors import CapabilityError, SafetyError
+from labrig_drivers.source_meter import Reading
 
 READ_CONDUCTANCE: Final = "read-conductance"
 """`CrossbarBoard.read_conductance` reads the cells."""
@@ -26,6 +28,8 @@ TEMPERATURE: Final = "temperature"
 """The board measures the temperature of its chip: `TemperatureSensor`."""
 STREAMING: Final = "streaming"
 """Answers to a long batch arrive while it is still being measured: `WireBoard.mvm_stream`."""
+CELL_SWEEP: Final = "cell-sweep"
+"""Source-meters reach single cells and measure their I-V curves: `CellSweep`."""
 
 CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -34,6 +38,7 @@ CAPABILITIES: Final[Mapping[str, str]] = MappingProxyType(
         FLOATING_LINES: "word lines left open during an MVM",
         TEMPERATURE: "the temperature of the chip",
         STREAMING: "answers that arrive during a batch",
+        CELL_SWEEP: "I-V curves of single cells",
     }
 )
 """What each known name means; a board may name others."""
@@ -93,6 +98,39 @@ class TemperatureSensor(Protocol):
         ...
 
 
+@runtime_checkable
+class CellSweep(Protocol):
+    """A board whose single cells are within reach of source-meters."""
+
+    async def sweep_cell(
+        self, array: int, row: int, column: int, voltage_v: Sequence[float], limit_a: float | None = None
+    ) -> list[Reading]:
+        """Measures the I-V curve of one cell: one reading at each level, in the given order.
+
+        The word line is driven and the bit line held at 0 V; every other line is grounded. A level is therefore on
+        all cells of that word line, and has to lie within the board's read range like one of an MVM.
+
+        In the readings `voltage_v` is across the cell, word line minus bit line, and `current_a` flows through it from
+        the word line to the bit line: both have the same sign in a passive cell. `in_compliance` marks a reading at
+        which a limit, not the level, determined the current; its voltage is not the level then. Times are those of
+        the board's clock, as in `MvmResult`.
+
+        Args:
+            array: Which array.
+            row: Word line, from 0.
+            column: Bit line, from 0.
+            voltage_v: Levels in V, at least one.
+            limit_a: Compliance limit in A for the current out of the bit line, a magnitude; None takes the board's
+                own, which is also the highest that can be given.
+
+        Raises:
+            CapabilityError: The board does not declare `cell-sweep`, no such cell, or no level.
+            SafetyError: A level or the limit lies outside what the board allows, or is not finite; every reason.
+            StateError: The array was never programmed (where the board has to know that), or its supply is off.
+        """
+        ...
+
+
 def require_capability(info: BoardInfo, name: str) -> None:
     """Refuses what a board does not declare.
 
@@ -131,13 +169,73 @@ def check_transposed_request(info: BoardInfo, array: int, voltage_v: FloatArray)
             f"mvm_transposed refused, nothing was sent: shape {list(voltage_v.shape)} does not fit, "
             f"expected [batch >= 1, {info.columns}]"
         )
+    if reasons := _range_reasons(info, voltage_v, "bit line voltages"):
+        raise SafetyError(reasons)
+
+
+def check_cell(info: BoardInfo, array: int, row: int, column: int, verb: str) -> None:
+    """Refuses a cell that the board does not have.
+
+    Args:
+        info: What the board says of itself.
+        array: Which array.
+        row: Word line, from 0.
+        column: Bit line, from 0.
+        verb: What was asked for, for the message.
+
+    Raises:
+        CapabilityError: There is no such cell; nothing has been sent.
+    """
+    if not (0 <= array < info.arrays and 0 <= row < info.rows and 0 <= column < info.columns):
+        raise CapabilityError(
+            f"{verb} refused, nothing was sent: array {array}, row {row}, column {column} does not exist "
+            f"(the board has arrays 0 to {info.arrays - 1}, rows 0 to {info.rows - 1} and columns 0 to "
+            f"{info.columns - 1})"
+        )
+
+
+def check_cell_sweep_request(
+    info: BoardInfo,
+    array: int,
+    row: int,
+    column: int,
+    voltage_v: Sequence[float],
+    limit_a: float | None,
+    highest_limit_a: float | None = None,
+) -> None:
+    """Refuses a sweep of a cell that the board cannot carry out; nothing has been sent then.
+
+    Args:
+        info: What the board says of itself.
+        array: Which array.
+        row: Word line, from 0.
+        column: Bit line, from 0.
+        voltage_v: Levels in V.
+        limit_a: Compliance limit in A that was asked for; None for the board's own.
+        highest_limit_a: The board's own, in A, where it is known.
+
+    Raises:
+        CapabilityError: Not declared, no such cell, or no level.
+        SafetyError: A level or the limit is not finite or outside the board's range; every reason at once.
+    """
+    require_capability(info, CELL_SWEEP)
+    check_cell(info, array, row, column, "sweep_cell")
+    levels_v = np.asarray(voltage_v, dtype=np.float64)
+    if levels_v.ndim != 1 or not len(levels_v):
+        raise CapabilityError("sweep_cell refused, nothing was sent: it takes a list of at least one level")
+    reasons = _range_reasons(info, levels_v, "levels")
+    if limit_a is not None and not 0.0 < limit_a < math.inf:
+        reasons.append(f"a limit of {limit_a:g} A is not a positive current")
+    elif limit_a is not None and highest_limit_a is not None and limit_a > highest_limit_a:
+        reasons.append(f"a limit of {limit_a:g} A is above the board's own, {highest_limit_a:g} A")
+    if reasons:
+        raise SafetyError(reasons)
+
+
+def _range_reasons(info: BoardInfo, voltage_v: FloatArray, what: str) -> list[str]:
     # Written so that NaN is refused as well; a float32 copy of a limit may round outward.
     slack_v = 1e-6 * max(abs(info.voltage_min_v), abs(info.voltage_max_v))
     inside = (voltage_v >= info.voltage_min_v - slack_v) & (voltage_v <= info.voltage_max_v + slack_v)
-    if not inside.all():
-        raise SafetyError(
-            [
-                f"{int((~inside).sum())} bit line voltages outside {info.voltage_min_v:g} to "
-                f"{info.voltage_max_v:g} V, or not finite"
-            ]
-        )
+    if inside.all():
+        return []
+    return [f"{int((~inside).sum())} {what} outside {info.voltage_min_v:g} to {info.voltage_max_v:g} V, or not finite"]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from labrig_drivers.errors import ProtocolError, SafetyError, StateError
+from labrig_drivers.errors import LinkError, ProtocolError, SafetyError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection, Identity
 from labrig_drivers.links.guard import settle
 from labrig_drivers.source_meter import Reading, SourceKind
@@ -290,6 +290,20 @@ class DialectSourceMeter:
         """Reads the instrument's error queue until it is empty: (code, text) pairs, oldest first."""
         self._require_open()
         return await self._channel.drain_errors()
+
+    async def read_settings(self) -> dict[str, str]:
+        """Asks how the instrument is set, channel and all; see `ReportsSettings`."""
+        self._require_open()
+        queries = self._dialect.setting_queries
+        async with self._channel.exclusive():
+            try:
+                return {
+                    name: (await self._channel.query(text, idempotent=True)).strip() for name, text in queries.items()
+                }
+            except (LinkError, ProtocolError):
+                # A firmware that does not know a question leaves an error that the next command would be blamed for.
+                await self._channel.drain_errors()
+                raise
 
     async def _sweep_inside(self, source: SourceKind, levels: Sequence[float], settle_s: float) -> list[Reading]:
         if not await self._dialect.output_is_on():

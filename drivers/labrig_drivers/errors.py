@@ -83,6 +83,20 @@ class StateError(LabrigError):
     """A call came in a state that does not allow it (not open, output off, supply off)."""
 
 
+class AxisTimeoutError(LabrigError):
+    """An axis did not reach its target in time, or did not stay there.
+
+    Attributes:
+        target: Where it should have come, in its unit.
+        value: Where it stands, in its unit.
+    """
+
+    def __init__(self, text: str, target: float, value: float) -> None:
+        self.target = target
+        self.value = value
+        super().__init__(text)
+
+
 class CapabilityError(LabrigError):
     """A board was asked for something that its `BoardInfo` does not declare."""
 

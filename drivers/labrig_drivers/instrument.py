@@ -88,6 +88,22 @@ class ProtectsItself(Protocol):
         ...
 
 
+@runtime_checkable
+class ReportsSettings(Protocol):
+    """An instrument that can be asked how it is set, by whomever; others are known by what they were told."""
+
+    async def read_settings(self) -> dict[str, str]:
+        """Every setting that decides what a reading means, in the instrument's own words, by its own name for it.
+
+        Only asks; nothing changes.
+
+        Raises:
+            LinkError: The instrument does not answer.
+            StateError: It is not open.
+        """
+        ...
+
+
 class Instrument(Protocol):
     """The life cycle that every instrument keeps.
 

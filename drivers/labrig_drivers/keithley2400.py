@@ -16,7 +16,14 @@ from labrig_drivers.links.base import Link
 from labrig_drivers.links.reconnect import Reconnect
 from labrig_drivers.scpi import ScpiChannel, format_float
 from labrig_drivers.source_meter import SourceKind
-from labrig_drivers.source_meter_dialect import SCPI_NAME, SCPI_OTHER_NAME, Abilities, RawReading, scpi_kind
+from labrig_drivers.source_meter_dialect import (
+    SCPI_NAME,
+    SCPI_OTHER_NAME,
+    Abilities,
+    RawReading,
+    scpi_kind,
+    scpi_settings,
+)
 from labrig_drivers.source_meter_settings import no_settings, ramp_of
 from labrig_drivers.source_output import Ramp
 
@@ -31,6 +38,17 @@ _STAT_COMPLIANCE: Final = 1 << 3
 _LIST_PIECE: Final = 100
 _ELEMENTS: Final = "VOLT,CURR,TIME,STAT"
 _ELEMENT_COUNT: Final = 4
+_SETTINGS: Final = (
+    ":SOUR:FUNC",
+    ":SOUR:DEL",
+    *(f":SOUR:{quantity}:{name}" for quantity in SCPI_NAME.values() for name in ("MODE", "LEV", "RANG", "RANG:AUTO")),
+    ":SENS:FUNC",
+    ":SENS:FUNC:CONC",
+    *(f":SENS:{quantity}:{name}" for quantity in SCPI_NAME.values() for name in ("PROT", "RANG", "RANG:AUTO", "NPLC")),
+    ":SYST:RSEN",
+    ":OUTP",
+    ":FORM:ELEM",
+)
 _NO_PROTECTION: Final = HostLossProtection(None, "a Keithley 2400 keeps its output on when the host is gone")
 
 
@@ -95,6 +113,11 @@ class Keithley2400Dialect:
 
     def __init__(self, channel: ScpiChannel) -> None:
         self.channel = channel
+
+    @property
+    def setting_queries(self) -> dict[str, str]:
+        """What asks for each setting (2400S-900-01, section 18)."""
+        return scpi_settings(_SETTINGS)
 
     async def prepare(self) -> None:
         """The 2400 has one language only."""

@@ -26,7 +26,7 @@ from labrig_drivers.links.base import Link
 from labrig_drivers.links.reconnect import Reconnect
 from labrig_drivers.scpi import ScpiChannel, format_float
 from labrig_drivers.source_meter import SourceKind
-from labrig_drivers.source_meter_dialect import OTHER_KIND, SCPI_NAME, Abilities, RawReading, scpi_kind
+from labrig_drivers.source_meter_dialect import OTHER_KIND, SCPI_NAME, Abilities, RawReading, scpi_kind, scpi_settings
 from labrig_drivers.source_meter_settings import no_settings, ramp_of
 from labrig_drivers.source_output import Ramp
 
@@ -49,6 +49,19 @@ _LIST_PIECE: Final = 100
 _SHORTEST_DELAY_S: Final = 167e-9
 # How far, in steps, levels may be from even spacing to be called evenly spaced.
 _EVEN: Final = 1e-9
+_SETTINGS: Final = (
+    "*LANG",
+    ":SOUR:FUNC",
+    *(
+        f":SOUR:{quantity}{name}"
+        for quantity in SCPI_NAME.values()
+        for name in ("", ":RANG", ":RANG:AUTO", ":READ:BACK")
+    ),
+    *_LIMIT.values(),
+    ":SENS:FUNC",
+    *(f":SENS:{quantity}:{name}" for quantity in SCPI_NAME.values() for name in ("RANG", "RANG:AUTO", "NPLC", "RSEN")),
+    ":OUTP",
+)
 _NO_PROTECTION: Final = HostLossProtection(None, "a Keithley 2450 keeps its output on when the host is gone")
 
 
@@ -120,6 +133,11 @@ class Keithley2450Dialect:
         self._source: SourceKind = "voltage"
         # The last limit that was written, as a command; a change of ranges may change it.
         self._limit_command: str | None = None
+
+    @property
+    def setting_queries(self) -> dict[str, str]:
+        """What asks for each setting (2450-901-01, section 6)."""
+        return scpi_settings(_SETTINGS)
 
     async def prepare(self) -> None:
         """Refuses an instrument that speaks TSP or imitates a 2400.

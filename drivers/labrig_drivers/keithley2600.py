@@ -45,6 +45,14 @@ _CONDITION_INTERLOCK: Final = 1 << 11
 _LEVELS_PER_LINE: Final = 10
 _COLUMNS: Final = ("nvbuffer2.readings", "nvbuffer1.readings", "nvbuffer1.statuses", "nvbuffer1.timestamps")
 _DOUBLE_BYTES: Final = 8
+_SETTINGS: Final = (
+    "source.func",
+    "source.output",
+    *(f"source.{name}{suffix}" for suffix in _SUFFIX.values() for name in ("level", "limit", "range", "autorange")),
+    *(f"measure.{name}{suffix}" for suffix in _SUFFIX.values() for name in ("range", "autorange")),
+    "measure.nplc",
+    "sense",
+)
 _NOT_ARMED: Final = HostLossProtection(
     None,
     "a Keithley 2600 keeps its output on when the host is gone; `settings.host_loss_s` arms a script that ramps down",
@@ -169,6 +177,12 @@ class Keithley2600Dialect:
             f"armed: a script in the instrument ramps down and switches off within {off_after_s:g} s of the host's "
             "last word, or of the end of a sweep under way; run on a simulator only",
         )
+
+    @property
+    def setting_queries(self) -> dict[str, str]:
+        """What asks for each setting (2600BS-901-01, section 9)."""
+        names = [f"{self._smu}.{name}" for name in _SETTINGS]
+        return {name: f"print({name})" for name in names}
 
     async def prepare(self) -> None:
         """Checks that the model has this channel.

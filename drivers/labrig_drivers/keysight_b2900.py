@@ -33,7 +33,14 @@ from labrig_drivers.links.shared import SharedLink
 from labrig_drivers.scpi import ScpiChannel, format_float
 from labrig_drivers.settings_table import SettingsTable
 from labrig_drivers.source_meter import SourceKind
-from labrig_drivers.source_meter_dialect import SCPI_NAME, SCPI_OTHER_NAME, Abilities, RawReading, scpi_kind
+from labrig_drivers.source_meter_dialect import (
+    SCPI_NAME,
+    SCPI_OTHER_NAME,
+    Abilities,
+    RawReading,
+    scpi_kind,
+    scpi_settings,
+)
 from labrig_drivers.source_meter_settings import ramp_of
 from labrig_drivers.source_output import Ramp
 
@@ -58,6 +65,25 @@ _LIST_PIECE: Final = 100
 _POLL_S: Final = 0.02
 _NAN: Final = 9.91e37
 _OVERFLOW: Final = 9.9e37
+_SETTINGS: Final = (
+    ("SOUR", "FUNC:MODE"),
+    ("SOUR", "FUNC:SHAP"),
+    ("SOUR", "FUNC:TRIG:CONT"),
+    *(
+        ("SOUR", f"{quantity}{name}")
+        for quantity in SCPI_NAME.values()
+        for name in (":MODE", "", ":RANG", ":RANG:AUTO")
+    ),
+    ("SENS", "FUNC"),
+    ("SENS", "REM"),
+    *(
+        ("SENS", f"{quantity}:{name}")
+        for quantity in SCPI_NAME.values()
+        for name in ("PROT", "RANG", "RANG:AUTO", "NPLC")
+    ),
+    ("OUTP", "STAT"),
+    ("OUTP", "PROT"),
+)
 _NO_PROTECTION: Final = HostLossProtection(None, "a Keysight B2900 keeps its output on when the host is gone")
 
 
@@ -150,6 +176,11 @@ class KeysightB2900Dialect:
         self.channel = channel
         self._number = number
         self._abort = f":ABOR:ALL (@{number})"
+
+    @property
+    def setting_queries(self) -> dict[str, str]:
+        """What asks for each setting (B2910-90030, section 4)."""
+        return scpi_settings([self._own(subsystem, header) for subsystem, header in _SETTINGS])
 
     async def prepare(self) -> None:
         """Checks that it is a B2900, has this channel and speaks its own language, not the 2400's.

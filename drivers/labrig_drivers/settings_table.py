@@ -39,6 +39,14 @@ class SettingsTable:
             return low
         return value
 
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number of either sign; missing is a fault where there is no default."""
+        value = self._take(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self._fault(key, value, "a number")
+            return 0.0
+        return float(value)
+
     def positive(self, key: str, default: float | None = None) -> float:
         """A finite number above zero; missing is a fault where there is no default."""
         value = self._take(key, default)
@@ -106,7 +114,8 @@ class SettingsTable:
         return [SettingsTable(one, f"{self._where}.{key}[{index}]", self.faults) for index, one in enumerate(value)]
 
     def has(self, key: str) -> bool:
-        """Whether the key is there."""
+        """Whether the key is there; it may be."""
+        self._known.add(key)
         return key in self._values
 
     def raw(self) -> dict[str, object]:

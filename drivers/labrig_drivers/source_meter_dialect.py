@@ -7,7 +7,7 @@ channel's `exclusive()`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
@@ -26,6 +26,11 @@ SCPI_OTHER_NAME: Final = {kind: SCPI_NAME[other] for kind, other in OTHER_KIND.i
 def scpi_kind(answer: str) -> SourceKind:
     """The quantity that SCPI names in an answer, in short or long form."""
     return "current" if answer.strip().upper().startswith("CURR") else "voltage"
+
+
+def scpi_settings(headers: Sequence[str]) -> dict[str, str]:
+    """What asks for each setting of SCPI, by its header."""
+    return {header: f"{header}?" for header in headers}
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,10 @@ class Channel(Protocol):
         """Keeps other tasks out for several calls; may be nested inside one task."""
         ...
 
+    async def query(self, text: str, *, timeout_s: float | None = None, idempotent: bool = False) -> str:
+        """Sends one query and returns its answer without the line end."""
+        ...
+
     async def identify(self) -> Identity:
         """Asks who the instrument is."""
         ...
@@ -118,6 +127,11 @@ class Dialect(Protocol):
     @property
     def host_loss_protection(self) -> HostLossProtection:
         """What switches the output off when the host is gone."""
+        ...
+
+    @property
+    def setting_queries(self) -> Mapping[str, str]:
+        """What asks for each setting, by the model's name for it."""
         ...
 
     async def prepare(self) -> None:

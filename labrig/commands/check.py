@@ -10,11 +10,12 @@ from labrig.commands.interruptible import run_interruptible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from labrig.config import RigConfig
-    from labrig.rig_survey import RigSurvey
+    from labrig.config import AxisConfig, BoardConfig, RigConfig, SourceMeterConfig
+    from labrig.rig_survey import FoundAxis, RigSurvey
     from labrig_drivers.instrument import HostLossProtection
 
 _NOTHING = "nothing; the watchdog process covers a killed program, not a dead host"
+_STAYS = "nothing, nor when the program is killed: it names no safe value and keeps its set point"
 
 
 def check(rig: RigArgument) -> None:
@@ -35,12 +36,14 @@ def check(rig: RigArgument) -> None:
 def _print(console: Console, config: RigConfig, found: RigSurvey) -> None:
     from rich.table import Table
 
-    addresses = {"board": config.board.link or "in this process"}
-    addresses |= {name: meter.link for name, meter in config.source_meters.items()}
-    drivers = {"board": config.board.driver} | {name: one.driver for name, one in config.source_meters.items()}
+    named: dict[str, BoardConfig | SourceMeterConfig | AxisConfig] = {
+        "board": config.board,
+        **config.source_meters,
+        **config.axes,
+    }
     table = Table("instrument", "driver", "address", "identity", title=f"rig {config.rig.name}")
     for name, identity in found.identities.items():
-        table.add_row(name, drivers[name], addresses[name], str(identity))
+        table.add_row(name, named[name].driver, named[name].link or "in this process", str(identity))
     console.print(table)
     info = found.info
     full_scale_a = max(info.adc_full_scale_a)
@@ -50,6 +53,10 @@ def _print(console: Console, config: RigConfig, found: RigSurvey) -> None:
         f"{info.voltage_min_v:g} to {info.voltage_max_v:g} V, "
         f"DAC {info.dac_bits} bits, ADC {info.adc_bits} bits to {full_scale_a * 1e6:g} uA"
     )
+    for name, axis in found.axes.items():
+        console.print(f"axis {name}: {_axis(axis)}", soft_wrap=True)
+    for name, condition in config.conditions.items():
+        console.print(f"condition {name} ({condition.reads}): {_state(found, name)}", soft_wrap=True)
     if found.watchdog_start_s is not None:
         _print_protection(console, config, found)
     console.print("all instruments answered; no output was touched")
@@ -58,7 +65,8 @@ def _print(console: Console, config: RigConfig, found: RigSurvey) -> None:
 def _print_protection(console: Console, config: RigConfig, found: RigSurvey) -> None:
     console.print("when the host is lost (power cut, pulled cable), what switches off:")
     for name, protection in found.protection.items():
-        console.print(f"  {name}: {_protection(protection)}", soft_wrap=True)
+        stays = name in found.axes and found.axes[name].safe_value is None
+        console.print(f"  {name}: {_STAYS if stays else _protection(protection)}", soft_wrap=True)
     for name, interlock in config.interlocks.items():
         state = "OPEN" if name in found.open_interlocks else "closed"
         console.print(f"interlock {name} (read by {interlock.instrument}): {state}")
@@ -68,6 +76,20 @@ def _print_protection(console: Console, config: RigConfig, found: RigSurvey) -> 
         soft_wrap=True,
     )
     console.print("locks: no other labrig on this machine holds an instrument of this rig")
+
+
+def _axis(axis: FoundAxis) -> str:
+    limits = f"{axis.low:g} to {axis.high:g} {axis.unit}"
+    end = "keeps its set point at the end"
+    if axis.safe_value is not None:
+        end = f"goes to {axis.safe_value:g} {axis.unit} at the end, if it was moved"
+    return f"{axis.quantity} at {axis.value:.6g} {axis.unit}, may be set to {limits}; {end}"
+
+
+def _state(found: RigSurvey, name: str) -> str:
+    if name not in found.conditions:
+        return "looked at while the board is fed"
+    return found.conditions[name] or "holds"
 
 
 def _protection(protection: HostLossProtection | None) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PACKAGES = {
     "base": (
         "labrig",
+        "aiomqtt",
         "numpy",
         "h5py",
         "pydantic",
@@ -25,6 +26,7 @@ PACKAGES = {
     ),
     "extra train": ("torch", "scipy", "scikit-learn"),
     "extra report": ("jinja2", "plotly"),
+    "extra export": ("h5netcdf", "pyarrow"),
 }
 
 

@@ -3,41 +3,102 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from labrig.reports.overview import Overview
+
+_TERMINAL = "terminal"
 
 
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording (HDF5).", show_default=False)],
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="terminal|FILE.html",
+            help="Also draw transfer, targets, errors and supply: here, or on a page for a browser.",
+        ),
+    ] = None,
 ) -> None:
     """Print what a recording holds, after checking every committed row.
 
-    Example: labrig show run.h5
+    Example: labrig show run.h5 --plot terminal
     """
     from rich.console import Console
+
+    from labrig.extras import demand_extra
+    from labrig.recording import Recording
+    from labrig.recording.contents import Contents
+    from labrig.reports.overview import overview
+    from labrig_drivers.errors import StorageError
+
+    if plot is not None and plot != _TERMINAL:
+        if not plot.endswith(".html"):
+            raise StorageError(f"--plot {plot}: expected the word {_TERMINAL}, or a file that ends in .html")
+        demand_extra("show --plot FILE.html", "report")
+    console = Console(markup=False, highlight=False)
+    with Recording.open(file) as recording, Contents.open(file) as contents:
+        recording.verify()
+        facts = overview(recording, contents)
+        _print(console, facts)
+        if recording.header.plan.get("name") == "energy":
+            _print_energy(console, file)
+        if plot is None:
+            return
+        from labrig.reports.pictures import array_pictures, supply_picture
+
+        arrays, supply = array_pictures(recording, contents), supply_picture(recording)
+    if plot == _TERMINAL:
+        from labrig.reports.terminal import draw
+
+        draw(console, arrays, supply)
+        return
+    from labrig.reports.recording_page import write_recording_page
+
+    write_recording_page(Path(plot), facts, arrays, supply)
+    print(f"{plot}: open it in a browser")
+
+
+def _print(console: Console, facts: Overview) -> None:
     from rich.table import Table
 
-    from labrig.recording import Recording
+    from labrig.reports.overview import size
 
-    with Recording.open(file) as recording:
-        recording.verify()
-        summary = recording.summary()
-        header = recording.header
-    table = Table(show_header=False, title=str(summary.path))
-    table.add_row("status", summary.status)
-    table.add_row("rig", summary.rig_name)
-    table.add_row("chip", summary.chip_id)
-    table.add_row("plan", ", ".join(f"{key} {value}" for key, value in header.plan.items() if value is not None))
-    for name, identity in header.identities.items():
-        table.add_row(name, str(identity))
-    table.add_row("started", summary.started_utc)
-    table.add_row("ended", summary.ended_utc or "not noted, the writer died")
-    for array, mvms in summary.mvms.items():
-        table.add_row(f"array {array}", f"{mvms} MVMs, {summary.writes[array]} writes")
-    if summary.supply_readings:
-        table.add_row("supply", f"{summary.supply_readings} readings, {summary.energy_j:.3g} J")
-    table.add_row("versions", ", ".join(f"{name} {one}" for name, one in header.versions.items()))
-    table.add_row("commit", header.git_commit or "not known")
+    table = Table(show_header=False, title=str(facts.summary.path))
+    for name, text in facts.rows():
+        table.add_row(name, text)
     table.add_row("checksums", "all committed rows are right")
-    Console(markup=False, highlight=False).print(table)
+    console.print(table)
+    streams = Table("stream", "rows", "size", "columns", title="streams")
+    for stream in facts.streams:
+        streams.add_row(stream.name, str(stream.rows), size(stream.stored_bytes), ", ".join(stream.columns))
+    console.print(streams)
+    arrays = Table("array", "saturated", "board clock", "MVMs by kind", title="arrays")
+    for one in facts.arrays:
+        arrays.add_row(str(one.array), one.saturated_text, one.clock_text, one.kinds_text)
+    console.print(arrays)
+
+
+def _print_energy(console: Console, file: Path) -> None:
+    from rich.table import Table
+
+    from labrig.energy import energy_report
+    from labrig_drivers.errors import StorageError
+
+    try:
+        report = energy_report(file)
+    except StorageError as error:
+        console.print(f"energy: {error}", soft_wrap=True)
+        return
+    title = f"energy above idling ({1e3 * report.idle_w:.4g} +- {1e3 * report.idle_standard_error_w:.2g} mW)"
+    table = Table("array", "load", "bursts", "nJ per MVM", "standard error", "operations per J", title=title)
+    for one in report.loads:
+        per_mvm_nj, error_nj = 1e9 * one.joules_per_mvm, 1e9 * one.standard_error_j
+        numbers = (f"{per_mvm_nj:.4g}", f"{error_nj:.2g}", f"{one.operations_per_joule:.3g}")
+        table.add_row(str(one.array), f"{one.load:g}", str(one.bursts), *numbers)
+    console.print(table)

@@ -12,6 +12,8 @@ import typer
 
 from labrig.commands.arguments import RigArgument
 from labrig.commands.interruptible import run_interruptible
+from labrig.commands.mqtt import MqttOption, NoMqttOption, published
+from labrig.commands.over import OverOptions, over_axes
 from labrig_drivers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def sweep(
         typer.Option(
             "--plan",
             metavar="NAME",
-            help="What to measure: canary, mvm, noise, transfer or writes, or a plan of your own as FILE.py:NAME.",
+            help="What to measure: canary, energy, iv, mvm, noise, retention, transfer or writes, or a plan of one's "
+            "own as FILE.py:NAME.",
             show_default=False,
         ),
     ],
@@ -65,6 +68,26 @@ def sweep(
             "--set", metavar="OPTION=VALUE", help="An option of the plan, such as --set batch=64; repeatable."
         ),
     ] = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=VALUES",
+            help="Run the plan at each value of an axis of the rig: NAME=A,B,C or NAME=FIRST:LAST:COUNT; with more "
+            "than one axis at every combination.",
+        ),
+    ] = None,
+    visits: Annotated[int, typer.Option(min=1, help="With --over: times that each setting is visited.")] = 1,
+    random_order: Annotated[
+        bool, typer.Option("--random-order", help="With --over: settings in random order.")
+    ] = False,
+    settle_s: Annotated[
+        float, typer.Option("--settle", min=0.0, metavar="SECONDS", help="With --over: pause after the axes arrived.")
+    ] = 0.0,
+    one_write: Annotated[
+        bool, typer.Option("--one-write", help="With --over: measure one write at all settings, not a new one at each.")
+    ] = False,
+    mqtt: MqttOption = None,
+    no_mqtt: NoMqttOption = False,
 ) -> None:
     """Run a plan on a rig and record it.
 
@@ -72,6 +95,8 @@ def sweep(
     --resume goes on from there.
 
     Example: labrig sweep rig_configs/mock.toml --plan mvm --writes 8 -o run.h5
+
+    Example: labrig sweep rig.toml --plan transfer --over temperature=293:353:4 --settle 60 -o warm.h5
     """
     from labrig.acquisition import run_sweep
     from labrig.config import load_rig
@@ -83,7 +108,10 @@ def sweep(
         raise ConfigError("--output names a new recording and --resume an old one; give one of them")
     config = load_rig(rig)
     usual: dict[str, object] = {"seed": seed, "max_voltage_v": config.max_read_voltage_v}
-    chosen = _plan(plan, usual, options or [] if writes is None else [f"writes={writes}", *(options or [])])
+    chosen = over_axes(
+        _plan(plan, usual, options or [] if writes is None else [f"writes={writes}", *(options or [])]),
+        OverOptions(over or [], visits, random_order, settle_s, one_write, seed),
+    )
     path = resume or output or Path(f"sweep-{datetime.now().astimezone():%Y%m%d-%H%M%S}.h5")
     survives: Durability = "power" if durability is DurabilityChoice.POWER else "process"
     bus = EventBus()
@@ -95,9 +123,10 @@ def sweep(
 
     with ProgressListener() as progress:
         bus.subscribe(progress)
-        run_interruptible(
-            run_sweep(config, chosen, path, bus, survives, resume=resume is not None, control=control), stop
-        )
+        with published(config, bus, mqtt, off=no_mqtt):
+            run_interruptible(
+                run_sweep(config, chosen, path, bus, survives, resume=resume is not None, control=control), stop
+            )
     typer.echo(path)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from labrig.commands.interruptible import interruptible
+from labrig.commands.mqtt import published
 from labrig.extras import demand_extra
 
 
@@ -24,6 +25,7 @@ def train(
     Example: labrig train train.toml --recording calibration.h5
     """
     demand_extra("train", "train")
+    from labrig.config import load_rig
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
     from labrig.threads import one_thread
@@ -34,6 +36,7 @@ def train(
     bus = EventBus()
     with interruptible(), one_thread(), ProgressListener() as progress:
         bus.subscribe(progress)
-        result = train_run(config, bus)
+        with published(None if config.rig is None else load_rig(config.rig), bus):
+            result = train_run(config, bus)
     print(f"{result.folder}: trained {result.method}; the digital network has {100 * result.digital_accuracy:.1f} %")
     print(f"next: labrig evaluate {result.folder}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from labrig.plans.base import Point, StreamCapacity
+from labrig.plans.base import Points, StreamCapacity
 from labrig.plans.schedule import Schedule, capacity_of, chosen_arrays, points_of
 from labrig_calibration.dataset import Converters
 from labrig_calibration.stimulus import design_mvm_calibration
@@ -52,7 +52,7 @@ class MvmCalibrationPlan:
         """How much a recording of this plan must hold, by array."""
         return capacity_of(self._schedule(info))
 
-    def points(self, info: BoardInfo) -> AsyncIterator[Point]:
+    def points(self, info: BoardInfo) -> Points:
         """The points: write by write over all arrays, so that none is measured only early or only late."""
         return points_of(self._schedule(info))
 

@@ -9,10 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from labrig.plans.adaptive import AdaptiveDesign, AdaptivePlan
 from labrig.plans.base import Plan
 from labrig.plans.canary import CanaryDesign
+from labrig.plans.energy import EnergyPlan
+from labrig.plans.iv import IvPlan
 from labrig.plans.mvm import MvmCalibrationPlan
 from labrig.plans.read_noise import ReadNoiseDesign
+from labrig.plans.retention import RetentionPlan
 from labrig.plans.schedule import ScheduleDesign, ScheduledPlan
 from labrig.plans.transfer import TransferCurveDesign
 from labrig.plans.write_statistics import WriteStatisticsDesign
@@ -21,8 +25,11 @@ from labrig_drivers.errors import ConfigError
 PLANS: Mapping[str, Callable[..., object]] = MappingProxyType(
     {
         "canary": CanaryDesign,
+        "energy": EnergyPlan,
+        "iv": IvPlan,
         "mvm": MvmCalibrationPlan,
         "noise": ReadNoiseDesign,
+        "retention": RetentionPlan,
         "transfer": TransferCurveDesign,
         "writes": WriteStatisticsDesign,
     }
@@ -53,9 +60,11 @@ def plan_by_name(name: str, **options: object) -> Plan:
         return ScheduledPlan(made)
     if isinstance(made, Plan):
         return made
+    if isinstance(made, AdaptiveDesign):
+        return AdaptivePlan(made)
     raise ConfigError(
         f"plan {name!r}: made a {type(made).__name__}, which has neither name and schedule(info) (a design) nor name, "
-        "describe(), capacity(info) and points(info) (a plan)"
+        "capacity(info) and points(info) (an adaptive design)"
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from labrig.plans.base import MvmPoint, Point, ProgramPoint, StreamCapacity
+from labrig.plans.base import MvmPoint, Points, ProgramPoint, StreamCapacity
 from labrig_calibration.stimulus import StimulusBlock, WriteDesign, exact_in_float32
 from labrig_drivers.crossbar import BoardInfo, FloatArray
 from labrig_drivers.errors import CapabilityError, ConfigError
@@ -56,13 +56,22 @@ class ScheduledPlan:
         """How much a recording of this plan must hold, by array."""
         return capacity_of(self.design.schedule(info))
 
-    def points(self, info: BoardInfo) -> AsyncIterator[Point]:
+    def points(self, info: BoardInfo) -> Points:
         """The points: write by write over all arrays, so that none is measured only early or only late."""
         return points_of(self.design.schedule(info))
 
 
-def describe_options(design: ScheduleDesign) -> dict[str, object]:
-    """Name and options of a design, as JSON can hold them.
+class Named(Protocol):
+    """A plan or design of one's own: a dataclass with a name, whose fields are its options."""
+
+    @property
+    def name(self) -> str:
+        """What messages and recordings call the plan."""
+        ...
+
+
+def describe_options(design: Named) -> dict[str, object]:
+    """Name and options of a plan or design, as JSON can hold them.
 
     Raises:
         TypeError: The design is no dataclass, so that its options are unknown.
@@ -86,7 +95,7 @@ def capacity_of(schedule: Schedule) -> dict[int, StreamCapacity]:
     }
 
 
-async def points_of(schedule: Schedule) -> AsyncIterator[Point]:
+async def points_of(schedule: Schedule) -> Points:
     """The points of a schedule, write by write over all arrays."""
     for number, writes in enumerate(zip_longest(*schedule.values())):
         for array, write in zip(schedule, writes, strict=True):

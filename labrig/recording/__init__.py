@@ -3,11 +3,15 @@
 from labrig.plans.base import StreamCapacity
 from labrig.recording.file import Durability
 from labrig.recording.header import RecordingHeader
-from labrig.recording.reader import Recording, RecordingSummary, SupplyTrace, read_mvms
+from labrig.recording.joining import read_mvms
+from labrig.recording.mvms import MvmBlock
+from labrig.recording.reader import Recording
+from labrig.recording.summary import RecordingSummary, SupplyTrace
 from labrig.recording.writer import RecordingWriter
 
 __all__ = [
     "Durability",
+    "MvmBlock",
     "Recording",
     "RecordingHeader",
     "RecordingSummary",

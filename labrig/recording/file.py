@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +12,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from labrig.plans.base import StreamCapacity
+from labrig.plans.base import BesideCapacity, StreamCapacity
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, utc_now
+from labrig.recording.journal import MISSED, journal_path, make_entry
 from labrig.recording.medium import FileSystem, Medium
 from labrig.recording.nodes import dataset_at
+from labrig.recording.run_streams import run_streams
+from labrig.recording.streams import chained
 from labrig.recording.structure import create_file, reopen_file
 from labrig.recording.table import Table, locate_scalar, locate_table
 from labrig_drivers.crossbar import BoardInfo
@@ -22,6 +27,26 @@ from labrig_drivers.errors import StateError, StorageError
 
 Durability = Literal["process", "power"]
 Columns = Mapping[str, NDArray[np.generic]]
+
+NO_SETTING = -1
+"""What stands for the setting of the axes where none was made."""
+
+
+@dataclass(frozen=True)
+class BlockLabel:
+    """What the journal says of a block.
+
+    Attributes:
+        point: 16 bytes that name the point of the plan.
+        kind: What the vectors were for.
+        began_s: UTC in s, by the host, when the request was made; NaN where it is not known.
+        ended_s: The same when it was answered.
+    """
+
+    point: bytes
+    kind: int = 0
+    began_s: float = math.nan
+    ended_s: float = math.nan
 
 
 @dataclass
@@ -59,6 +84,8 @@ class RecordingFile:
         capacity: Room for each array.
         supply_capacity: Room for readings of the supply.
         durability: `process`: what was acknowledged survives the death of the process; `power`: of the machine.
+        beside: Room for what is not of an array.
+        axis_units: Unit of each axis that the run moves, by its name.
         resume: Go on with a recording that is there.
         medium: Where the file is kept; by default the file system.
 
@@ -75,28 +102,30 @@ class RecordingFile:
         supply_capacity: int,
         durability: Durability,
         *,
+        beside: BesideCapacity | None = None,
+        axis_units: Mapping[str, str] | None = None,
         resume: bool = False,
         medium: Medium | None = None,
     ) -> None:
-        mvms = {array: layout.mvm_stream(array, info, one) for array, one in capacity.items()}
-        writes = {array: layout.write_stream(array, info, one) for array, one in capacity.items()}
-        supply = layout.supply_stream(supply_capacity)
+        streams = run_streams(info, capacity, supply_capacity, beside or BesideCapacity(), axis_units or {})
         medium = FileSystem() if medium is None else medium
         self._path = path
         self._durability = durability
         if resume:
             self._file = reopen_file(path, header, info, medium)
         else:
-            self._file = create_file(path, header, info, capacity, [*mvms.values(), *writes.values(), supply], medium)
+            self._file = create_file(path, header, info, streams, medium)
         self._disk = medium.disk(self._file)
-        self._mvms = {array: self._open_stream(one) for array, one in mvms.items()}
-        self._writes = {array: self._open_stream(one) for array, one in writes.items()}
-        self._supply = self._open_stream(supply)
-        self._journals = {array: self._open_journal(array) for array in capacity}
+        self._mvms = {array: self._open_stream(one) for array, one in streams.mvms.items()}
+        self._writes = {array: self._open_stream(one) for array, one in streams.writes.items()}
+        self._supply = self._open_stream(streams.supply)
+        self._settings = None if streams.settings is None else self._open_stream(streams.settings)
+        self._curves = None if streams.curves is None else self._open_stream(streams.curves)
+        self._journals = {one.layout.path: self._open_journal(one) for one in self._journaled()}
 
-    def append_mvms(self, array: int, columns: Columns, kind: int, point_hash: bytes) -> int:
+    def append_mvms(self, array: int, columns: Columns, label: BlockLabel) -> int:
         """Commits one block of MVMs of the latest write; see `stage_mvms`."""
-        committed = self.stage_mvms(array, columns, kind, point_hash)
+        committed = self.stage_mvms(array, columns, label)
         self.commit()
         return committed
 
@@ -112,32 +141,37 @@ class RecordingFile:
         self.commit()
         return committed
 
-    def stage_write(self, array: int, columns: Columns) -> int:
+    def stage_write(self, array: int, columns: Columns, setting: int = NO_SETTING) -> int:
         """Writes one programming, to count from the next `commit` on; returns its index in this file.
 
         MVMs of it can be staged only after that commit: of two counters that are synced together either may be lost
         alone.
         """
         self._demand_array(array)
-        stream = self._writes[array]
-        # The checksum is the last column: it covers all before it.
-        crc = layout.crc32_of(layout.as_stored(stream.layout.columns[:-1], columns).values())
-        self._stage(stream, {**columns, "crc32": np.array([crc], np.uint32)})
-        return stream.written - 1
+        return self._stage_checked(self._writes[array], {**columns, "setting": np.array([setting], np.int32)})
+
+    def stage_setting(self, columns: Columns) -> int:
+        """Writes where the axes were moved to, to count from the next `commit` on; returns its index in this file.
+
+        Raises:
+            StateError: The recording was made for a run that moves no axes; nothing was written.
+        """
+        if self._settings is None:
+            raise StateError(f"{self._path}: has no room for settings of axes, its plan moves none")
+        return self._stage_checked(self._settings, columns)
 
     def stage_supply(self, columns: Columns) -> int:
         """Writes one reading of the supply, to count from the next `commit` on; returns how many there are then."""
-        self._stage(self._supply, columns)
-        return self._supply.written
+        return self._stage_checked(self._supply, columns) + 1
 
-    def stage_mvms(self, array: int, columns: Columns, kind: int, point_hash: bytes) -> int:
+    def stage_mvms(self, array: int, columns: Columns, label: BlockLabel, setting: int = NO_SETTING) -> int:
         """Writes one block of MVMs of the latest write, to count from the next `commit` on.
 
         Args:
             array: Which array.
             columns: `voltage_v`, `current_code`, `saturated` and `time_s`, as stored.
-            kind: What the vectors were for.
-            point_hash: 16 bytes that name the point of the plan.
+            label: What the journal says of it.
+            setting: Which setting of the axes was in force.
 
         Returns:
             How many MVMs of this array will be committed then.
@@ -147,29 +181,72 @@ class RecordingFile:
             ValueError: Columns have the wrong shape, each is named; nothing was written.
         """
         self._demand_array(array)
-        stream, journal = self._mvms[array], self._journals[array]
         write = self._writes[array].committed - 1
         if write < 0:
             raise StateError(f"{self._path}: array {array} has MVMs before its first write; record the write first")
         count = columns["voltage_v"].shape[0]
-        rows = layout.as_stored(
-            stream.layout.columns,
-            {**columns, "write": np.full(count, write, np.int32), "kind": np.full(count, kind, np.int8)},
-        )
-        entry = np.zeros(1, layout.JOURNAL_DTYPE)
-        entry["point"] = np.frombuffer(point_hash, np.uint8)
-        entry["start"], entry["rows"], entry["kind"] = stream.written, count, kind
-        entry["crc32"] = layout.crc32_of(rows.values())
-        self._write_rows(self._room_for_block(journal), journal.blocks, entry)
-        self._stage(stream, rows)
-        journal.blocks += 1
+        same: dict[str, NDArray[np.generic]] = {
+            "write": np.full(count, write, np.int32),
+            "kind": np.full(count, label.kind, np.int8),
+            "setting": np.full(count, setting, np.int32),
+        }
+        return self._stage_block(self._mvms[array], {**columns, **same}, label)
+
+    def stage_curve(self, columns: Columns, label: BlockLabel, setting: int = NO_SETTING) -> int:
+        """Writes the readings of one curve, to count from the next `commit` on; returns how many there are then.
+
+        Args:
+            columns: Those of `layout.curve_stream` without `write` and `setting`.
+            label: What the journal says of it.
+            setting: Which setting of the axes was in force.
+
+        Raises:
+            StateError: The recording was made for a run that takes no curves; nothing was written.
+            ValueError: Columns have the wrong shape, each is named; nothing was written.
+        """
+        if self._curves is None:
+            raise StateError(f"{self._path}: has no room for curves, its plan takes none")
+        count = columns["level_v"].shape[0]
+        array = int(columns["array"][0]) if count else NO_SETTING
+        write = self._writes[array].committed - 1 if array in self._writes else NO_SETTING
+        same = {"write": np.full(count, write, np.int32), "setting": np.full(count, setting, np.int32)}
+        return self._stage_block(self._curves, {**columns, **same}, label)
+
+    def stage_missed(self, array: int, label: BlockLabel) -> int:
+        """Notes that a point of an array was missed, from the next `commit` on; returns the array's MVMs then."""
+        self._demand_array(array)
+        stream = self._mvms[array]
+        self._write_entry(self._journals[stream.layout.path], stream, 0, MISSED, 0, label)
         return stream.written
+
+    def note_settings(self, name: str, settings: Mapping[str, str]) -> None:
+        """Writes how an instrument says that it is set, in the place of what it said before.
+
+        Raises:
+            StateError: There is no such instrument.
+            ValueError: The text is longer than the room that was kept for it.
+        """
+        path = f"entry/instruments/{name}/{layout.REPORTED_SETTINGS}"
+        if path not in self._file:
+            raise StateError(f"{self._path}: has no instrument {name!r}")
+        text = json.dumps(dict(settings)).encode()
+        if len(text) > layout.SETTINGS_TEXT_BYTES:
+            raise ValueError(f"{name}: its settings take {len(text)} bytes, {layout.SETTINGS_TEXT_BYTES} were kept")
+        padded = np.frombuffer(text.ljust(layout.SETTINGS_TEXT_BYTES, b"\0"), np.uint8)
+        self._disk.write_at(locate_scalar(self._file, path), padded)
+        self._sync()
+
+    def recorded_rows(self, stream_path: str, start: int, stop: int) -> dict[str, NDArray[np.generic]]:
+        """Committed rows of a stream, by column."""
+        group = self._file[stream_path]
+        names = [
+            column.name for one in self._streams() if one.layout.path == stream_path for column in one.layout.columns
+        ]
+        return {name: np.asarray(dataset_at(group, name)[start:stop]) for name in names}
 
     def commit(self) -> None:
         """Makes every row count that was written."""
-        streams = [
-            one for one in (*self._mvms.values(), *self._writes.values(), self._supply) if one.written > one.committed
-        ]
+        streams = [one for one in self._streams() if one.written > one.committed]
         self._sync()
         # Last, by itself: a reader trusts nothing but this number.
         for stream in streams:
@@ -183,7 +260,7 @@ class RecordingFile:
         dataset_at(self._file, "entry/end_time")[()] = np.bytes_(utc_now())
         dataset_at(self._file, "entry/status")[()] = np.bytes_(status)
         self._sync(force=True)
-        for stream in (*self._mvms.values(), *self._writes.values(), self._supply):
+        for stream in self._streams():
             self._resize(stream.layout.dataset_paths, stream.committed)
         for journal in self._journals.values():
             self._resize([journal.path], journal.blocks)
@@ -202,6 +279,13 @@ class RecordingFile:
         self.abandon()
         self._path.unlink(missing_ok=True)
 
+    def _journaled(self) -> list[_OpenStream]:
+        return [*self._mvms.values(), *([] if self._curves is None else [self._curves])]
+
+    def _streams(self) -> list[_OpenStream]:
+        others = [one for one in (self._settings, self._supply) if one is not None]
+        return [*self._journaled(), *self._writes.values(), *others]
+
     def _demand_array(self, array: int) -> None:
         if array not in self._mvms:
             arrays = ", ".join(str(one) for one in self._mvms) or "none"
@@ -214,13 +298,34 @@ class RecordingFile:
         reserved = min(int(dataset_at(self._file, path).shape[0]) for path in stream.dataset_paths)
         return _OpenStream(stream, locate_scalar(self._file, counter), committed, committed, reserved)
 
-    def _open_journal(self, array: int) -> _OpenJournal:
-        path = layout.journal_path(array)
+    def _open_journal(self, stream: _OpenStream) -> _OpenJournal:
+        path = journal_path(stream.layout.path)
         table = dataset_at(self._file, path)[...]
         # An entry beyond the committed rows is of a block that does not count; the next one takes its place.
-        stops = table["start"] + table["rows"]
-        blocks = int(((table["start"] >= 0) & (stops <= self._mvms[array].committed)).sum())
-        return _OpenJournal(path, blocks, len(table))
+        return _OpenJournal(path, len(chained(table, 0, stream.committed)), len(table))
+
+    def _stage_checked(self, stream: _OpenStream, values: Columns) -> int:
+        """Writes one row with a checksum of its own; returns its index."""
+        # The checksum is the last column: it covers all before it.
+        crc = layout.crc32_of(layout.as_stored(stream.layout.columns[:-1], values).values())
+        self._stage(stream, {**values, "crc32": np.array([crc], np.uint32)})
+        return stream.written - 1
+
+    def _stage_block(self, stream: _OpenStream, values: Columns, label: BlockLabel) -> int:
+        """Writes rows that one entry of the journal vouches for; returns how many the stream has then."""
+        rows = layout.as_stored(stream.layout.columns, values)
+        count = len(next(iter(rows.values())))
+        crc = layout.crc32_of(rows.values())
+        self._write_entry(self._journals[stream.layout.path], stream, count, label.kind, crc, label)
+        self._stage(stream, rows)
+        return stream.written
+
+    def _write_entry(
+        self, journal: _OpenJournal, stream: _OpenStream, rows: int, kind: int, crc: int, label: BlockLabel
+    ) -> None:
+        entry = make_entry(label.point, stream.written, rows, kind, crc, (label.began_s, label.ended_s))
+        self._write_rows(self._room_for_block(journal), journal.blocks, entry)
+        journal.blocks += 1
 
     def _stage(self, stream: _OpenStream, values: Columns) -> None:
         rows = layout.as_stored(stream.layout.columns, values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ ROOT_TEXTS = (
 
 _ANY_CAPACITY = StreamCapacity(rows=0, writes=0, blocks=0)
 _MOST_LINES = 1 << 16
+# How columns of the settings of axes, and one of curves, say what they are.
+_SET_POINT = "set point of the axis "
+_CURVE_NUMBER = "which curve of the plan"
+# Meanings of columns are the same on every board.
+_NO_BOARD = BoardInfo("", 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 1, 1, (), 0.0, 0.0)
 _ENDED = frozenset({"finished", "stopped", "aborted", "recovered"})
 
 
@@ -52,6 +58,7 @@ class Inspection:
         ended_utc: When it ended; empty where that is lost, or the writer died.
         arrays: The arrays that it was made for.
         streams: All streams, by path.
+        reported_settings: What each instrument said of its settings, as the JSON of an object.
         faults: What is not as it should be with the file as a whole.
     """
 
@@ -62,6 +69,7 @@ class Inspection:
     ended_utc: str
     arrays: tuple[int, ...]
     streams: Mapping[str, JudgedStream]
+    reported_settings: Mapping[str, str]
     faults: tuple[str, ...]
 
     @property
@@ -83,12 +91,23 @@ class StreamKind:
     journalled: bool
 
 
-def kinds_of_streams(arrays: Sequence[int], info: BoardInfo) -> tuple[StreamKind, ...]:
-    """Every stream of a recording, each after those that it refers to."""
+def kinds_of_streams(
+    arrays: Sequence[int], info: BoardInfo, axis_units: Mapping[str, str], *, curves: bool
+) -> tuple[StreamKind, ...]:
+    """Every stream of a recording, each after those that it refers to.
+
+    Args:
+        arrays: The arrays that it was made for.
+        info: The board.
+        axis_units: Unit of each axis that its plan moves, by its name, in the order of columns.
+        curves: Whether its plan takes any.
+    """
     return (
+        *([StreamKind((layout.settings_stream(0, axis_units),), journalled=False)] if axis_units else []),
         StreamKind(tuple(layout.write_stream(array, info, _ANY_CAPACITY) for array in arrays), journalled=False),
         StreamKind((layout.supply_stream(0),), journalled=False),
         StreamKind(tuple(layout.mvm_stream(array, info, _ANY_CAPACITY) for array in arrays), journalled=True),
+        *([StreamKind((layout.curve_stream(0),), journalled=True)] if curves else []),
     )
 
 
@@ -146,16 +165,16 @@ class Inspector:
         status, ended_utc = (self._fixed_text(name) for name in ("status", "end_time"))
         streams = dict[str, JudgedStream]()
         ended_well = status in _ENDED
-        for kind in kinds_of_streams(arrays, info):
+        for kind in kinds_of_streams(arrays, info, self._axis_units(), curves=self._has_curves()):
+            judge = judge_blocks if kind.journalled else judge_rows
             for place, stream in enumerate(kind.streams):
-                where = (self._finder, stream, place, len(kind.streams))
-                if kind.journalled:
-                    streams[stream.path] = judge_blocks(*where, streams, ended_well=ended_well)
-                else:
-                    streams[stream.path] = judge_rows(*where, ended_well=ended_well)
+                streams[stream.path] = judge(
+                    self._finder, stream, place, len(kind.streams), streams, ended_well=ended_well
+                )
         self._demand_known_format(texts, streams)
+        reported = self._reported_settings(header)
         faults = (*self._faults, *self.damaged.faults)
-        return Inspection(header, info, texts, status, ended_utc, arrays, streams, faults)
+        return Inspection(header, info, texts, status, ended_utc, arrays, streams, reported, faults)
 
     def _texts(self) -> dict[str, str]:
         if any(text_of(self.damaged.attributes, name) is None for name in ROOT_TEXTS):
@@ -219,8 +238,8 @@ class Inspector:
         named = {int(name) for name in names if name.isdecimal()}
         planned = header.plan.get("arrays")
         numbers = planned if isinstance(planned, list) else range(info.arrays)
-        if self.damaged.faults:
-            # Where names may be lost the plan knows them.
+        if self.damaged.faults and len(named) < self._described_arrays():
+            # Where names were lost the plan knows them.
             named |= {one for one in numbers if isinstance(one, int) and 0 <= one < info.arrays}
         arrays = tuple(sorted(named))
         self._adopt([f"entry/array_{one}" for one in arrays], "voltage_v", "current_code")
@@ -228,6 +247,36 @@ class Inspector:
         self._adopt(["entry/supply"], "in_compliance")
         self._adopt(["entry/journal"], *(f"array_{one}" for one in arrays))
         return arrays
+
+    def _described_arrays(self) -> int:
+        """Of how many arrays there are datasets, whatever they are called."""
+        meanings = [column.meaning for column in layout.mvm_stream(0, _NO_BOARD, _ANY_CAPACITY).columns]
+        found = Counter(str(one.attributes.get("long_name")) for one in self.damaged.all_datasets.values())
+        return max(found[meaning] for meaning in meanings[:2])
+
+    def _axis_units(self) -> dict[str, str]:
+        """Unit of each axis that the plan moves, by its name, in the order in which the columns were made."""
+        self._adopt([layout.SETTINGS] if self._describes(_SET_POINT) else [], "setting", layout.COMMITTED)
+        datasets = {self.damaged.addresses[path]: one for path, one in self.damaged.datasets.items()}
+        if self.damaged.faults:
+            datasets |= self.damaged.all_datasets
+        units = dict[str, str]()
+        for _, one in sorted(datasets.items()):
+            meaning, unit = (text_of(one.attributes, name) or "" for name in ("long_name", "units"))
+            if meaning.startswith(_SET_POINT):
+                units[meaning.removeprefix(_SET_POINT)] = unit
+        return units
+
+    def _has_curves(self) -> bool:
+        """Whether the plan takes curves."""
+        if layout.CURVES not in self.damaged.groups and self._describes(_CURVE_NUMBER):
+            self._adopt([layout.CURVES], "level_v")
+        return layout.CURVES in self.damaged.addresses or self._describes(_CURVE_NUMBER)
+
+    def _describes(self, meaning: str) -> bool:
+        """Whether in a damaged file some dataset says that it is this."""
+        datasets = self.damaged.all_datasets.values() if self.damaged.faults else ()
+        return any((text_of(one.attributes, "long_name") or "").startswith(meaning) for one in datasets)
 
     def _adopt(self, paths: Sequence[str], *traces: str) -> None:
         lost = [path for path in paths if path not in self.damaged.groups]
@@ -238,6 +287,18 @@ class Inspector:
             for path, group in zip(lost, alike, strict=True):
                 self._faults.append(f"{path}: was found without the path to it")
                 self.damaged.adopt(path, group)
+
+    def _reported_settings(self, header: RecordingHeader) -> dict[str, str]:
+        found = dict[str, str]()
+        for name in header.identities:
+            path = f"entry/instruments/{name}/{layout.REPORTED_SETTINGS}"
+            content = self._finder.scalar(path, layout.SETTINGS_TEXT_BYTES) or b""
+            text = content.split(b"\0")[0].decode(errors="replace")
+            if text and _object(text) is None:
+                self._faults.append(f"{path}: is damaged")
+            elif text:
+                found[name] = text
+        return found
 
     def _fixed_text(self, name: str) -> str:
         content = self._finder.scalar(f"entry/{name}", layout.TEXT_BYTES)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from labrig.recording import layout
 from labrig.recording.file_bytes import StructureError
+from labrig.recording.journal import MISSED
 from labrig.recording.stored_rows import StoredRows
-
-MISSED_KIND = -2
-"""Kind of an entry without rows: a point whose time had passed."""
+from labrig.recording.streams import entry_checksums
 
 _PIECE = 1024
-
-
-def journal_of(path: str) -> str:
-    """The journal of a stream of blocks."""
-    return f"entry/journal/{path.removeprefix('entry/')}"
 
 
 def entries_of(dtype: np.dtype[np.void], rows: StoredRows, length: int | None = None) -> Iterator[tuple[int, np.void]]:
@@ -57,12 +50,9 @@ def _table(dtype: np.dtype[np.void], rows: StoredRows, start: int, stop: int) ->
 
 def entry_crc32(entry: np.void) -> int | None:
     """What the checksum of an entry should be, that of its other bytes; None where entries have none."""
-    fields = entry.dtype.fields
-    if fields is None or "entry_crc32" not in fields:
+    if "entry_crc32" not in (entry.dtype.names or ()):
         return None
-    kind, start = fields["entry_crc32"][:2]
-    content = entry.tobytes()
-    return zlib.crc32(content[start + kind.itemsize :], zlib.crc32(content[:start]))
+    return int(entry_checksums(entry.reshape(1))[0])
 
 
 def is_unused(entry: np.void) -> bool:
@@ -83,7 +73,7 @@ def is_plausible(entry: np.void, most_rows: int) -> bool:
         return False
     if rows == 0:
         # Without a checksum of its own an entry of zeros would be one.
-        return crc is not None and int(entry["kind"]) == MISSED_KIND
+        return crc is not None and int(entry["kind"]) == MISSED
     return start >= 0 and rows > 0 and start + rows <= most_rows
 
 

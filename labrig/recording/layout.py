@@ -5,9 +5,15 @@ silx, H5Web and xarray open it without labrig.
 
     entry/array_0            NXdata: one row for each MVM, `committed` says how many rows count
     entry/array_0/writes     NXdata: one row for each programming of the array, with its own `committed`
+    entry/settings           NXdata: one row for each time that axes were moved, where the plan moves any
+    entry/curves             NXdata: one row for each reading of an I-V curve, where the plan takes any
     entry/journal/array_0    one row for each block of MVMs: where it lies, its checksum, the hash of its point
+    entry/journal/curves     the same for each curve
     entry/supply             NXdata: readings of the array supply
-    entry/instruments/NAME   NXinstrument: identity and settings
+    entry/instruments/NAME   NXinstrument: identity, settings of the rig file, settings as the instrument reports them
+
+Format 1.1 added to 1.0: the streams `settings` and `curves`, the columns `setting` and `board_write`, `crc32` in
+`supply`, and the last three fields of the journal. Readers take what a file has.
 """
 
 from __future__ import annotations
@@ -21,26 +27,19 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from labrig.plans.base import StreamCapacity
+from labrig.recording.journal import JOURNAL_DTYPE
 from labrig_drivers.crossbar import BoardInfo
 
 FILE_FORMAT = "labrig-recording"
 FORMAT_MAJOR = 1
-FORMAT_VERSION = f"{FORMAT_MAJOR}.0"
+FORMAT_VERSION = f"{FORMAT_MAJOR}.1"
 
 COMMITTED = "committed"
+REPORTED_SETTINGS = "reported_settings"
 # Two NeXus texts that change while a run ends; their size is fixed, so that nothing moves in the file.
 TEXT_BYTES = 40
-
-POINT_HASH_BYTES = 16
-JOURNAL_DTYPE = np.dtype(
-    [
-        ("point", "u1", (POINT_HASH_BYTES,)),
-        ("start", "<i8"),
-        ("rows", "<i8"),
-        ("crc32", "<u4"),
-        ("kind", "i1"),
-    ]
-)
+# Room for what an instrument says of its settings after the file was made.
+SETTINGS_TEXT_BYTES = 4096
 
 # Each commit rewrites the chunk that it ends in, so chunks are small.
 _CHUNK_BYTES = 64 * 1024
@@ -107,8 +106,14 @@ class Stream:
         return tuple(f"{self.path}/{name}" for name in (self.axis, *(column.name for column in self.columns)))
 
 
-def mvm_stream(array: int, info: BoardInfo, capacity: StreamCapacity) -> Stream:
-    """The MVMs of one array."""
+SETTINGS = "entry/settings"
+CURVES = "entry/curves"
+
+_CHECKSUM = Column("crc32", "<u4", (), "", "checksum of the other columns of this row", 0)
+
+
+def mvm_stream(array: int, info: BoardInfo, capacity: StreamCapacity, *, moves_axes: bool = True) -> Stream:
+    """The MVMs of one array; with the setting of the axes where the plan moves any."""
     rows, columns = info.rows, info.columns
     return Stream(
         path=f"entry/array_{array}",
@@ -123,12 +128,13 @@ def mvm_stream(array: int, info: BoardInfo, capacity: StreamCapacity) -> Stream:
             Column("write", "<i4", (), "", "which write of this file was read", -1),
             Column("kind", "i1", (), "", "what the vector was for", -1),
             Column("time_s", "<f8", (), "s", "board clock", math.nan),
+            *_setting_column(moves_axes),
         ),
     )
 
 
-def write_stream(array: int, info: BoardInfo, capacity: StreamCapacity) -> Stream:
-    """The programmings of one array."""
+def write_stream(array: int, info: BoardInfo, capacity: StreamCapacity, *, moves_axes: bool = True) -> Stream:
+    """The programmings of one array; with the setting of the axes where the plan moves any."""
     return Stream(
         path=f"entry/array_{array}/writes",
         axis="write",
@@ -148,7 +154,47 @@ def write_stream(array: int, info: BoardInfo, capacity: StreamCapacity) -> Strea
             Column("programmed_at_s", "<f8", (), "s", "board clock at the end of the programming", math.nan),
             Column("rms_error_s", "<f8", (), "S", "rms of read-back minus target", math.nan),
             Column("pulses", "<i8", (), "", "programming pulses spent", -1),
-            Column("crc32", "<u4", (), "", "checksum of the other columns of this row", 0),
+            Column("board_write", "<i8", (), "", "programmings of the array before, as the board counts", -1),
+            *_setting_column(moves_axes),
+            _CHECKSUM,
+        ),
+    )
+
+
+def settings_stream(rows: int, axis_units: Mapping[str, str]) -> Stream:
+    """Where the axes of the rig were moved to.
+
+    Args:
+        rows: How many rows are reserved.
+        axis_units: Unit of each axis by its name.
+    """
+    columns = [Column("time_s", "<f8", (), "s", "UTC of the arrival", math.nan)]
+    for name, unit in axis_units.items():
+        columns.append(Column(f"{name}_set", "<f8", (), unit, f"set point of the axis {name}", math.nan))
+        columns.append(Column(f"{name}_read", "<f8", (), unit, f"what the axis {name} read on arrival", math.nan))
+    return Stream(SETTINGS, "setting", (*columns, _CHECKSUM), rows, "time_s", ("setting",))
+
+
+def curve_stream(rows: int, *, moves_axes: bool = True) -> Stream:
+    """The readings of I-V curves, curve after curve."""
+    return Stream(
+        path=CURVES,
+        axis="reading",
+        rows=rows,
+        signal="current_a",
+        axes=("reading",),
+        columns=(
+            Column("curve", "<i4", (), "", "which curve of the plan", -1),
+            Column("array", "<i4", (), "", "array of the cell, -1 for a device at a source-meter", -1),
+            Column("row", "<i4", (), "", "word line of the cell", -1),
+            Column("column", "<i4", (), "", "bit line of the cell", -1),
+            Column("write", "<i4", (), "", "which write of this file was read, -1 where none was made", -1),
+            Column("level_v", "<f8", (), "V", "commanded voltage", math.nan),
+            Column("voltage_v", "<f8", (), "V", "measured voltage", math.nan),
+            Column("current_a", "<f8", (), "A", "measured current", math.nan),
+            Column("in_compliance", "u1", (), "", "1 where the limit determined the output", 255),
+            Column("time_s", "<f8", (), "s", "board clock for a cell, UTC for a device at a source-meter", math.nan),
+            *_setting_column(moves_axes),
         ),
     )
 
@@ -166,13 +212,9 @@ def supply_stream(rows: int) -> Stream:
             Column("voltage_v", "<f8", (), "V", "voltage at the array supply", math.nan),
             Column("current_a", "<f8", (), "A", "current of the array supply", math.nan),
             Column("in_compliance", "u1", (), "", "1 where the limit determined the output", 255),
+            _CHECKSUM,
         ),
     )
-
-
-def journal_path(array: int) -> str:
-    """The dataset that tells the blocks of one array apart."""
-    return f"entry/journal/array_{array}"
 
 
 def chunk_rows(row_bytes: int, rows: int) -> int:
@@ -193,17 +235,18 @@ class FileSize:
     data_bytes: int
 
 
-def file_size(streams: Iterable[Stream], capacity: Mapping[int, StreamCapacity], text_bytes: int) -> FileSize:
+def file_size(streams: Iterable[Stream], journal_blocks: Iterable[int], text_bytes: int) -> FileSize:
     """Size of a file with these streams, from above for the metadata.
 
     Args:
         streams: All streams.
-        capacity: The reserved blocks of each array's journal.
+        journal_blocks: The reserved entries of each journal.
         text_bytes: Length of all texts that describe the run.
     """
+    streams = list(streams)
     tables = [(_row_bytes(column), one.reserved) for one in streams for column in one.columns]
     tables += [(_INDEX_BYTES, one.reserved) for one in streams]
-    tables += [(JOURNAL_DTYPE.itemsize, max(one.blocks, 1)) for one in capacity.values()]
+    tables += [(JOURNAL_DTYPE.itemsize, blocks) for blocks in journal_blocks]
     data_bytes = chunks = 0
     for row_bytes, rows in tables:
         size = chunk_rows(row_bytes, rows)
@@ -244,6 +287,12 @@ def crc32_of(columns: Iterable[NDArray[np.generic]]) -> int:
     for column in columns:
         crc = zlib.crc32(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data, crc)
     return crc
+
+
+def _setting_column(moves_axes: bool) -> tuple[Column, ...]:
+    if not moves_axes:
+        return ()
+    return (Column("setting", "<i4", (), "", "which row of entry/settings was in force, -1 for none", -1),)
 
 
 def _row_bytes(column: Column) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import h5py
-import numpy as np
-from numpy.typing import NDArray
 
 # HDF5 takes 64 kB for an attribute with its name and type.
 _LONGEST_ATTRIBUTE_BYTES = 60_000
@@ -24,18 +22,6 @@ def group_at(parent: h5py.Group, path: str) -> h5py.Group:
     if not isinstance(found, h5py.Group):
         raise KeyError(f"{path} is not a group")
     return found
-
-
-def values_of(dataset: h5py.Dataset, rows: int | None = None) -> NDArray[np.generic]:
-    """The first rows of a dataset, or all of them.
-
-    Raises:
-        ValueError: The dataset has fewer rows.
-    """
-    values = np.asarray(dataset[...] if rows is None else dataset[:rows])
-    if rows is not None and len(values) < rows:
-        raise ValueError(f"{dataset.name} has {len(values)} rows, {rows} are said to be committed")
-    return values
 
 
 def set_front_text(node: h5py.Group, name: str, text: str) -> None:
@@ -59,11 +45,3 @@ def text_attribute(node: h5py.Group, name: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"attribute {name} is not a text")
     return value
-
-
-def fixed_text(dataset: h5py.Dataset) -> str:
-    """The text in a scalar dataset of fixed-length bytes."""
-    value = dataset[()]
-    if not isinstance(value, bytes):
-        raise TypeError(f"{dataset.name} is not a text")
-    return value.decode()

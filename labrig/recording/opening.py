@@ -1,61 +1,87 @@
-"""Whether HDF5 itself opens a file, asked of another process: on some damaged files it crashes, on some it hangs."""
+"""Opens a recording for reading: through HDF5 where nobody writes it, beside its writer where somebody does."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 
-from labrig.recording.reader import Recording
-from labrig_drivers.errors import LabrigError
+from labrig.recording.description import Description, describe
+from labrig.recording.live import LiveRows, is_being_written
+from labrig.recording.source import HdfRows, RowSource
+from labrig_drivers.errors import StorageError
 
-_PATIENCE_S = 120.0
 
+def open_source(path: Path) -> tuple[RowSource, Description]:
+    """Opens a recording.
 
-def refusal_of(path: Path) -> str:
-    """Why HDF5, or labrig through it, does not open a file or comes not through all of it; empty where it does.
+    Returns:
+        Where its rows come from, and what it says about itself.
 
-    Rows are not judged: the first and the last of each dataset are read.
+    Raises:
+        StorageError: There is no such file, it is no labrig recording, it was cut short, it comes from a newer labrig,
+            or it is only just being made.
     """
-    command = [sys.executable, "-m", "labrig.recording.opening", str(path)]
+    if not path.is_file():
+        raise StorageError(f"{path}: there is no such file")
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
-    except subprocess.TimeoutExpired:
-        return f"HDF5 comes to no end with it in {_PATIENCE_S:.0f} s"
-    if child.returncode < 0:
-        return f"HDF5 crashes on it (signal {-child.returncode})"
-    if child.returncode:
-        return child.stdout.strip() or child.stderr.strip()[-300:] or f"ended with {child.returncode}"
-    return ""
+        if not _is_being_written(path):
+            try:
+                # HDF5 takes a lock that it shares with other readers.
+                return _through_hdf5(path)
+            except BlockingIOError:
+                pass  # a writer has come in between
+        live = LiveRows(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    return live, live.description
 
 
-def refusal_here(path: Path) -> str:
-    """The same in this process, for files that are known to be whole."""
+@contextmanager
+def believed(path: Path) -> Iterator[None]:
+    """Whatever HDF5 or the contents of a file object to becomes one kind of error.
+
+    Raises:
+        StorageError: What was done inside failed.
+    """
     try:
-        with Recording.open(path) as recording:
-            recording.summary()
-        with h5py.File(path, "r") as file:
-            file.visititems(_touch)
-    except (LabrigError, OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        return str(error)
-    return ""
+        yield
+    except StorageError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise StorageError(f"{path}: is damaged, or was not finished when it was created: {error}") from error
 
 
-def _touch(_: str, node: h5py.Group | h5py.Dataset) -> None:
-    for attribute in node.attrs:
-        node.attrs[attribute]
-    if isinstance(node, h5py.Dataset):
-        for axis in node.dims:
-            list(axis.keys())
-        if node.shape and node.shape[0]:
-            node[0], node[-1]
-        elif not node.shape:
-            node[()]
+def _through_hdf5(path: Path) -> tuple[RowSource, Description]:
+    try:
+        file = h5py.File(path, "r")
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path}: {_reason(error)}") from error
+    try:
+        with believed(path):
+            return HdfRows(file), describe(path, file)
+    except BaseException:
+        file.close()
+        raise
 
 
-if __name__ == "__main__":
-    reason = refusal_here(Path(sys.argv[1]))
-    print(reason)
-    sys.exit(bool(reason))
+def _reason(error: OSError) -> str:
+    text = str(error)
+    if "truncated" in text:
+        return "was cut short, its end is missing; if a copy was interrupted, copy it again"
+    if "signature not found" in text or "superblock" in text:
+        return "is not an HDF5 file"
+    return f"cannot be read: {text}"
+
+
+def _is_being_written(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return is_being_written(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,143 +1,77 @@
-"""`Recording`: a finished, aborted or killed recording, read without trusting more than it proves."""
+"""`Recording`: a recording that is running, finished, aborted or killed, read without trusting more than it proves."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from labrig.plans.base import StreamCapacity
-from labrig.plans.mvm import board_converters
-from labrig.recording import layout
-from labrig.recording.header import RecordingHeader, board_info_from_json
-from labrig.recording.nodes import dataset_at, fixed_text, group_at, text_attribute, values_of
+from labrig.cleanup import finish
+from labrig.recording import layout, streams
+from labrig.recording.array_rows import ArrayRows, stacked
+from labrig.recording.description import Description
+from labrig.recording.mvms import MvmBlock, mvm_dataset
+from labrig.recording.opening import believed, open_source
+from labrig.recording.other_rows import OtherRows, other_streams
+from labrig.recording.source import RowSource
+from labrig.recording.summary import RecordingSummary, SupplyTrace
 from labrig_calibration.dataset import MvmDataset
-from labrig_drivers.crossbar import BoardInfo, FloatArray
 from labrig_drivers.errors import StorageError
-from labrig_drivers.instrument import Identity
 
-T = TypeVar("T")
-
-# The layout's columns are the same whatever the room: only names and order matter to a reader.
-_ANY_CAPACITY = StreamCapacity(rows=0, writes=0, blocks=0)
-
-
-@dataclass(frozen=True)
-class SupplyTrace:
-    """Readings of the array supply, all `[N]`.
-
-    Attributes:
-        time_s: UTC in s.
-        voltage_v: Voltage in V.
-        current_a: Current in A.
-        in_compliance: True where the limit determined the output.
-    """
-
-    time_s: FloatArray
-    voltage_v: FloatArray
-    current_a: FloatArray
-    in_compliance: NDArray[np.bool_]
-
-    @property
-    def energy_j(self) -> float:
-        """Energy in J: voltage times current, integrated over time by trapezoids."""
-        power_w = self.voltage_v * self.current_a
-        return float(np.sum(0.5 * (power_w[1:] + power_w[:-1]) * np.diff(self.time_s)))
-
-
-@dataclass(frozen=True)
-class RecordingSummary:
-    """What a recording holds, in a few numbers.
-
-    Attributes:
-        path: The file.
-        status: `finished`, `aborted`, or `interrupted` where the writer died.
-        chip_id: Which chip.
-        rig_name: Which rig.
-        plan: Name of the plan.
-        started_utc: Start, ISO 8601.
-        ended_utc: End, ISO 8601; empty where the writer died.
-        mvms: Committed MVMs by array.
-        writes: Committed programmings by array.
-        supply_readings: Committed readings of the supply.
-        energy_j: Energy in J from the supply.
-    """
-
-    path: Path
-    status: str
-    chip_id: str
-    rig_name: str
-    plan: str
-    started_utc: str
-    ended_utc: str
-    mvms: dict[int, int]
-    writes: dict[int, int]
-    supply_readings: int
-    energy_j: float
+_SUPPLY = layout.supply_stream(0).path
 
 
 class Recording:
     """A recording, open for reading. Use as `with Recording.open(path) as recording:`.
 
+    Counts stay as they were when it was opened, until `refresh`; so everything that is read in between fits together.
+    One thread at a time.
+
     Attributes:
         path: The file.
+        format_version: Version of the file's layout.
         header: What was known before the run.
         info: The board that was measured.
-        status: `finished`, `aborted`, or `interrupted` where the writer died; what is committed counts anyway.
-        ended_utc: End of the run, ISO 8601; empty where the writer died.
+        status: `running` while a living program writes it; `finished`, `stopped` or `aborted`; or `interrupted` where
+            the writer died; what is committed counts anyway.
+        ended_utc: End of the run, ISO 8601; empty where it has not ended, or the writer died.
         arrays: The arrays that it was made for.
     """
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
+    def __init__(self, path: Path, source: RowSource, description: Description) -> None:
         self.path = path
-        self._file = file
-        self.info: BoardInfo = board_info_from_json(text_attribute(file, "board_info"))
-        self.header = RecordingHeader(
-            rig_name=text_attribute(file, "rig_name"),
-            rig_toml=text_attribute(file, "rig_toml"),
-            plan=json.loads(text_attribute(file, "plan")),
-            identities={name: Identity(**one) for name, one in json.loads(text_attribute(file, "identities")).items()},
-            settings=json.loads(text_attribute(file, "settings")),
-            started_utc=text_attribute(file, "started_utc"),
-            versions=json.loads(text_attribute(file, "versions")),
-            git_commit=text_attribute(file, "git_commit"),
-        )
-        status = fixed_text(dataset_at(file, "entry/status"))
-        # Nobody writes into a file that opens for reading: its writer died.
-        self.status: str = "interrupted" if status == "running" else status
-        self.ended_utc: str = fixed_text(dataset_at(file, "entry/end_time"))
-        names = [str(name) for name in group_at(file, "entry")]
-        self.arrays: tuple[int, ...] = tuple(
-            sorted(int(name.removeprefix("array_")) for name in names if name.startswith("array_"))
-        )
+        self.format_version = description.format_version
+        self.header = description.header
+        self.info = description.info
+        self.arrays = description.arrays
+        self._source = source
+        self._rows = {array: ArrayRows(path, source, array, self.info) for array in self.arrays}
+        self._others = {name: OtherRows(path, source, *one) for name, one in other_streams(source).items()}
+        self._counts: dict[str, int] = {}
+        self._given_back = False
+        self.status = ""
+        self.ended_utc = ""
+        self.refresh()
 
     @classmethod
     def open(cls, path: Path | str) -> Recording:
-        """Opens a recording.
+        """Opens a recording, one that another program is writing too; the writer is not disturbed.
 
         Raises:
             StorageError: There is no such file, it is no labrig recording, it was cut short, it comes from a
-                newer labrig, or it is being written.
+                newer labrig, or it is only just being made.
         """
         path = Path(path)
-        if not path.is_file():
-            raise StorageError(f"{path}: there is no such file")
+        source, description = open_source(path)
         try:
-            file = h5py.File(path, "r")
-        except OSError as error:
-            raise StorageError(f"{path}: {_reason(error)}") from error
-        try:
-            _believed(path, lambda: _demand_format(path, file))
-            return _believed(path, lambda: cls(path, file))
+            return cls(path, source, description)
         except BaseException:
-            file.close()
+            source.close()
             raise
 
     def __enter__(self) -> Self:
@@ -150,59 +84,198 @@ class Recording:
 
     def close(self) -> None:
         """Closes the file; harmless when closed."""
-        self._file.close()
+        self._source.close()
+
+    def refresh(self) -> bool:
+        """Looks again what is committed and how the run stands; True where anything changed.
+
+        Raises:
+            StorageError: The file cannot be read any more.
+        """
+        before = (self.status, self.ended_utc, self._counts)
+        with believed(self.path):
+            # The status before the counters: what is committed when a run has ended is all that there will be.
+            self.status = self._status()
+            self.ended_utc = self._text("entry/end_time")
+            # MVMs before writes: a write is committed before the first MVM that reads it.
+            every = [*(one.mvms for one in self._rows.values()), *(one.writes for one in self._rows.values())]
+            every += [one.stream for one in self._others.values()]
+            counts = {stream.path: streams.committed(self._source, stream.path) for stream in every}
+            back = [f"{path} from {n} to {counts[path]}" for path, n in self._counts.items() if counts[path] < n]
+            if back:
+                raise StorageError(f"{self.path}: committed rows went back ({', '.join(back)}); the file was changed")
+            self._look_if_needed(counts, ended_utc_before=before[1], every=every)
+            self._counts = counts
+            for one in self._rows.values():
+                one.mvm_count, one.write_count = counts[one.mvms.path], counts[one.writes.path]
+            for other in self._others.values():
+                other.count = counts[other.stream.path]
+        return before != (self.status, self.ended_utc, self._counts)
 
     def committed(self, array: int) -> int:
         """How many MVMs of an array count."""
-        self._demand_array(array)
-        return _believed(self.path, lambda: self._committed(f"entry/array_{array}"))
+        return self._array(array).mvm_count
 
     def writes(self, array: int) -> int:
         """How many programmings of an array count."""
-        self._demand_array(array)
-        return _believed(self.path, lambda: self._committed(f"entry/array_{array}/writes"))
+        return self._array(array).write_count
 
     def point_hashes(self, array: int) -> list[str]:
         """The points of an array's committed blocks, in the order of measurement, 32 hex digits each."""
-        self._demand_array(array)
-        return _believed(self.path, lambda: [bytes(one["point"]).hex() for one in self._journal(array)])
+        return [bytes(one["point"]).hex() for one in self._array(array).entries()]
 
-    def dataset(self, array: int = 0) -> MvmDataset:
-        """The committed measurements of one array, every block checked against its checksum.
+    def dataset(
+        self, array: int = 0, start: int = 0, stop: int | None = None, *, writes: Sequence[int] | None = None
+    ) -> MvmDataset:
+        """Committed measurements of one array, every block that is read checked against its checksum.
+
+        Args:
+            array: Which array.
+            start: The first MVM.
+            stop: The MVM after the last; by default all that are committed.
+            writes: Only the MVMs of these writes, by their numbers in the recording; in place of `start` and `stop`.
+
+        Returns:
+            All of it with every write; a part of it with the writes that it reads (in the order asked for), which
+            `pattern` counts from 0.
 
         Raises:
-            StorageError: There is no such array, nothing of it is committed, or committed rows are not those
-                that were written.
+            StorageError: There is no such array, write or MVM, nothing of it is committed, or committed rows are not
+                those that were written.
         """
-        self._demand_array(array)
-        return _believed(self.path, lambda: self._dataset(array))
+        count = self.committed(array)
+        if not count:
+            when = "so far" if self.status == "running" else "before the run ended"
+            raise StorageError(f"{self.path}: no MVM of array {array} was committed {when}")
+        if writes is not None:
+            return self._dataset_of_writes(array, writes)
+        mvms = self.mvm_columns(array, start, stop)
+        if len(mvms["write"]) < count:
+            return self._part(array, mvms, start).mvms
+        pattern = mvms["write"].astype(np.int64)
+        with believed(self.path):
+            return mvm_dataset(self.info, array, mvms, self.write_columns(array), pattern)
+
+    def iter_mvms(
+        self, array: int = 0, start: int = 0, stop: int | None = None, *, rows: int = streams.MOST_ROWS
+    ) -> Iterator[MvmBlock]:
+        """Committed measurements piece by piece, each checked; for recordings that do not fit into memory.
+
+        Args:
+            array: Which array.
+            start: The first MVM.
+            stop: The MVM after the last; by default all that were committed at the last `refresh`.
+            rows: How many MVMs a piece has at most. A block that was measured at once is read at once, too.
+
+        Raises:
+            StorageError: There is no such array or MVM, or committed rows are not those that were written.
+        """
+        start, stop = self._range(array, "MVMs", self.committed(array), start, stop)
+        if rows < 1:
+            raise StorageError(f"{self.path}: pieces of {rows} MVMs were asked for; at least 1 is needed")
+        for first, columns in self._array(array).mvm_pieces(start, stop, rows):
+            for begin in range(0, len(columns["write"]), rows):
+                piece = {name: column[begin : begin + rows] for name, column in columns.items()}
+                yield self._part(array, piece, first + begin)
+
+    async def follow(
+        self, array: int = 0, start: int = 0, *, poll_s: float = 0.2, rows: int = streams.MOST_ROWS
+    ) -> AsyncIterator[MvmBlock]:
+        """Measurements as they are committed, from `start` on until the run ends; then `status` says how.
+
+        Args:
+            array: Which array.
+            start: The first MVM; it may lie ahead of what is committed.
+            poll_s: How long to wait in s, where nothing new is committed, before looking again.
+            rows: How many MVMs a piece has at most; see `iter_mvms`.
+
+        Raises:
+            StorageError: See `refresh` and `iter_mvms`.
+        """
+        while True:
+            await finish(asyncio.to_thread(self.refresh))
+            running, stop = self.status == "running", self.committed(array)
+            if start < stop:
+                pieces = self.iter_mvms(array, start, stop, rows=rows)
+                while (piece := await finish(asyncio.to_thread(next, pieces, None))) is not None:
+                    yield piece
+                start = stop
+            elif running:
+                await asyncio.sleep(poll_s)
+            if not running:
+                return
+
+    def mvm_columns(self, array: int = 0, start: int = 0, stop: int | None = None) -> streams.Columns:
+        """Committed MVMs of one array as stored, checked: raw ADC codes, float32 voltages; by the names in the file.
+
+        Raises:
+            StorageError: There is no such array or MVM, or committed rows are not those that were written.
+        """
+        return self._array(array).mvm_columns(*self._range(array, "MVMs", self.committed(array), start, stop))
+
+    def write_columns(self, array: int = 0, start: int = 0, stop: int | None = None) -> streams.Columns:
+        """Committed programmings of one array as stored, checked; by the names in the file.
+
+        Raises:
+            StorageError: There is no such array or write, or committed rows are not those that were written.
+        """
+        return self._array(array).write_columns(*self._range(array, "writes", self.writes(array), start, stop))
 
     def supply(self) -> SupplyTrace:
         """The committed readings of the array supply."""
+        columns = self._others[_SUPPLY].columns()
+        return SupplyTrace(
+            columns["time_s"].astype(np.float64),
+            columns["voltage_v"].astype(np.float64),
+            columns["current_a"].astype(np.float64),
+            columns["in_compliance"].astype(np.bool_),
+        )
 
-        def read() -> SupplyTrace:
-            columns = self._columns(layout.supply_stream(0))
-            return SupplyTrace(
-                columns["time_s"].astype(np.float64),
-                columns["voltage_v"].astype(np.float64),
-                columns["current_a"].astype(np.float64),
-                columns["in_compliance"].astype(np.bool_),
-            )
+    def has_stream(self, stream: str) -> bool:
+        """Whether there is such a group of rows, such as `entry/curves`."""
+        return stream in self._counts
 
-        return _believed(self.path, read)
+    def column(self, stream: str, name: str) -> NDArray[np.generic]:
+        """The committed rows of one column as stored, not checked: that is what `verify` is for.
+
+        Args:
+            stream: The group of its rows, such as `entry/array_0/writes`.
+            name: The column; there are no rows where the file has no such column or stream.
+        """
+        with believed(self.path):
+            if not self.has_stream(stream) or name not in self._source.names(stream):
+                return np.empty(0)
+            return self._source.read(f"{stream}/{name}", 0, self._counts[stream])
+
+    def journal(self, stream: str) -> streams.Entries:
+        """The entries of a journal that count, in order; those of points that were missed have no rows.
+
+        Args:
+            stream: The group of its rows, such as `entry/array_0` or `entry/curves`.
+
+        Raises:
+            StorageError: The journal is damaged, or there is no such stream.
+        """
+        of_arrays = {rows.mvms.path: rows.chain for rows in self._rows.values()}
+        entries = of_arrays.get(stream) or (self._others[stream].entries if stream in self._others else None)
+        if entries is None:
+            raise StorageError(f"{self.path}: has no stream {stream}; it has: {', '.join([*of_arrays, *self._others])}")
+        return entries()
 
     def supply_energy_j(self) -> float:
         """Energy in J that the array supply gave between its first and its last reading."""
         return self.supply().energy_j
 
     def verify(self) -> None:
-        """Checks every committed row of every array against its checksum.
+        """Checks every committed row of every array against its checksum, a few at a time.
 
         Raises:
             StorageError: Committed rows are not those that were written.
         """
-        for array in self.arrays:
-            _believed(self.path, lambda number=array: self._checked(number))  # type: ignore[misc]
+        for rows in self._rows.values():
+            rows.verify()
+        for other in self._others.values():
+            other.verify()
 
     def summary(self) -> RecordingSummary:
         """What the recording holds."""
@@ -221,107 +294,63 @@ class Recording:
             energy_j=supply.energy_j,
         )
 
-    def _dataset(self, array: int) -> MvmDataset:
-        mvms, writes = self._checked(array)
-        if not len(mvms["time_s"]):
-            raise StorageError(f"{self.path}: no MVM of array {array} was committed before the run ended")
-        current_a = mvms["current_code"].astype(np.float64) * self.info.adc_lsb_a
-        return MvmDataset(
-            voltage_v=mvms["voltage_v"].astype(np.float64),
-            current_a=current_a,
-            pattern=mvms["write"].astype(np.int64),
-            target_conductance_s=writes["target_conductance_s"].astype(np.float64),
-            time_s=mvms["time_s"].astype(np.float64),
-            programmed_at_s=writes["programmed_at_s"].astype(np.float64),
-            saturated=mvms["saturated"].astype(np.bool_),
-            converters=board_converters(self.info),
-            chip_id=self.info.chip_id,
-            array=array,
-        )
+    def _dataset_of_writes(self, array: int, writes: Sequence[int]) -> MvmDataset:
+        rows = self._array(array)
+        if not writes or len(set(writes)) < len(writes) or not all(0 <= one < rows.write_count for one in writes):
+            raise StorageError(
+                f"{self.path}: array {array} has {rows.write_count} writes, counted from 0; {list(writes)} were asked "
+                "for; name at least one, and each once"
+            )
+        mvms = [rows.mvms_of_write(write) for write in writes]
+        pattern = np.repeat(np.arange(len(writes)), [len(one["write"]) for one in mvms]).astype(np.int64)
+        if not len(pattern):
+            raise StorageError(f"{self.path}: no MVM was committed of write {', '.join(map(str, writes))}")
+        targets = stacked([rows.write_columns(write, write + 1) for write in writes])
+        with believed(self.path):
+            return mvm_dataset(self.info, array, stacked(mvms), targets, pattern)
 
-    def _checked(self, array: int) -> tuple[dict[str, NDArray[np.generic]], dict[str, NDArray[np.generic]]]:
-        """The columns of an array's MVMs and writes, after their checksums agreed."""
-        mvms = self._columns(layout.mvm_stream(array, self.info, _ANY_CAPACITY))
-        expected_start = 0
-        for block in self._journal(array):
-            start, rows = int(block["start"]), int(block["rows"])
-            crc = layout.crc32_of(column[start : start + rows] for column in mvms.values())
-            if start != expected_start or crc != int(block["crc32"]):
-                raise _damaged(self.path, f"MVMs {start} to {start + rows - 1} of array {array}")
-            expected_start += rows
-        if expected_start != len(mvms["time_s"]):
-            raise _damaged(self.path, f"the journal of array {array}")
-        writes = self._columns(layout.write_stream(array, self.info, _ANY_CAPACITY))
-        checksums = writes.pop("crc32")
-        for write, crc_read in enumerate(checksums):
-            if layout.crc32_of(column[write : write + 1] for column in writes.values()) != int(crc_read):
-                raise _damaged(self.path, f"write {write} of array {array}")
-        return mvms, writes
+    def _part(self, array: int, mvms: streams.Columns, start: int) -> MvmBlock:
+        """Some MVMs with the writes that they read."""
+        numbers = mvms["write"].astype(np.int64)
+        first, last = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, -1)
+        with believed(self.path):
+            writes = self._array(array).write_columns(first, last + 1)
+            return MvmBlock(start, first, mvm_dataset(self.info, array, mvms, writes, numbers - first))
 
-    def _journal(self, array: int) -> NDArray[np.void]:
-        """The journal's rows for committed MVMs, in order; one more may be about rows that do not count."""
-        committed = self._committed(f"entry/array_{array}")
-        table: NDArray[np.void] = np.asarray(
-            dataset_at(self._file, layout.journal_path(array)), dtype=layout.JOURNAL_DTYPE
-        )
-        counts = (table["start"] >= 0) & (table["start"] + table["rows"] <= committed)
-        journal: NDArray[np.void] = table[counts]
-        return journal
+    def _range(self, array: int, what: str, count: int, start: int, stop: int | None) -> tuple[int, int]:
+        stop = count if stop is None else stop
+        if not 0 <= start <= stop <= count:
+            raise StorageError(
+                f"{self.path}: array {array} has {count} committed {what}, {start} to {stop} were asked for"
+            )
+        return start, stop
 
-    def _columns(self, stream: layout.Stream) -> dict[str, NDArray[np.generic]]:
-        committed = self._committed(stream.path)
-        group = group_at(self._file, stream.path)
-        return {column.name: values_of(dataset_at(group, column.name), committed) for column in stream.columns}
+    def _look_if_needed(self, counts: dict[str, int], ended_utc_before: str, every: Sequence[layout.Stream]) -> None:
+        """Looks where rows lie, if some are committed whose places are not known.
 
-    def _committed(self, path: str) -> int:
-        return int(values_of(dataset_at(self._file, f"{path}/{layout.COMMITTED}")))
+        A run that ends gives the places behind its last row back; one that goes on from there takes others.
+        """
+        self._given_back |= self.ended_utc != ended_utc_before
+        short = any(streams.room(self._source, stream) < counts[stream.path] for stream in every)
+        if short or (self._given_back and counts != self._counts and self._counts):
+            self._source.look()
+            self._given_back = False
+        self._given_back |= self.status != "running"
 
-    def _demand_array(self, array: int) -> None:
+    def _status(self) -> str:
+        # Before the text: in the other order, a run that ended in between would look as if its writer had died.
+        written = self._source.is_being_written()
+        text = self._text("entry/status")
+        return "interrupted" if text == "running" and not written else text
+
+    def _text(self, path: str) -> str:
+        value = self._source.scalar(path)
+        if not isinstance(value, bytes):
+            raise TypeError(f"{path} is not a text")
+        return value.decode()
+
+    def _array(self, array: int) -> ArrayRows:
         if array not in self.arrays:
             arrays = ", ".join(str(one) for one in self.arrays) or "none"
             raise StorageError(f"{self.path}: has no array {array}; it has: {arrays}")
-
-
-def read_mvms(path: Path | str, array: int = 0) -> MvmDataset:
-    """The committed measurements of one array of a recording, every block checked against its checksum.
-
-    Raises:
-        StorageError: See `Recording.open` and `Recording.dataset`.
-    """
-    with Recording.open(path) as recording:
-        return recording.dataset(array)
-
-
-def _demand_format(path: Path, file: h5py.File) -> None:
-    file_format = text_attribute(file, "file_format") if "file_format" in file.attrs else None
-    if file_format != layout.FILE_FORMAT:
-        raise StorageError(f"{path}: is an HDF5 file, but no labrig recording (file_format is {file_format!r})")
-    version = text_attribute(file, "format_version")
-    if version.partition(".")[0] != str(layout.FORMAT_MAJOR):
-        raise StorageError(
-            f"{path}: has format version {version!r}, this labrig reads {layout.FORMAT_MAJOR}.x; "
-            "read it with the labrig that wrote it, or update"
-        )
-
-
-def _believed(path: Path, read: Callable[[], T]) -> T:
-    """Runs `read`; whatever HDF5 or the contents object to becomes one kind of error."""
-    try:
-        return read()
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise StorageError(f"{path}: is damaged, or was not finished when it was created: {error}") from error
-
-
-def _damaged(path: Path, what: str) -> StorageError:
-    return StorageError(f"{path}: {what}: committed, but not what was written (checksum); the file is damaged")
-
-
-def _reason(error: OSError) -> str:
-    text = str(error)
-    if "truncated" in text:
-        return "was cut short, its end is missing; if a copy was interrupted, copy it again"
-    if "signature not found" in text or "superblock" in text:
-        return "is not an HDF5 file"
-    if "unable to lock file" in text:
-        return "is open in another program, probably it is still being written; read it when that has ended"
-    return f"cannot be read: {text}"
+        return self._rows[array]

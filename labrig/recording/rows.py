@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from labrig.recording.reader import Recording
 from labrig_drivers.crossbar import FloatArray
-from labrig_drivers.errors import StorageError
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,7 @@ def read_rows(recording: Recording, array: int) -> RecordedArray:
     Raises:
         StorageError: There is no such array, or committed rows are not those that were written.
     """
-    recording.committed(array)  # refuses an array that is not there
-    try:
-        mvms, writes = recording._checked(array)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise StorageError(f"{recording.path}: array {array} cannot be read: {error}") from error
+    mvms, writes = recording.mvm_columns(array), recording.write_columns(array)
     return RecordedArray(
         voltage_v=mvms["voltage_v"].astype(np.float32),
         code=mvms["current_code"].astype(np.int16),

@@ -10,14 +10,14 @@ import numpy as np
 from labrig.recording import layout
 from labrig.recording.damaged_file import DamagedFile
 from labrig.recording.file_bytes import FileBytes, StructureError
-from labrig.recording.found_streams import OPTIONAL_COLUMNS
 from labrig.recording.hdf5_messages import Attribute
 from labrig.recording.hdf5_nodes import StoredDataset
 from labrig.recording.inspection import ROOT_TEXTS, Inspection
-from labrig.recording.journal_entries import journal_of
+from labrig.recording.journal import JOURNAL_DTYPE, journal_path
 from labrig.recording.judging import JudgedStream
 
-_JOURNAL_FIELDS = frozenset({"point", "start", "rows", "crc32", "kind"})
+# Fields of a journal since format 1.0.
+_FIRST_FIELDS = frozenset({"point", "start", "rows", "crc32", "kind"})
 _IDENTITY = ("manufacturer", "model", "serial", "firmware")
 _TEXT = object()
 
@@ -42,13 +42,18 @@ class SchemaCheck:
         self._damaged = damaged
         self._inspection = inspection
         self._known = {"entry"}
+        minor = inspection.texts.get("format_version", "").partition(".")[2]
+        self._minor = int(minor) if minor.isdecimal() else 0
 
     def run(self) -> None:
         """Looks at every node."""
         root = dict.fromkeys(ROOT_TEXTS, _TEXT) | {"NX_class": "NXroot", "default": "entry"}
         self._attributes("", root)
         arrays = self._inspection.arrays
-        default = f"array_{min(arrays)}" if arrays else "supply"
+        first = [f"array_{one}" for one in arrays[:1]] + [
+            one for one in ("curves",) if f"entry/{one}" in self._inspection.streams
+        ]
+        default = (first or ["supply"])[0]
         self._group("entry", {"NX_class": "NXentry", "default": default})
         for name in ("title", "definition", "start_time"):
             self._text(f"entry/{name}")
@@ -60,6 +65,9 @@ class SchemaCheck:
             self._group(path, {"NX_class": "NXinstrument"})
             for part in ("name", "settings", *_IDENTITY):
                 self._text(f"{path}/{part}")
+            if self._minor:
+                room = np.dtype(f"S{layout.SETTINGS_TEXT_BYTES}")
+                self._dataset(f"{path}/{layout.REPORTED_SETTINGS}", room, ())
         self._group("entry/journal", {"NX_class": "NXcollection"})
         for stream in self._inspection.streams.values():
             self._stream(stream)
@@ -96,11 +104,25 @@ class SchemaCheck:
             if not right:
                 self.faults.append(f"{path}: is not filled with {column.fill} where nothing was written")
             self._scales(path, dataset, stream.path, (stream.axis, *column.dims))
-        self._known |= {f"{stream.path}/{name}" for name in OPTIONAL_COLUMNS}
         if stream.signal == "current_code":
             self._adc_step(stream)
+        for name in self._later_columns(stream):
+            if f"{stream.path}/{name}" not in self._damaged.datasets:
+                self.faults.append(f"{stream.path}/{name}: there is no such dataset")
         if judged.blocks is not None:
-            self._journal(journal_of(stream.path))
+            self._journal(journal_path(stream.path))
+
+    def _later_columns(self, stream: layout.Stream) -> list[str]:
+        """Columns that a stream has since format 1.1."""
+        if not self._minor:
+            return []
+        names = {stream.axis, *(column.name for column in stream.columns)}
+        later = {
+            "setting": layout.SETTINGS in self._inspection.streams and "write" in names,
+            "board_write": "pulses" in names,
+            "crc32": stream.path == layout.supply_stream(0).path,
+        }
+        return [name for name, expected in later.items() if expected]
 
     def _adc_step(self, stream: layout.Stream) -> None:
         path = f"{stream.path}/adc_lsb_a"
@@ -118,10 +140,11 @@ class SchemaCheck:
         if dataset is None:
             return
         fields = dict(dataset.stored_type.dtype.fields or {}) if dataset.stored_type.dtype is not None else {}
-        if not fields.keys() >= _JOURNAL_FIELDS or len(dataset.shape) != 1:
+        wanted_fields = set(JOURNAL_DTYPE.names or ()) if self._minor else _FIRST_FIELDS
+        if not fields.keys() >= wanted_fields or len(dataset.shape) != 1:
             self.faults.append(f"{path}: is no journal, it has {', '.join(sorted(fields)) or 'no fields'}")
             return
-        for name, (wanted, *_) in (layout.JOURNAL_DTYPE.fields or {}).items():
+        for name, (wanted, *_) in (JOURNAL_DTYPE.fields or {}).items():
             if name in fields and fields[name][0] != wanted:
                 self.faults.append(f"{path}: its {name} is of type {fields[name][0]}, expected {wanted}")
 

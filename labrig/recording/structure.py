@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,17 +12,19 @@ import h5py
 import numpy as np
 from numpy.typing import DTypeLike
 
-from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
 from labrig.recording.differences import difference
 from labrig.recording.header import RecordingHeader, board_info_to_json
+from labrig.recording.journal import JOURNAL_DTYPE, fill_entry, journal_path
 from labrig.recording.medium import FileSystem, Medium
 from labrig.recording.nodes import dataset_at, set_front_text, text_attribute
+from labrig.recording.run_streams import RunStreams
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 
 # Root attributes that a run must share with the recording that it goes on with, as messages call them.
 _SAME_WHEN_RESUMED = {
+    "format_version": "format of the file",
     "rig_toml": "rig file",
     "plan": "plan",
     "chip_id": "chip",
@@ -35,8 +37,7 @@ def create_file(
     path: Path,
     header: RecordingHeader,
     info: BoardInfo,
-    capacity: Mapping[int, StreamCapacity],
-    streams: Sequence[layout.Stream],
+    streams: RunStreams,
     medium: Medium | None = None,
 ) -> h5py.File:
     """Creates a recording with all its structure and space, safely on disk.
@@ -45,8 +46,7 @@ def create_file(
         path: The file.
         header: What is known before the run.
         info: The board.
-        capacity: Room for each array; decides the length of its journal.
-        streams: All streams.
+        streams: All streams and journals.
         medium: Where the file is kept; by default the file system.
 
     Raises:
@@ -54,14 +54,15 @@ def create_file(
     """
     texts = _root_attributes(header, info)
     text_bytes = sum(len(text.encode()) for text in texts.values())
-    size = layout.file_size(streams, capacity, text_bytes)
+    text_bytes += layout.SETTINGS_TEXT_BYTES * len(header.identities)
+    size = layout.file_size(streams, streams.journals.values(), text_bytes)
     medium = FileSystem() if medium is None else medium
     try:
         file = medium.create(path, size)
     except OSError as error:
         raise StorageError(f"{path}: cannot be created: {error}") from error
     try:
-        _build(file, texts, header, info, capacity, streams)
+        _build(file, texts, header, info, streams)
         file.flush()
         medium.disk(file).sync()
         medium.keep_name(path)
@@ -136,8 +137,7 @@ def _build(
     texts: Mapping[str, str],
     header: RecordingHeader,
     info: BoardInfo,
-    capacity: Mapping[int, StreamCapacity],
-    streams: Sequence[layout.Stream],
+    streams: RunStreams,
 ) -> None:
     # Metadata first: where the tail of a file is lost, what it was about is not.
     for name, text in texts.items():
@@ -146,7 +146,7 @@ def _build(
     file.attrs["default"] = "entry"
     entry = file.create_group("entry")
     entry.attrs["NX_class"] = "NXentry"
-    entry.attrs["default"] = f"array_{min(capacity)}" if capacity else "supply"
+    entry.attrs["default"] = streams.default_group
     entry["title"] = f"{header.plan.get('name', 'run')} on {header.rig_name}"
     entry["definition"] = layout.FILE_FORMAT
     entry["start_time"] = header.started_utc
@@ -156,10 +156,8 @@ def _build(
     for stream in streams:
         _build_stream(file, stream, info)
     entry.create_group("journal").attrs["NX_class"] = "NXcollection"
-    for array, one in capacity.items():
-        journal = np.zeros((), layout.JOURNAL_DTYPE)
-        journal["start"] = -1
-        _create_table(file, layout.journal_path(array), layout.JOURNAL_DTYPE, (), max(one.blocks, 1), journal)
+    for path, blocks in streams.journals.items():
+        _create_table(file, journal_path(path), JOURNAL_DTYPE, (), blocks, fill_entry())
 
 
 def _build_instruments(entry: h5py.Group, header: RecordingHeader) -> None:
@@ -172,6 +170,7 @@ def _build_instruments(entry: h5py.Group, header: RecordingHeader) -> None:
         for key, value in asdict(identity).items():
             group[key] = value
         group["settings"] = json.dumps(dict(header.settings.get(name, {})))
+        group.create_dataset(layout.REPORTED_SETTINGS, data=np.bytes_(b""), dtype=f"S{layout.SETTINGS_TEXT_BYTES}")
 
 
 def _build_stream(file: h5py.File, stream: layout.Stream, info: BoardInfo) -> None:

@@ -13,7 +13,7 @@ from labrig.recording.file_bytes import StructureError
 from labrig.recording.found_streams import FoundStream
 from labrig.recording.inspection import Inspection, Inspector, open_unwritten
 from labrig.recording.judging import MOST_UNCOUNTED, JudgedBlock, JudgedStream
-from labrig.recording.opening import refusal_of
+from labrig.recording.refusal import refusal_of
 from labrig.recording.schema import SchemaCheck
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError

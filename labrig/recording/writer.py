@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 
 from labrig.cleanup import finish
 from labrig.events import RunStatus
-from labrig.plans.base import StreamCapacity
-from labrig.recording.file import Durability, RecordingFile
+from labrig.plans.base import BesideCapacity, CurvePoint, StreamCapacity
+from labrig.recording.file import NO_SETTING, BlockLabel, Durability, RecordingFile
 from labrig.recording.group_commit import GroupCommit
 from labrig.recording.header import RecordingHeader
-from labrig.recording.layout import POINT_HASH_BYTES
+from labrig.recording.journal import POINT_HASH_BYTES
 from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult, ProgramReport
 from labrig_drivers.errors import StorageError
 from labrig_drivers.source_meter import Reading
@@ -58,6 +59,8 @@ class RecordingWriter:
         *,
         supply_capacity: int = 20_000,
         durability: Durability = "process",
+        beside: BesideCapacity | None = None,
+        axis_units: Mapping[str, str] | None = None,
         resume: bool = False,
     ) -> RecordingWriter:
         """Creates the file with all its structure and space, safely on disk; or opens one to go on with it.
@@ -69,6 +72,8 @@ class RecordingWriter:
             capacity: Room for each array that will be recorded; a stream that outgrows it is extended.
             supply_capacity: Room for readings of the supply.
             durability: `process` or `power`: what an acknowledged row survives.
+            beside: Room for settings of axes and for curves.
+            axis_units: Unit of each axis that the run moves, by its name.
             resume: Go on with the interrupted run of the same rig, plan and chip.
 
         Raises:
@@ -80,7 +85,19 @@ class RecordingWriter:
         created: list[RecordingFile] = []
 
         def make() -> None:
-            created.append(RecordingFile(path, header, info, capacity, supply_capacity, durability, resume=resume))
+            created.append(
+                RecordingFile(
+                    path,
+                    header,
+                    info,
+                    capacity,
+                    supply_capacity,
+                    durability,
+                    beside=beside,
+                    axis_units=axis_units,
+                    resume=resume,
+                )
+            )
 
         try:
             await finish(_run(thread, make))
@@ -149,27 +166,80 @@ class RecordingWriter:
         }
         return await asyncio.shield(await self._queue.put(lambda: self._file.stage_supply(columns)))
 
-    async def put_write(self, array: int, conductance_s: FloatArray, report: ProgramReport) -> asyncio.Future[int]:
+    async def append_setting(self, time_s: float, axes: Mapping[str, tuple[float, float]]) -> int:
+        """Records that axes of the rig arrived; returns the index of the setting in this file.
+
+        Args:
+            time_s: UTC in s of the arrival.
+            axes: Set point and reading of every axis that the run moves, by name; NaN for one that was not moved yet.
+
+        Raises:
+            StorageError: The write failed, or one before it did.
+            StateError: The recording was made for a run that moves no axes.
+        """
+        columns = {"time_s": np.array([time_s])}
+        for name, (set_point, reading) in axes.items():
+            columns |= {f"{name}_set": np.array([set_point]), f"{name}_read": np.array([reading])}
+        return await asyncio.shield(await self._queue.put(lambda: self._file.stage_setting(columns), ends_group=True))
+
+    async def note_settings(self, name: str, settings: Mapping[str, str]) -> None:
+        """Records how an instrument says that it is set, in the place of what it said before.
+
+        Args:
+            name: The instrument's name in the rig file.
+            settings: What it said, see `ReportsSettings`.
+
+        Raises:
+            StorageError: The write failed, or one before it did.
+            StateError: There is no such instrument.
+            ValueError: The text is too long.
+        """
+
+        def stage() -> int:
+            self._file.note_settings(name, settings)
+            return 0
+
+        await asyncio.shield(await self._queue.put(stage))
+
+    async def put_write(
+        self, array: int, conductance_s: FloatArray, report: ProgramReport, *, setting: int = NO_SETTING
+    ) -> asyncio.Future[int]:
         """As `append_write`, but waits only for room in the queue; the future gets the rest of it."""
         columns = {
             "target_conductance_s": np.array(conductance_s, dtype=np.float32)[None],
             "programmed_at_s": np.array([report.time_s]),
             "rms_error_s": np.array([report.rms_error_s]),
             "pulses": np.array([report.pulses], dtype=np.int64),
+            "board_write": np.array([report.write_index], dtype=np.int64),
         }
-        return await self._queue.put(lambda: self._file.stage_write(array, columns), ends_group=True)
+        return await self._queue.put(lambda: self._file.stage_write(array, columns, setting), ends_group=True)
 
     async def put_mvms(
-        self, array: int, kind: int, voltage_v: FloatArray, result: MvmResult, point_hash: str
+        self,
+        array: int,
+        kind: int,
+        voltage_v: FloatArray,
+        result: MvmResult,
+        point_hash: str,
+        *,
+        interval_s: tuple[float, float] = (math.nan, math.nan),
+        setting: int = NO_SETTING,
     ) -> asyncio.Future[int]:
         """As `append_mvms`, but waits only for room in the queue; the future gets the rest of it.
 
         Blocks are written in the order in which they are put. Whoever awaits the future shields it, or a cancellation
         leaves unknown what became of the block.
+
+        Args:
+            array: Which array.
+            kind: What the vectors were for.
+            voltage_v: Inputs in V, `[batch, rows]`.
+            result: What the board answered.
+            point_hash: 32 hex digits that name the point.
+            interval_s: UTC in s, by the host, when the request was made and when it was answered.
+            setting: Index of the setting of the axes that was in force.
         """
-        point = bytes.fromhex(point_hash)
-        if len(point) != POINT_HASH_BYTES:
-            raise ValueError(f"point_hash must be {2 * POINT_HASH_BYTES} hex digits, got {point_hash!r}")
+        label = BlockLabel(_point(point_hash), int(kind), *interval_s)
         # Copies: the caller may reuse its arrays while the block waits.
         columns: dict[str, NDArray[np.generic]] = {
             "voltage_v": np.array(voltage_v, dtype=np.float32),
@@ -177,7 +247,61 @@ class RecordingWriter:
             "saturated": np.array(result.saturated, dtype=np.uint8),
             "time_s": np.array(result.time_s, dtype=np.float64),
         }
-        return await self._queue.put(lambda: self._file.stage_mvms(array, columns, kind, point))
+        return await self._queue.put(lambda: self._file.stage_mvms(array, columns, label, setting))
+
+    async def put_curve(
+        self,
+        point: CurvePoint,
+        readings: Sequence[Reading],
+        *,
+        interval_s: tuple[float, float] = (math.nan, math.nan),
+        setting: int = NO_SETTING,
+    ) -> asyncio.Future[int]:
+        """Records one curve, a reading for each of its levels; the future gets how many readings are committed then.
+
+        Args:
+            point: The curve.
+            readings: What was measured.
+            interval_s: UTC in s, by the host, when the request was made and when it was answered.
+            setting: Index of the setting of the axes that was in force.
+        """
+        count = len(readings)
+        cell = (-1, -1, -1) if point.array is None else (point.array, point.row, point.column)
+        columns: dict[str, NDArray[np.generic]] = {
+            "curve": np.full(count, point.curve, np.int32),
+            **{
+                name: np.full(count, value, np.int32)
+                for name, value in zip(("array", "row", "column"), cell, strict=True)
+            },
+            "level_v": np.array(point.voltage_v),
+            "voltage_v": np.array([one.voltage_v for one in readings]),
+            "current_a": np.array([one.current_a for one in readings]),
+            "in_compliance": np.array([one.in_compliance for one in readings], dtype=np.uint8),
+            "time_s": np.array([one.time_s for one in readings]),
+        }
+        label = BlockLabel(_point(point.hash), 0, *interval_s)
+        return await self._queue.put(lambda: self._file.stage_curve(columns, label, setting))
+
+    async def put_missed(self, array: int, point_hash: str, time_s: float) -> asyncio.Future[int]:
+        """Records that a point of an array was missed at `time_s` (UTC in s), so that it is never tried again."""
+        label = BlockLabel(_point(point_hash), 0, time_s, time_s)
+        return await self._queue.put(lambda: self._file.stage_missed(array, label))
+
+    async def recorded_rows(self, stream_path: str, start: int, stop: int) -> dict[str, NDArray[np.generic]]:
+        """Committed rows of a stream, by column, such as those that a resumed run does not measure again.
+
+        Args:
+            stream_path: Group of the stream, such as `entry/array_0`.
+            start: First row.
+            stop: Row after the last.
+
+        Raises:
+            StorageError: They cannot be read.
+        """
+        try:
+            return await finish(_run(self._thread, lambda: self._file.recorded_rows(stream_path, start, stop)))
+        except (OSError, RuntimeError, KeyError) as error:
+            raise StorageError(f"{self.path}: {stream_path}: rows {start} to {stop - 1}: {error}") from error
 
     async def close(self, status: RunStatus = "finished") -> None:
         """Ends the recording: unused room is cut off, end and status are noted. Harmless when closed.
@@ -204,6 +328,13 @@ class RecordingWriter:
             self._file.close(status)
         except (OSError, RuntimeError) as error:
             raise StorageError(f"{self.path}: could not be closed: {error}") from error
+
+
+def _point(point_hash: str) -> bytes:
+    point = bytes.fromhex(point_hash)
+    if len(point) != POINT_HASH_BYTES:
+        raise ValueError(f"point_hash must be {2 * POINT_HASH_BYTES} hex digits, got {point_hash!r}")
+    return point
 
 
 async def _run(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:

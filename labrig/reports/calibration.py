@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from labrig.reports import figures
+from labrig.reports.page import embedded, write_page
 from labrig_calibration.diagnostics import Diagnostics, predict_nominal, predict_recorded, through_adc
 from labrig_calibration.fit import HELDOUT_FRACTION, ArrayFit, split_chronologically
-from labrig_drivers.errors import StorageError
 from labrig_surrogates.parameters import ArrayParameters, Estimate
 
 # A held-out error above this multiple of the noise floor means that the model leaves something out.
@@ -71,26 +70,13 @@ def write_report(path: Path, fits: Sequence[ArrayFit], conditions: Mapping[str, 
     Raises:
         StorageError: The folder cannot be written.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    write_page(
+        path,
+        _TEMPLATE,
         chip_id=fits[0].dataset.chip_id,
         conditions=dict(conditions),
         arrays=[_array_section(fitted, rng) for fitted in fits],
     )
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        _write_plotting_script(path.parent / "plotly.min.js")
-        unfinished.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: the report cannot be written ({error.strerror})") from error
-
-
-def _write_plotting_script(path: Path) -> None:
-    from plotly.offline import get_plotlyjs
-
-    if not path.exists():
-        path.write_text(get_plotlyjs(), encoding="utf-8")
 
 
 def _array_section(fitted: ArrayFit, rng: np.random.Generator) -> dict[str, object]:
@@ -124,10 +110,7 @@ def _array_section(fitted: ArrayFit, rng: np.random.Generator) -> dict[str, obje
         "nominal_over_noise": float(diagnostics.nominal_rms_a.mean() / diagnostics.noise_rms_a.mean()),
         "summary_rows": _summary_rows(parameters),
         "column_rows": _column_rows(parameters),
-        "plots": [
-            plot.to_html(full_html=False, include_plotlyjs=False, default_width="100%", config={"responsive": True})
-            for plot in plots
-        ],
+        "plots": [embedded(plot) for plot in plots],
     }
 
 

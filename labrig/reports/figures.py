@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from labrig.reports.page import new_figure
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.diagnostics import Prediction
 from labrig_calibration.fit import dac_levels
@@ -25,7 +26,7 @@ def transfer_figure(parameters: ArrayParameters, dataset: MvmDataset, column: in
     chosen = _thin(u_a.size)
     grid_a = np.linspace(u_a.min(), u_a.max(), 200)
     kappa, offset_a = parameters.compression.value[column], parameters.offset.value[column]
-    figure = _figure(f"Transfer curve, column {column}", "current before the amplifier (µA)", "output (µA)")
+    figure = new_figure(f"Transfer curve, column {column}", "current before the amplifier (µA)", "output (µA)")
     figure.add_scattergl(
         x=_MICRO * u_a[chosen],
         y=_MICRO * dataset.current_a[chosen, column],
@@ -50,7 +51,7 @@ def noise_figure(dataset: MvmDataset, prediction: Prediction) -> go.Figure:
     centre = np.bincount(index, signal_a, len(edges) - 1) / count
     measured = np.bincount(index, squared, len(edges) - 1) / count
     predicted = np.bincount(index, prediction.sigma_a[kept] ** 2, len(edges) - 1) / count
-    figure = _figure("Noise variance against signal", "|output| (µA)", "variance (µA²)")
+    figure = new_figure("Noise variance against signal", "|output| (µA)", "variance (µA²)")
     figure.add_scatter(
         x=_MICRO * centre,
         y=_MICRO**2 * measured,
@@ -69,7 +70,7 @@ def residual_figure(dataset: MvmDataset, prediction: Prediction) -> go.Figure:
     edges = np.linspace(-5.0, 5.0, 81)
     centre = 0.5 * (edges[1:] + edges[:-1])
     density, _ = np.histogram(z, bins=edges, density=True)
-    figure = _figure("Residuals in standard deviations", "(measured - predicted) / sigma", "density")
+    figure = new_figure("Residuals in standard deviations", "(measured - predicted) / sigma", "density")
     figure.add_bar(x=centre, y=density, name="measured", marker={"color": _FAINT})
     normal = np.exp(-0.5 * centre**2) / np.sqrt(2.0 * np.pi)
     figure.add_scatter(x=centre, y=normal, name="normal", line={"color": _ACCENT})
@@ -81,7 +82,7 @@ def output_figure(dataset: MvmDataset, predicted_a: FloatArray, nominal_a: Float
     low, high = np.quantile(dataset.current_a, [0.001, 0.999])
     edges = np.linspace(low, high, 81)
     centre = 0.5 * (edges[1:] + edges[:-1])
-    figure = _figure("Distribution of outputs", "output (µA)", "density (1/µA)")
+    figure = new_figure("Distribution of outputs", "output (µA)", "density (1/µA)")
     sources = (
         ("measured", dataset.current_a, _INK, "solid"),
         ("predicted", predicted_a, _ACCENT, "dash"),
@@ -96,7 +97,7 @@ def output_figure(dataset: MvmDataset, predicted_a: FloatArray, nominal_a: Float
 
 def cell_figure(parameters: ArrayParameters) -> go.Figure:
     """Heatmap of the cells: how much of its target each one reaches; stuck cells stand out as zero."""
-    figure = _figure("Cells: slope of conductance over target", "column", "row")
+    figure = new_figure("Cells: slope of conductance over target", "column", "row")
     figure.add_heatmap(
         z=parameters.cell_slope, colorscale="RdBu", zmid=1.0, zmin=0.5, zmax=1.5, colorbar={"title": "slope"}
     )
@@ -117,17 +118,3 @@ def linear_current_a(parameters: ArrayParameters, dataset: MvmDataset) -> FloatA
 
 def _thin(count: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, _POINTS)).astype(np.int64))
-
-
-def _figure(title: str, x_title: str, y_title: str) -> go.Figure:
-    figure = go.Figure()
-    figure.update_layout(
-        title={"text": title, "font": {"size": 15}},
-        xaxis_title=x_title,
-        yaxis_title=y_title,
-        template="simple_white",
-        height=360,
-        margin={"l": 60, "r": 20, "t": 50, "b": 50},
-        legend={"orientation": "h", "y": 1.08, "x": 1.0, "xanchor": "right"},
-    )
-    return figure

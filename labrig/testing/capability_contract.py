@@ -6,6 +6,8 @@ refuses it with `CapabilityError`.
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -13,15 +15,18 @@ from numpy.typing import NDArray
 
 from labrig.testing.promises import must_raise, require
 from labrig_drivers.capabilities import (
+    CELL_SWEEP,
     FLOATING_LINES,
     TEMPERATURE,
     TRANSPOSED_MVM,
+    CellSweep,
     FloatingLines,
     TemperatureSensor,
     TransposedMvm,
 )
 from labrig_drivers.crossbar import BoardInfo, CrossbarBoard, FloatArray, MvmResult
 from labrig_drivers.errors import CapabilityError, SafetyError
+from labrig_drivers.source_meter import Reading
 
 
 async def check_capabilities(board: CrossbarBoard) -> None:
@@ -33,6 +38,7 @@ async def check_capabilities(board: CrossbarBoard) -> None:
     await _check_temperature(board)
     await _check_transposed(board)
     await _check_floating(board)
+    await _check_cell_sweep(board)
 
 
 async def _check_temperature(board: CrossbarBoard) -> None:
@@ -129,6 +135,64 @@ async def _check_floating(board: CrossbarBoard) -> None:
     require(
         bool(result.current_a.mean() - offset_a > 0.5 * (grounded.current_a.mean() - offset_a)),
         "mvm_floating() drives the lines that are to be driven",
+    )
+
+
+async def _check_cell_sweep(board: CrossbarBoard) -> None:
+    info = board.info
+    declared = CELL_SWEEP in info.capabilities
+    if not isinstance(board, CellSweep):
+        _require_undeclared(declared, CELL_SWEEP, "sweep_cell()")
+        return
+    cells: CellSweep = board
+    if not declared:
+        undeclared = _undeclared("sweep_cell()", CELL_SWEEP)
+        await must_raise(CapabilityError, lambda: cells.sweep_cell(0, 0, 0, [0.0]), undeclared)
+        return
+    last_row, last_column, high_v = info.rows - 1, info.columns - 1, info.voltage_max_v
+    for cell in ((info.arrays, 0, 0), (0, info.rows, 0), (0, 0, info.columns), (0, -1, 0)):
+        await must_raise(CapabilityError, partial(cells.sweep_cell, *cell, [0.0]), f"sweep_cell() of no cell {cell}")
+    await must_raise(CapabilityError, lambda: cells.sweep_cell(0, 0, 0, []), "sweep_cell() without a level")
+    for level_v, limit_a in ((2.0 * high_v, None), (math.nan, None), (0.0, 0.0), (0.0, math.nan)):
+        wild = partial(cells.sweep_cell, 0, 0, 0, [0.0, level_v], limit_a)
+        await must_raise(SafetyError, wild, f"sweep_cell() to {level_v:g} V with a limit of {limit_a} A")
+    # One cell of its row and its column is high, the others are low: the answer has to be that cell's.
+    target_s = np.full((info.rows, info.columns), info.conductance_min_s)
+    target_s[last_row, last_column] = info.conductance_max_s
+    await board.program(0, target_s)
+    levels_v = [0.0, 0.5 * high_v, high_v, -high_v, 0.5 * high_v]
+    high = await cells.sweep_cell(0, last_row, last_column, levels_v)
+    _check_curve(high, levels_v)
+    if info.rows > 1 and info.conductance_max_s > 4.0 * info.conductance_min_s:
+        low = await cells.sweep_cell(0, 0, last_column, levels_v)
+        _check_curve(low, levels_v)
+        require(
+            high[2].current_a > 2.0 * abs(low[2].current_a),
+            "sweep_cell() measures the cell that it is asked for, and none beside it",
+        )
+    # A limit that the cell reaches is kept and told, in either direction.
+    limit_a = 0.25 * high[2].current_a
+    limited = await cells.sweep_cell(0, last_row, last_column, [0.0, high_v, -high_v], limit_a)
+    require(
+        [one.in_compliance for one in limited] == [False, True, True],
+        "sweep_cell() says in_compliance where the limit determined the current, and only there",
+    )
+    kept = all(abs(one.current_a) < 1.5 * limit_a for one in limited if math.isfinite(one.current_a))
+    require(kept, f"sweep_cell() keeps its limit of {limit_a:g} A")
+
+
+def _check_curve(readings: list[Reading], levels_v: list[float]) -> None:
+    require(len(readings) == len(levels_v), "sweep_cell() gives one reading for each level")
+    for one, level_v in zip(readings, levels_v, strict=True):
+        require(isinstance(one, Reading), "sweep_cell() gives readings")
+        require(not one.in_compliance, "sweep_cell() without a limit of its own leaves room for the cell's current")
+        near = abs(one.voltage_v - level_v) <= 0.05 * max(abs(level) for level in levels_v)
+        require(near, f"sweep_cell(): voltage_v is across the cell, {level_v:g} V and not {one.voltage_v:g} V")
+    times_s = [one.time_s for one in readings]
+    require(times_s == sorted(times_s), "sweep_cell() measures in the order of the levels")
+    require(
+        readings[2].current_a > readings[1].current_a > 0.0 > readings[3].current_a,
+        "sweep_cell(): current_a flows from the word line to the bit line, positive for positive voltages",
     )
 
 

@@ -11,8 +11,9 @@ The checks program arrays and switch outputs on: run them on a simulator, or on 
 
 from __future__ import annotations
 
+from labrig.testing.axis_contract import check_axis
 from labrig.testing.board_contract import check_crossbar_board
 from labrig.testing.source_meter_contract import check_source_meter
 from labrig.testing.switch_matrix_contract import check_switch_matrix
 
-__all__ = ["check_crossbar_board", "check_source_meter", "check_switch_matrix"]
+__all__ = ["check_axis", "check_crossbar_board", "check_source_meter", "check_switch_matrix"]

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from labrig.testing.echo import marked_codes, marked_voltages
+from labrig_drivers.axis import Axis
 from labrig_drivers.crossbar import CrossbarBoard
 from labrig_drivers.scpi import ScpiChannel
 from labrig_drivers.source_meter import Reading, SourceMeter
@@ -168,6 +169,46 @@ class SourceMeterSubject:
             and abs(reading.current_a - current_a) <= _TOLERANCE * current_a
             and not reading.in_compliance
         )
+
+
+class AxisSubject:
+    """An axis that follows its set point at once and without noise: each question sets a value of its own and reads it.
+
+    Args:
+        make_axis: Makes a new, closed driver each time, of an axis without a hold time.
+        timeout_s: The driver's deadline of one exchange in s, and of an arrival.
+        name: How the table calls it.
+    """
+
+    period = 1
+
+    def __init__(self, make_axis: Callable[[], Axis], *, timeout_s: float, name: str = "axis") -> None:
+        self.name = name
+        # A set point, its look into the error queue and readings until it has arrived; the first may have to recover.
+        self.deadline_s = 2 * _CHANNEL_TIMEOUTS * timeout_s
+        self.opening_s = 2 * _CHANNEL_TIMEOUTS * timeout_s
+        self._make_axis = make_axis
+        self._axis: Axis | None = None
+
+    async def open(self) -> None:
+        """Connects and asks for the identity."""
+        axis = self._make_axis()
+        await axis.open()
+        self._axis = axis
+
+    async def ask(self, number: int) -> None:
+        """Moves to a value and compares what is read."""
+        assert self._axis is not None  # opened
+        target = self._axis.low + (self._axis.high - self._axis.low) * (number % _LEVELS) / _LEVELS
+        await self._axis.move_to(target)
+        found = (await self._axis.read()).value
+        if abs(found - target) > _TOLERANCE * max(abs(target), 1.0):
+            raise WrongAnswerError(f"at {target} {self._axis.unit} it read {found}")
+
+    async def close(self) -> None:
+        """Goes to the safe value and disconnects."""
+        if self._axis is not None:
+            await self._axis.close()
 
 
 class BoardSubject:

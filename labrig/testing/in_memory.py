@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from labrig.plans.base import Plan, ProgramPoint
+from labrig.plans.base import MvmPoint, Plan, ProgramPoint
 from labrig.plans.mvm import board_converters
 from labrig.portal import LoopPortal
 from labrig_calibration.dataset import MvmDataset
@@ -47,7 +47,7 @@ async def measure_dataset(board: CrossbarBoard, plan: Plan) -> dict[int, MvmData
         if isinstance(point, ProgramPoint):
             report = await board.program(point.array, point.conductance_s)
             writes.setdefault(point.array, []).append((point.conductance_s, report))
-        else:
+        elif isinstance(point, MvmPoint):
             result = await board.mvm(point.array, point.voltage_v)
             pattern = len(writes[point.array]) - 1
             blocks.setdefault(point.array, []).append((pattern, point.voltage_v, result))

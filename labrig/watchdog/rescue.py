@@ -24,8 +24,10 @@ from labrig_drivers.source_meter import SourceMeter
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 
-# The section of the one instrument that is no source-meter; grounding its lines is what its `close()` does.
+# The section of the board; grounding its lines is what its `close()` does.
 BOARD: Final = "board"
+# How the sections of axes begin.
+AXIS: Final = "axes."
 
 Say = Callable[[str], None]
 
@@ -73,7 +75,7 @@ class Report:
 
 
 async def rescue(specs: Sequence[InstrumentSpec], say: Say, patience_s: float, died_s: float) -> bool:
-    """Makes instruments safe: the source-meters first, then what they feed.
+    """Makes instruments safe: the source-meters first, then what they feed, and the axes.
 
     Args:
         specs: The instruments.
@@ -84,10 +86,10 @@ async def rescue(specs: Sequence[InstrumentSpec], say: Say, patience_s: float, d
     Returns:
         Whether everything is safe.
     """
-    meters = [spec for spec in specs if spec.section != BOARD]
-    boards = [spec for spec in specs if spec.section == BOARD]
+    others = [spec for spec in specs if spec.section == BOARD or spec.section.startswith(AXIS)]
+    meters = [spec for spec in specs if spec not in others]
     results: list[bool] = []
-    for group in (meters, boards):
+    for group in (meters, others):
         tried = (_Address(one, say, patience_s, died_s).make_safe() for one in _by_address(group))
         results += await asyncio.gather(*tried)
     return all(results)
@@ -153,16 +155,16 @@ class _Address:
 
 @runtime_checkable
 class _MakesSafe(Protocol):
-    """A board that has outputs which outlive its host."""
+    """An axis, or a board that has outputs which outlive its host."""
 
     async def make_safe(self) -> None:
-        """Switches off also what somebody else left on."""
+        """Ends also what somebody else left on."""
         ...
 
 
 async def _switch_off(instrument: object, spec: InstrumentSpec) -> None:
     """What closing alone does not do, since a driver leaves alone what it has not touched."""
-    if spec.section != BOARD:
-        await cast(SourceMeter, instrument).output_off()
-    elif isinstance(instrument, _MakesSafe):
+    if isinstance(instrument, _MakesSafe):
         await instrument.make_safe()
+    elif spec.section != BOARD:
+        await cast(SourceMeter, instrument).output_off()

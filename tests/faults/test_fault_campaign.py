@@ -21,7 +21,8 @@ from labrig.testing.fault_lane import cut_frames
 from labrig.testing.fault_plan import BLOCK_MENU, TEXT_LINE_MENU, TEXT_MENU, Fault, FaultMenu, FaultPlan, checked_menu
 from labrig.testing.fault_proxy import FaultProxy
 from labrig.testing.fault_report import CampaignReport, campaign_table
-from labrig.testing.fault_subjects import BoardSubject, ChannelSubject, SourceMeterSubject, Subject
+from labrig.testing.fault_subjects import AxisSubject, BoardSubject, ChannelSubject, SourceMeterSubject, Subject
+from labrig_drivers.axis_motion import AxisSettings
 from labrig_drivers.board_messages import Pong
 from labrig_drivers.board_protocol import encode
 from labrig_drivers.keithley2400 import Keithley2400
@@ -29,6 +30,7 @@ from labrig_drivers.keithley2450 import Keithley2450
 from labrig_drivers.keithley2600 import Keithley2600
 from labrig_drivers.keysight_b2900 import KeysightB2900
 from labrig_drivers.links import Link, SerialLink, TcpLink, VisaLink
+from labrig_drivers.mock.axis_controller import SetPointEvent, SimulatedAxisController
 from labrig_drivers.mock.board_server import BoardServer
 from labrig_drivers.mock.instrument_server import InstrumentServer, SimulatedInstrument
 from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
@@ -38,6 +40,7 @@ from labrig_drivers.mock.keysight_b2900 import SimulatedKeysightB2900
 from labrig_drivers.mock.loads import Load, ResistorLoad
 from labrig_drivers.mock.output_event import OutputEvent
 from labrig_drivers.scpi import ScpiChannel
+from labrig_drivers.scpi_axis import ScpiAxis
 from labrig_drivers.source_meter import SourceMeter
 from labrig_drivers.wire_board import WireBoard
 
@@ -47,6 +50,7 @@ HIGHEST_V, STEP_V = 5.0, 2.5
 TIMEOUT_S = 0.05
 # A serial line has to be silent for a tenth of a second before it counts as reopened.
 SERIAL_TIMEOUT_S = 0.3
+SAFE_T = 1.5
 # Where nothing is lost, nothing may run into its deadline, however loaded the machine is.
 PATIENT_S = 5.0
 # `close()` of a board waits three times for one second at most, then it disconnects all the same.
@@ -117,6 +121,27 @@ def complaints(events: list[OutputEvent]) -> list[str]:
 
 
 @asynccontextmanager
+async def axis_scene(*, timeout_s: float) -> AsyncIterator[Scene]:
+    settings = AxisSettings(
+        "field", "T", 1.0, 5.0, tolerance=1e-6, timeout_s=timeout_s, poll_s=1e-3, safe_value=SAFE_T, max_rate=1e4
+    )
+    events: list[SetPointEvent] = []
+    controller = SimulatedAxisController(2.0, low=0.0, high=6.0, lag_s=1e-9, quantity="FIELd", log=events.append)
+    async with InstrumentServer(controller) as server, FaultProxy(server.port) as proxy:
+
+        def axis() -> ScpiAxis:
+            link = TcpLink("127.0.0.1", proxy.port)
+            query = "MEAS:FIEL?"
+            return ScpiAxis(link, settings, set_command="SOUR:FIEL {value}", read_query=query, timeout_s=timeout_s)
+
+        def judge() -> list[str]:
+            found = [f"it was sent to {one}" for one in events if not 1.0 <= one.set_point <= 5.0]
+            return found if events[-1].set_point == SAFE_T else [*found, f"it was left at {events[-1]}"]
+
+        yield Scene(AxisSubject(axis, timeout_s=timeout_s, name="scpi-axis"), proxy, TEXT_MENU, rate=0.02, judge=judge)
+
+
+@asynccontextmanager
 async def channel_scene(kind: str, *, timeout_s: float) -> AsyncIterator[Scene]:
     async with EchoInstrument() as instrument, FaultProxy(instrument.port, serial=kind == "serial") as proxy:
 
@@ -180,6 +205,7 @@ SCENES: dict[str, Stage] = {
     **{name: partial(meter_scene, name) for name in METERS},
     **{f"{name} sweep": partial(meter_scene, name, sweep=True) for name in METERS},
     "scpi tcp": partial(channel_scene, "tcp"),
+    "scpi-axis": axis_scene,
     "wire-board": board_scene,
 }
 SLOW_SCENES: dict[str, Stage] = {

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from labrig.plans import StreamCapacity
 from labrig.recording import Recording, RecordingHeader
-from labrig.recording.file import Durability, RecordingFile
-from labrig.recording.opening import refusal_here
+from labrig.recording.file import BlockLabel, Durability, RecordingFile
 from labrig.recording.recovery import recover_recording
+from labrig.recording.refusal import refusal_here
 from labrig.recording.rows import read_rows
 from labrig.recording.write_trace import (
     SECTOR_BYTES,
@@ -59,6 +59,7 @@ def write_columns(index: int) -> dict[str, NDArray[np.generic]]:
         "programmed_at_s": np.array([float(index)]),
         "rms_error_s": np.array([1e-7]),
         "pulses": np.array([index]),
+        "board_write": np.array([index]),
     }
 
 
@@ -87,10 +88,10 @@ def record(medium: TracedMedium, capacity: StreamCapacity, durability: Durabilit
     for write in range(3):
         file.append_write(0, write_columns(write))
         promised.append(Acknowledged(len(operations), "rows", write + 1, BATCH * blocks, write))
-        file.append_mvms(0, mvm_columns(blocks), 3, bytes([blocks] * 16))
+        file.append_mvms(0, mvm_columns(blocks), BlockLabel(bytes([blocks] * 16), 3))
         file.append_supply(reading_columns(write))
         for index in range(blocks + 1, blocks + 4):
-            file.stage_mvms(0, mvm_columns(index), 3, bytes([index] * 16))
+            file.stage_mvms(0, mvm_columns(index), BlockLabel(bytes([index] * 16), 3))
         file.commit()
         blocks += 4
         promised.append(Acknowledged(len(operations), "rows", write + 1, BATCH * blocks, write + 1))

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from labrig.plans import StreamCapacity
 from labrig.recording import Recording, RecordingHeader, layout
-from labrig.recording.file import RecordingFile
+from labrig.recording.file import BlockLabel, RecordingFile
+from labrig.recording.journal import JOURNAL_DTYPE
 from labrig.recording.recovery import recover_recording
 from labrig.recording.rescue_report import RescueReport
 from labrig.recording.rows import RecordedArray, read_rows
@@ -43,7 +44,7 @@ ARRAYS = (0, 1)
 ROOMY = dict.fromkeys(ARRAYS, StreamCapacity(rows=300, writes=4, blocks=40))
 # Every stream outgrows it, so that rows of both arrays lie in turns.
 TIGHT = dict.fromkeys(ARRAYS, StreamCapacity(rows=10, writes=1, blocks=2))
-CHECKED_ENTRIES = "entry_crc32" in (layout.JOURNAL_DTYPE.names or ())
+CHECKED_ENTRIES = "entry_crc32" in (JOURNAL_DTYPE.names or ())
 Span = tuple[int, int]
 
 
@@ -93,6 +94,7 @@ def record(path: Path, capacity: dict[int, StreamCapacity], *, close: bool) -> N
                 "programmed_at_s": np.array([100.0 * write]),
                 "rms_error_s": np.array([1e-7]),
                 "pulses": np.array([write]),
+                "board_write": np.array([write]),
             }
             file.append_write(array, numbers)
             for block in range(6):
@@ -104,7 +106,7 @@ def record(path: Path, capacity: dict[int, StreamCapacity], *, close: bool) -> N
                     "saturated": ((code == -512) | (code == 511)).astype(np.uint8),
                     "time_s": 100.0 * write + 10.0 * block + np.arange(float(count)),
                 }
-                file.append_mvms(array, columns, 3 + block, rng.bytes(16))
+                file.append_mvms(array, columns, BlockLabel(rng.bytes(16), 3 + block, 1e9 + block, 1e9 + block + 0.5))
         values = {"time_s": 1e9 + write, "voltage_v": 1.8, "current_a": 0.01}
         reading: dict[str, NDArray[np.generic]] = {name: np.array([value]) for name, value in values.items()}
         file.append_supply(reading | {"in_compliance": np.array([0], np.uint8)})
@@ -446,7 +448,7 @@ def test_a_lost_write_takes_its_blocks_with_it_and_the_others_keep_theirs(worksh
     assert workshop.outcome(content, strict=True) == "all"
     report = recover_recording(workshop.folder / "damaged.h5", dry_run=True, refusal=lambda _: "")
     (array,) = [one for one in report.streams if one.path == "entry/array_0"]
-    assert array.reasons == {"their write is lost": array.lost}
+    assert array.reasons == {"their write or setting is lost": array.lost}
     assert set(array.again) == {point for point, block in truth.blocks.items() if block in with_write}
     (writes,) = [one for one in report.streams if one.path == "entry/array_0/writes"]
     assert (writes.committed, writes.rescued, writes.lost) == (3, 2, 1)
@@ -458,14 +460,16 @@ def test_memory_is_bounded_and_the_original_is_only_read(tmp_path: Path) -> None
     info = BoardInfo("SIM-1", 1, lines, lines, 4e-6, 5e-5, -0.3, 0.3, 8, 10, (1e-4,) * lines, 1e-5, 5e-3)
     capacity = {0: StreamCapacity(rows=blocks * batch, writes=1, blocks=blocks)}
     file = RecordingFile(path, HEADER, info, capacity, 4, "process")
-    numbers = {"programmed_at_s": np.array([0.0]), "rms_error_s": np.array([1e-7]), "pulses": np.array([1])}
+    numbers = {"programmed_at_s": np.array([0.0]), "rms_error_s": np.array([1e-7])}
+    numbers |= {"pulses": np.array([1]), "board_write": np.array([0])}
     file.append_write(0, {"target_conductance_s": np.full((1, lines, lines), 1e-5, np.float32), **numbers})
     rng = np.random.default_rng(0)
     voltage_v = rng.uniform(-0.3, 0.3, (batch, lines)).astype(np.float32)
     code = rng.integers(-500, 500, (batch, lines)).astype(np.int16)
     columns = {"voltage_v": voltage_v, "current_code": code, "saturated": np.zeros((batch, lines), np.uint8)}
     for number in range(blocks):
-        file.append_mvms(0, {**columns, "time_s": number + np.arange(batch) / batch}, 3, number.to_bytes(16, "big"))
+        label = BlockLabel(number.to_bytes(16, "big"), 3)
+        file.append_mvms(0, {**columns, "time_s": number + np.arange(batch) / batch}, label)
     file.close("finished")
     with path.open("r+b") as raw:
         raw.seek(path.stat().st_size // 2)

@@ -15,7 +15,7 @@ from labrig.config import parse_rig
 from labrig.events import BlockCommitted, Event, EventBus
 from labrig.plans import MvmCalibrationPlan
 from labrig.recording import Recording, RecordingHeader, RecordingWriter
-from labrig.recording.file import Columns, RecordingFile
+from labrig.recording.file import BlockLabel, Columns, RecordingFile
 from labrig.rig import Rig
 from labrig_drivers.crossbar import FloatArray, MvmResult
 from labrig_drivers.errors import StorageError
@@ -100,11 +100,11 @@ async def test_disk_that_fails_while_blocks_wait_ends_the_run(tmp_path: Path, mo
     stage = RecordingFile.stage_mvms
     staged = list[int]()
 
-    def full(self: RecordingFile, array: int, columns: Columns, kind: int, point_hash: bytes) -> int:
+    def full(self: RecordingFile, array: int, columns: Columns, label: BlockLabel, setting: int) -> int:
         if len(staged) == 5:
             raise OSError(28, "No space left on device")
         staged.append(array)
-        return stage(self, array, columns, kind, point_hash)
+        return stage(self, array, columns, label, setting)
 
     monkeypatch.setattr(RecordingFile, "stage_mvms", full)
     board, events = CountingBoard(ChipSettings(arrays=1, rows=8, columns=4, seed=5)), list[Event]()

@@ -26,10 +26,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_plan_of_the_how_to_page_is_measured_and_resumed(folder: Path) -> None:
+def example_of_the_page(part: str) -> str:
     page = (ROOT / "docs" / "how-to" / "your-own-plan.md").read_text()
-    (text,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    (folder / "corners.py").write_text(text)
+    (text,) = [one for one in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if part in one]
+    return str(text)
+
+
+def test_the_plan_of_the_how_to_page_is_measured_and_resumed(folder: Path) -> None:
+    (folder / "corners.py").write_text(example_of_the_page("class Corners"))
     own = ("--plan", "corners.py:Corners")
     result = sweep(*own, "--set", "repeats=6", "-o", "corners.h5")
     assert result.exit_code == 0, result.output
@@ -44,6 +48,65 @@ def test_the_plan_of_the_how_to_page_is_measured_and_resumed(folder: Path) -> No
     other = sweep(*own, "--set", "repeats=7", "--resume", "corners.h5")
     assert other.exit_code != 0
     assert "repeats" in str(other.exception)
+
+
+def test_the_adaptive_plan_of_the_page_finds_the_middle_of_the_range(folder: Path) -> None:
+    (folder / "half_scale.py").write_text(example_of_the_page("class HalfScale"))
+    result = sweep("--plan", "half_scale.py:HalfScale", "--set", "column=3", "-o", "half.h5")
+    assert result.exit_code == 0, result.output
+    with Recording.open("half.h5") as recording:
+        assert recording.header.plan == {"name": "half-scale", "column": 3, "steps": 8}
+        full_scale_a = recording.info.adc_full_scale_a[3]
+        current_a = recording.dataset(0).current_a[:, 3]
+    assert len(current_a) == 8
+    assert current_a[-1] == pytest.approx(0.5 * full_scale_a, rel=0.05)
+
+
+AXIS = """
+[axes.temperature]
+driver = "mock-axis"
+[axes.temperature.settings]
+quantity = "temperature"
+unit = "K"
+low = 280.0
+high = 360.0
+tolerance = 0.1
+"""
+
+
+def test_a_plan_runs_over_the_axes_of_the_rig(folder: Path) -> None:
+    (folder / "rig.toml").write_text(shipped_rig("mock").read_text() + AXIS)
+    options = ["--over", "temperature=290:310:3", "--visits", "2", "--random-order", "--settle", "5"]
+    plan = ["--plan", "canary", "--set", "repeats=1", "--set", "arrays=[0]"]
+    result = CliRunner().invoke(app, ["sweep", "rig.toml", *plan, *options, "-o", "warm.h5"])
+    assert result.exit_code == 0, result.output
+    assert "temperature at 3" in result.stderr
+    with Recording.open("warm.h5") as recording:
+        set_k = recording.column("entry/settings", "temperature_set").tolist()
+        assert recording.header.plan["settle_s"] == 5.0
+        assert recording.committed(0) == 6 * 16
+    assert sorted(set_k) == [290.0, 290.0, 300.0, 300.0, 310.0, 310.0]
+    assert set_k != [290.0, 300.0, 310.0] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--over", "temperature"], "expected NAME=VALUE,VALUE,... or NAME=FIRST:LAST:COUNT"),
+        (["--over", "temperature=1,2", "--over", "temperature=3"], "temperature was given twice"),
+        (["--over", "temperature=1:2"], "a range is FIRST:LAST:COUNT"),
+        (["--over", "temperature=warm"], "could not convert"),
+        (["--visits", "2", "--one-write"], "--visits: goes with --over, which is missing; --one-write"),
+        (["--over", "temperature=300"], "axis 'temperature' is not there"),
+        (["--over", "temperature=300", "--one-write", "--writes", "2"], "writes an array 2 times"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_axes_that_cannot_be_moved_are_refused_before_anything_is_made(options: list[str], said: str) -> None:
+    result = sweep("--plan", "mvm", *options)
+    assert result.exit_code != 0
+    assert said in str(result.exception) + result.output
+    assert not list(Path().iterdir())
 
 
 def test_a_built_in_plan_takes_options_by_name(folder: Path) -> None:

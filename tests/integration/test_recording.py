@@ -19,7 +19,7 @@ import xarray
 
 import labrig
 from labrig.plans import StreamCapacity
-from labrig.recording import Recording, RecordingHeader, RecordingWriter
+from labrig.recording import Recording, RecordingHeader, RecordingWriter, layout
 from labrig.recording.file import Durability, RecordingFile
 from labrig.recording.header import versions_now
 from labrig_drivers.crossbar import BoardInfo, MvmResult, ProgramReport
@@ -123,6 +123,7 @@ async def test_round_trip(tmp_path: Path, durability: Durability) -> None:
 async def test_everything_about_the_run_is_in_the_file(finished: Path) -> None:
     with Recording.open(finished) as recording:
         recording.verify()
+        assert recording.format_version == layout.FORMAT_VERSION
         assert recording.header == HEADER
         assert recording.info == INFO
         assert recording.status == "finished"
@@ -332,15 +333,20 @@ async def test_cancelled_creation_leaves_nothing(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
-async def test_recording_that_is_being_written_is_told(tmp_path: Path) -> None:
+async def test_recording_that_is_being_written_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    program = "import sys, labrig; labrig.Recording.open(sys.argv[1])"
-    async with await create(path):
+    async with await create(path) as writer:
+        await writer.append_write(0, target(0), report(0))
+        await append(writer, 0, 0)
         pipe = asyncio.subprocess.PIPE
-        reader = await asyncio.create_subprocess_exec(sys.executable, "-c", program, path, stderr=pipe)
-        _, errors = await reader.communicate()
-    assert b"StorageError" in errors
-    assert b"it is still being written" in errors
+        command = [sys.executable, "-m", "labrig", "show", str(path)]
+        reader = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+        shown, errors = await reader.communicate()
+        assert (reader.returncode, errors) == (0, b"")
+        assert b"running" in shown
+        assert b"not yet" in shown
+        assert b"8 MVMs, 1 writes" in shown
+        assert await append(writer, 0, 1) == 16
 
 
 @pytest.mark.parametrize("text", ["", "ü" * 20_000, "x" * 300_000])

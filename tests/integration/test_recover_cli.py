@@ -20,7 +20,7 @@ from labrig.cli import app
 from labrig.config import parse_rig
 from labrig.events import BlockCommitted, Event, EventBus
 from labrig.plans import MvmCalibrationPlan
-from labrig.recording import Recording, opening
+from labrig.recording import Recording, refusal
 from labrig.recording.recovery import recover_recording
 from labrig.recording.rows import read_rows
 from labrig.recording.table import locate_table
@@ -254,19 +254,19 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(copy: Path, tmp_path: Pa
 def test_whether_hdf5_opens_a_file_is_asked_of_another_process(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert opening.refusal_of(copy) == ""
+    assert refusal.refusal_of(copy) == ""
     (tmp_path / "text.h5").write_text("hello")
-    assert "is not an HDF5 file" in opening.refusal_of(tmp_path / "text.h5")
+    assert "is not an HDF5 file" in refusal.refusal_of(tmp_path / "text.h5")
     crashing = tmp_path / "python"
     crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
     crashing.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crashing))
-    assert opening.refusal_of(copy) == "HDF5 crashes on it (signal 11)"
+    assert refusal.refusal_of(copy) == "HDF5 crashes on it (signal 11)"
     # What HDF5 does not open is damaged, though every row is right: all of it is rescued.
     report = recover_recording(copy, tmp_path / "rescued.h5")
     assert (report.exit_code, report.faults) == (0, ("HDF5: HDF5 crashes on it (signal 11)",))
     with Recording.open(tmp_path / "rescued.h5") as new, Recording.open(copy) as old:
         np.testing.assert_array_equal(read_rows(new, 0).code, read_rows(old, 0).code)
     crashing.write_text("#!/bin/sh\nexec sleep 20\n")
-    monkeypatch.setattr(opening, "_PATIENCE_S", 0.05)
-    assert "comes to no end" in opening.refusal_of(copy)
+    monkeypatch.setattr(refusal, "_PATIENCE_S", 0.05)
+    assert "comes to no end" in refusal.refusal_of(copy)

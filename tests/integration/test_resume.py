@@ -2,23 +2,33 @@
 
 import asyncio
 import collections
+import dataclasses
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from labrig.acquisition import RunSummary, run_sweep
 from labrig.config import RigConfig, parse_rig
-from labrig.events import BlockCommitted, Event, EventBus
+from labrig.events import BlockCommitted, Event, EventBus, Message
 from labrig.plans import MvmCalibrationPlan, MvmPoint
 from labrig.recording import Recording
-from labrig.rig import open_rig
+from labrig.recording.rows import read_rows
+from labrig.rig import Rig, open_rig
+from labrig.run_control import RunControl
 from labrig_drivers.errors import StorageError
+from labrig_drivers.mock.board import MockBoard
+from labrig_drivers.mock.chip import ChipSettings
+from labrig_drivers.mock.clock import ChipClock, WallClock
 
 PLAN = MvmCalibrationPlan(writes=2, seed=1, batch=64)
 
@@ -107,16 +117,99 @@ async def test_a_resumed_run_holds_the_points_of_the_plan_each_once(tmp_path: Pa
             assert (dataset.age_s >= 0.0).all()
 
 
-async def test_what_is_left_of_a_write_is_measured_on_a_new_one_of_the_same_target(tmp_path: Path) -> None:
-    path = tmp_path / "run.h5"
-    await interrupted(path, 4)
-    summary = await sweep(path, resume=True)
-    assert summary.writes == 4  # two writes on each of two arrays, the interrupted one made anew
+@pytest.mark.parametrize("stops", [[1], [4], [3, 1, 5], [20, 15]])
+async def test_on_the_mock_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    tmp_path: Path, stops: list[int]
+) -> None:
+    path, whole = tmp_path / "run.h5", tmp_path / "whole.h5"
+    await sweep(whole)
+    for number, stop in enumerate(stops):
+        await interrupted(path, stop, resume=number > 0)
+    await sweep(path, resume=True)
+    with Recording.open(path) as resumed, Recording.open(whole) as uninterrupted:
+        for array in uninterrupted.arrays:
+            assert resumed.point_hashes(array) == uninterrupted.point_hashes(array)
+            one, other = read_rows(resumed, array), read_rows(uninterrupted, array)
+            for field in dataclasses.fields(one):
+                np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+@dataclass
+class Bench:
+    """A chip that lives on while the program does not, and whose clock follows the wall."""
+
+    clock: ChipClock = dataclasses.field(default_factory=lambda: ChipClock(WallClock()))
+    board: MockBoard = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.replace_chip()
+
+    def replace_chip(self) -> None:
+        self.board = MockBoard(ChipSettings(seed=1, arrays=2, rows=8, columns=4), clock=self.clock)
+
+    async def sweep(
+        self, path: Path, *, resume: bool = True, stop_after: int | None = None
+    ) -> tuple[RunSummary, list[str]]:
+        """A run, new or resumed; stopped at a checkpoint after some blocks. Returns its messages too."""
+        control, said, blocks = RunControl(), list[str](), 0
+
+        def listen(event: Event) -> None:
+            nonlocal blocks
+            if isinstance(event, Message):
+                said.append(event.text)
+            if isinstance(event, BlockCommitted):
+                blocks += 1
+                if blocks == stop_after:
+                    control.stop()
+
+        bus = EventBus()
+        bus.subscribe(listen)
+        summary = await run_sweep(Rig(rig(), self.board, {}), PLAN, path, bus, resume=resume, control=control)
+        return summary, said
+
+
+async def test_what_is_left_of_a_write_that_is_still_there_is_measured_on_it(tmp_path: Path) -> None:
+    bench, path = Bench(), tmp_path / "run.h5"
+    await bench.sweep(path, resume=False, stop_after=4)
+    summary, said = await bench.sweep(path)
+    assert summary.writes == 3  # two writes on each of two arrays, less the one that was there
+    assert said == ["array 0: goes on with its write 0, which is still there"]
+    with Recording.open(path) as recording:
+        dataset = recording.dataset(0)
+    assert dataset.writes == 2
+    assert (np.diff(dataset.age_s[dataset.pattern == 0]) > 0.0).all()
+
+
+async def reprogrammed(bench: Bench) -> None:
+    async with bench.board:
+        await bench.board.program(0, np.full((8, 4), 2e-5))
+
+
+async def replaced(bench: Bench) -> None:
+    bench.replace_chip()
+
+
+async def replaced_and_programmed(bench: Bench) -> None:
+    """The board counts as many writes as before, but they are not the recorded ones."""
+    bench.replace_chip()
+    await reprogrammed(bench)
+
+
+@pytest.mark.parametrize("meanwhile", [reprogrammed, replaced, replaced_and_programmed])
+async def test_what_is_left_of_a_write_that_is_gone_is_measured_on_a_new_one_of_the_same_target(
+    tmp_path: Path, meanwhile: Callable[[Bench], Awaitable[None]]
+) -> None:
+    bench, path = Bench(), tmp_path / "run.h5"
+    await bench.sweep(path, resume=False, stop_after=4)
+    await meanwhile(bench)
+    summary, said = await bench.sweep(path)
+    assert (summary.writes, said) == (4, [])
     with Recording.open(path) as recording:
         dataset = recording.dataset(0)
     assert dataset.writes == 3
     np.testing.assert_array_equal(dataset.target_conductance_s[0], dataset.target_conductance_s[1])
     assert (dataset.target_conductance_s[1] != dataset.target_conductance_s[2]).any()
+    assert committed(path) == collections.Counter(point.hash for point in await planned_points(rig()))
 
 
 async def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
@@ -172,3 +265,17 @@ def test_a_killed_sweep_is_resumed_by_the_command(tmp_path: Path) -> None:
     both = subprocess.run(conflicting, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert both.returncode == 2
     assert "give one of them" in both.stderr
+
+
+async def test_a_recording_that_is_still_being_written_is_not_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    await sweep(path, stop_after=2)
+    with path.open("r+b") as file:
+        # As HDF5 does in the program that writes it.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with h5py.File(path, "r+", locking=False) as recording:
+            recording["entry/status"][()] = b"running"
+        before = path.read_bytes()
+        with pytest.raises(StorageError, match="is being written by another program; resume it when that has ended"):
+            await sweep(path, resume=True)
+    assert path.read_bytes() == before

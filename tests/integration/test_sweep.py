@@ -16,7 +16,7 @@ from labrig.acquisition import acquire, run_sweep
 from labrig.config import RigConfig, parse_rig, shipped_rig
 from labrig.energy_meter import EnergyMeter
 from labrig.events import Alarm, BlockCommitted, Event, EventBus, RunFinished, RunStarted, SupplyRead
-from labrig.plans import MvmCalibrationPlan, ProgramPoint
+from labrig.plans import MvmCalibrationPlan, MvmPoint, ProgramPoint
 from labrig.recording import Recording, RecordingHeader, RecordingWriter, read_mvms
 from labrig.rig import Rig, RigError, open_rig
 from labrig_drivers.crossbar import FloatArray, MvmResult, ProgramReport
@@ -216,6 +216,7 @@ async def test_recorded_rows_are_what_the_board_answers_to_the_plan(bench: Bench
                     await board.program(point.array, point.conductance_s)
                     assert np.array_equal(data.target_conductance_s[point.write], point.conductance_s)
                     continue
+                assert isinstance(point, MvmPoint)
                 result = await board.mvm(array, point.voltage_v)
                 rows = slice(row, row + len(point.voltage_v))
                 assert np.array_equal(data.voltage_v[rows], point.voltage_v)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from labrig.plans import StreamCapacity
 from labrig.recording import RecordingHeader, layout
-from labrig.recording.file import RecordingFile
+from labrig.recording.file import BlockLabel, RecordingFile
 from labrig.recording.journal_entries import entry_crc32
 from labrig.recording.verification import VerifyReport, verify_recording
 from labrig_drivers.crossbar import BoardInfo
@@ -35,7 +35,8 @@ def record(path: Path, *, close: bool = True) -> None:
     for write in range(2):
         target_s = rng.uniform(4e-6, 5e-5, (1, ROWS, COLUMNS)).astype(np.float32)
         numbers = {"programmed_at_s": np.array([100.0 * write]), "rms_error_s": np.array([1e-7])}
-        file.append_write(0, {"target_conductance_s": target_s, "pulses": np.array([3]), **numbers})
+        numbers |= {"pulses": np.array([3]), "board_write": np.array([write])}
+        file.append_write(0, {"target_conductance_s": target_s, **numbers})
         for block in range(3):
             code = rng.integers(-512, 512, (BATCH, COLUMNS)).astype(np.int16)
             columns: dict[str, NDArray[np.generic]] = {
@@ -44,7 +45,7 @@ def record(path: Path, *, close: bool = True) -> None:
                 "saturated": ((code == -512) | (code == 511)).astype(np.uint8),
                 "time_s": 100.0 * write + 10.0 * block + np.arange(float(BATCH)),
             }
-            file.append_mvms(0, columns, block, bytes([write, block] * 8))
+            file.append_mvms(0, columns, BlockLabel(bytes([write, block] * 8), block))
     for second in range(3):
         values = {"time_s": 1e9 + second, "voltage_v": 1.8, "current_a": 0.1}
         reading: dict[str, NDArray[np.generic]] = {name: np.array([value]) for name, value in values.items()}

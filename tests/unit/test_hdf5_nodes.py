@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from labrig.plans import StreamCapacity
 from labrig.recording import RecordingHeader
 from labrig.recording.damaged_file import DamagedFile
-from labrig.recording.file import RecordingFile
+from labrig.recording.file import BlockLabel, RecordingFile
 from labrig.recording.file_bytes import FileBytes, StructureError
 from labrig.recording.found_streams import StreamFinder
 from labrig.recording.hdf5_messages import attribute_of, messages_in
@@ -44,7 +44,8 @@ def record(path: Path, rows: int = 4000, *, close: bool = True) -> Path:
     for array in capacity:
         for write in range(2):
             target_s = rng.uniform(4e-6, 5e-5, (1, ROWS, COLUMNS)).astype(np.float32)
-            numbers = {"programmed_at_s": np.array([1.0]), "rms_error_s": np.array([1e-7]), "pulses": np.array([write])}
+            numbers = {"programmed_at_s": np.array([1.0]), "rms_error_s": np.array([1e-7])}
+            numbers |= {"pulses": np.array([write]), "board_write": np.array([write])}
             file.append_write(array, {"target_conductance_s": target_s, **numbers})
             for _ in range(10):
                 code = rng.integers(-512, 512, (50, COLUMNS)).astype(np.int16)
@@ -54,7 +55,7 @@ def record(path: Path, rows: int = 4000, *, close: bool = True) -> Path:
                     "saturated": (np.abs(code + 0.5) > 511).astype(np.uint8),
                     "time_s": np.arange(50.0),
                 }
-                file.append_mvms(array, block, 3, rng.bytes(16))
+                file.append_mvms(array, block, BlockLabel(rng.bytes(16), 3))
     if close:
         file.close("finished")
     else:

@@ -24,7 +24,8 @@ LONGEST_TEST_LINES = 600
 
 TRAIN_EXTRA = {"torch", "scipy", "sklearn"}
 REPORT_EXTRA = {"jinja2", "plotly"}
-NOT_FOR_DRIVERS = TRAIN_EXTRA | REPORT_EXTRA | {"h5py", "pydantic", "typer", "rich", "labrig"}
+EXPORT_EXTRA = {"h5netcdf", "pyarrow"}
+NOT_FOR_DRIVERS = TRAIN_EXTRA | REPORT_EXTRA | EXPORT_EXTRA | {"h5py", "pydantic", "typer", "rich", "labrig"}
 
 # Written in pieces so that this file does not trip over itself.
 REGISTRY_HOSTS = tuple(
@@ -97,13 +98,14 @@ def test_drivers_load_nothing_that_a_driver_author_does_not_need() -> None:
         ["labrig"],
         ["labrig.cli"],
         ["labrig.config", "labrig.rig", "labrig.plans", "labrig.recording", "labrig.acquisition"],
+        ["labrig.export", "labrig.recording.compaction", "labrig.reports.overview", "labrig.reports.terminal"],
         ["labrig_calibration", "labrig_calibration.dataset", "labrig_calibration.stimulus"],
         ["labrig_surrogates"],
     ],
     ids=lambda modules: modules[0],
 )
 def test_base_install_needs_no_extra(modules: list[str]) -> None:
-    assert not loaded_by(modules) & (TRAIN_EXTRA | REPORT_EXTRA)
+    assert not loaded_by(modules) & (TRAIN_EXTRA | REPORT_EXTRA | EXPORT_EXTRA)
 
 
 def test_calibration_design_loads_numpy_only() -> None:

@@ -15,7 +15,6 @@ from labrig.plans import (
     CanaryDesign,
     MvmPoint,
     Plan,
-    Point,
     ProgramPoint,
     ReadNoiseDesign,
     ScheduleDesign,
@@ -56,8 +55,11 @@ DESIGNS: list[ScheduleDesign] = [
 ]
 
 
-async def points_of(plan: Plan, info: BoardInfo = INFO) -> list[Point]:
-    return [point async for point in plan.points(info)]
+async def points_of(plan: Plan, info: BoardInfo = INFO) -> list[ProgramPoint | MvmPoint]:
+    points = [point async for point in plan.points(info)]
+    found = [point for point in points if isinstance(point, ProgramPoint | MvmPoint)]
+    assert len(found) == len(points)
+    return found
 
 
 def vectors_of(design: ScheduleDesign, array: int = 0, write: int = 0) -> np.ndarray:

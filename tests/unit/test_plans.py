@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from labrig.plans import MvmCalibrationPlan, MvmPoint, Point, ProgramPoint, plan_by_name
+from labrig.plans import MvmCalibrationPlan, MvmPoint, ProgramPoint, plan_by_name
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import CapabilityError, ConfigError
 
@@ -29,8 +29,11 @@ INFO = BoardInfo(
 )
 
 
-async def points_of(plan: MvmCalibrationPlan, info: BoardInfo = INFO) -> list[Point]:
-    return [point async for point in plan.points(info)]
+async def points_of(plan: MvmCalibrationPlan, info: BoardInfo = INFO) -> list[ProgramPoint | MvmPoint]:
+    points = [point async for point in plan.points(info)]
+    found = [point for point in points if isinstance(point, ProgramPoint | MvmPoint)]
+    assert len(found) == len(points)
+    return found
 
 
 async def test_capacity_is_what_the_points_need() -> None:

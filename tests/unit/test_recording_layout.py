@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from labrig.plans import StreamCapacity
+from labrig.plans.base import BesideCapacity
 from labrig.recording import RecordingHeader
 from labrig.recording.header import board_info_from_json, board_info_to_json, versions_now
 from labrig.recording.layout import (
@@ -18,10 +19,9 @@ from labrig.recording.layout import (
     crc32_of,
     file_size,
     mvm_stream,
-    supply_stream,
-    write_stream,
 )
 from labrig.recording.nodes import text_attribute
+from labrig.recording.run_streams import run_streams
 from labrig.recording.structure import create_file
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.instrument import Identity
@@ -57,13 +57,12 @@ HEADER = RecordingHeader(
 @pytest.mark.parametrize("rows", [1, 1000, 100_000])
 def test_metadata_lies_in_front_of_every_row(tmp_path: Path, rows: int) -> None:
     capacity = {array: StreamCapacity(rows=rows, writes=2, blocks=max(1, rows // 100)) for array in (0, 1)}
-    streams = [mvm_stream(array, INFO, one) for array, one in capacity.items()]
-    streams += [write_stream(array, INFO, one) for array, one in capacity.items()]
-    streams.append(supply_stream(500))
+    beside = BesideCapacity(axes={"temperature": (290.0, 300.0)}, settings=rows, curves=rows, readings=10 * rows)
+    streams = run_streams(INFO, capacity, 500, beside, {"temperature": "K"})
     path = tmp_path / "run.h5"
-    create_file(path, HEADER, INFO, capacity, streams).close()
+    create_file(path, HEADER, INFO, streams).close()
 
-    size = file_size(streams, capacity, len(HEADER.rig_toml))
+    size = file_size(streams, streams.journals.values(), len(HEADER.rig_toml))
     assert path.stat().st_size <= size.metadata_bytes + size.data_bytes
     # Everything behind the metadata is lost, and only its length is restored, as on a disk that lost its last writes.
     whole = path.read_bytes()

@@ -16,9 +16,10 @@ from labrig.cleanup import finish
 from labrig.guarded_board import GuardedBoard
 from labrig.guarded_source_meter import CURRENT_RAMP_STEPS, RAMP_STEP_S, GuardedSourceMeter
 from labrig.safety import BoardEnvelope, BoardLimits, SourceEnvelope, SourceLimits
+from labrig_drivers.capabilities import CELL_SWEEP, READ_CONDUCTANCE, TEMPERATURE, TRANSPOSED_MVM
 from labrig_drivers.errors import CapabilityError, LinkLostError, SafetyError, StateError
 from labrig_drivers.instrument import Identity
-from labrig_drivers.mock.board import MockBoard
+from labrig_drivers.mock.board import MOCK_CAPABILITIES, MockBoard
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_drivers.source_meter import Reading, SourceKind
 
@@ -402,3 +403,47 @@ async def test_limits_of_one_array_apply_to_it_alone() -> None:
         with pytest.raises(SafetyError, match=r"4 word line voltages exceed board\.arrays\.1\.safety"):
             await board.mvm(1, np.full((1, 4), 0.15))
     assert driven == ["watched"]
+
+
+async def test_only_what_passes_the_guard_is_declared_behind_it() -> None:
+    for declared, behind in (
+        (MOCK_CAPABILITIES, {CELL_SWEEP, READ_CONDUCTANCE, TEMPERATURE}),
+        (frozenset({TRANSPOSED_MVM}), set()),
+    ):
+        guarded = GuardedBoard(MockBoard(ChipSettings(rows=4, columns=2), capabilities=declared), BOARD)
+        async with guarded:
+            assert guarded.info.capabilities == behind
+            if TEMPERATURE in behind:
+                assert await guarded.temperature_k() == 300.0
+            else:
+                with pytest.raises(CapabilityError, match="does not declare 'temperature'"):
+                    await guarded.temperature_k()
+                with pytest.raises(CapabilityError, match="does not declare 'cell-sweep'"):
+                    await guarded.sweep_cell(0, 0, 0, [0.1])
+
+
+async def test_a_sweep_of_a_cell_is_held_against_every_limit() -> None:
+    driven: list[str] = []
+
+    async def before_drive() -> None:
+        driven.append("watched")
+
+    envelope = BoardEnvelope(BOARD.limits, sources=SourceLimits("safety", max_current_a=1e-4, max_power_w=1e-5))
+    inner = MockBoard(ChipSettings(rows=4, columns=2), capabilities=MOCK_CAPABILITIES)
+    async with GuardedBoard(inner, envelope, before_drive) as board:
+        await inner.program(0, np.full((4, 2), 1e-5))
+        assert await board.temperature_k() == 300.0
+        with pytest.raises(SafetyError) as caught:
+            await board.sweep_cell(0, 3, 1, [0.1, -0.4], 2e-4)
+        assert caught.value.reasons == (
+            "1 levels outside -0.3 to 0.3 V, or not finite",
+            "1 word line voltages exceed safety.max_read_voltage_v = 0.2 V (largest 0.4 V)",
+            "0.0002 A exceeds safety.max_current_a = 0.0001 A",
+            "8e-05 W exceeds safety.max_power_w = 1e-05 W",
+        )
+        with pytest.raises(CapabilityError):
+            await board.sweep_cell(0, 4, 0, [0.1])
+        assert driven == []
+        readings = await board.sweep_cell(0, 3, 1, [0.1, -0.2], 5e-5)
+        assert [one.voltage_v for one in readings] == [0.1, -0.2]
+        assert driven == ["watched"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TypeVar
@@ -145,3 +145,16 @@ async def settle(future: asyncio.Future[T]) -> asyncio.CancelledError | None:
         except asyncio.CancelledError as error:
             cancelled = error
     return cancelled
+
+
+async def undivided(work: Coroutine[object, object, T]) -> T:
+    """Runs `work` to its end; a cancellation that comes meanwhile is raised after it, unless it failed itself.
+
+    For exchanges: cut in two, one would leave a link that cannot switch off at once.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = await settle(task)
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from types import TracebackType
 from typing import Self
@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labrig_drivers.capabilities import (
+    CELL_SWEEP,
     READ_CONDUCTANCE,
     TEMPERATURE,
     TRANSPOSED_MVM,
+    check_cell_sweep_request,
     check_transposed_request,
     require_capability,
 )
+from labrig_drivers.commanded import COMMANDED, PastWrite
 from labrig_drivers.crossbar import (
     BoardInfo,
     MvmResult,
@@ -29,6 +32,7 @@ from labrig_drivers.instrument import ExpectedIdentity, Identity
 from labrig_drivers.mock.chip import ChipSettings, MeasuredBatch, SimulatedArray, WrittenArray
 from labrig_drivers.mock.clock import Clock, CommandedClock
 from labrig_drivers.mock.supply import SupplyPin
+from labrig_drivers.source_meter import Reading
 
 FloatArray = NDArray[np.float64]
 
@@ -38,9 +42,16 @@ _IDLE_CURRENT_A = 4e-3
 _CONVERTER_POWER_W = 15e-3
 _PROGRAMMING_POWER_W = 40e-3
 _PULSES_PER_CELL = 8
+# Compliance limit of the source-meters that measure single cells.
+_CELL_LIMIT_A = 1e-3
 
-MOCK_CAPABILITIES = frozenset({READ_CONDUCTANCE, TEMPERATURE, TRANSPOSED_MVM})
+MOCK_CAPABILITIES = frozenset({CELL_SWEEP, READ_CONDUCTANCE, TEMPERATURE, TRANSPOSED_MVM})
 """Everything that a `MockBoard` can be asked to offer."""
+USUAL_CAPABILITIES = frozenset({READ_CONDUCTANCE, TEMPERATURE})
+"""What it offers where nobody asks: what a board with sensors but without access to single cells has."""
+
+# What the guard of a rig lets through.
+_IN_A_RIG = frozenset({CELL_SWEEP, READ_CONDUCTANCE, TEMPERATURE})
 
 
 class MockBoard:
@@ -56,8 +67,7 @@ class MockBoard:
             feeds itself.
         expected: Identity that `open()` demands.
         name: How messages call this board.
-        capabilities: What it declares, out of `MOCK_CAPABILITIES`. By default only what the wire protocol and the
-            guards of a rig carry as well.
+        capabilities: What it declares, out of `MOCK_CAPABILITIES`.
 
     Raises:
         ConfigError: A capability that a mock cannot offer.
@@ -71,13 +81,13 @@ class MockBoard:
         minimum_supply_v: float | None = None,
         expected: ExpectedIdentity | None = None,
         name: str = "mock-board",
-        capabilities: frozenset[str] = frozenset({READ_CONDUCTANCE}),
+        capabilities: frozenset[str] = USUAL_CAPABILITIES,
     ) -> None:
         if unknown := sorted(capabilities - MOCK_CAPABILITIES):
             raise ConfigError(f"{name}: a mock offers no {', '.join(unknown)}, only {sorted(MOCK_CAPABILITIES)}")
-        self.capabilities = capabilities
         self.settings = settings or ChipSettings()
         self.clock: Clock = clock or CommandedClock()
+        self.capabilities = capabilities | ({COMMANDED} if isinstance(self.clock, CommandedClock) else set())
         self.name = name
         self._expected = expected or ExpectedIdentity()
         self._minimum_supply_v = minimum_supply_v
@@ -91,15 +101,26 @@ class MockBoard:
     def from_settings(cls, settings: Mapping[str, object], expected: ExpectedIdentity, name: str) -> MockBoard:
         """Makes a board from the `[board.settings]` table of a rig file.
 
+        Its keys are the fields of `ChipSettings`, and `capabilities`: a list of names out of `MOCK_CAPABILITIES`.
+
         Raises:
-            ConfigError: A key is not a field of `ChipSettings`, or its value has the wrong type; all faults at once.
+            ConfigError: A key is none of these, or its value has the wrong type; all faults at once.
         """
         known = {field.name: _number_type(field) for field in fields(ChipSettings)}
         faults = []
         values: dict[str, int | float] = {}
+        capabilities = _IN_A_RIG
         for key, value in settings.items():
-            if key not in known:
-                faults.append(f"board.settings.{key}: unknown key; known are {', '.join(sorted(known))}")
+            if key == "capabilities":
+                if isinstance(value, list) and MOCK_CAPABILITIES.issuperset(map(str, value)):
+                    capabilities = frozenset(map(str, value))
+                else:
+                    faults.append(
+                        f"board.settings.capabilities: {value!r} is not a list out of {sorted(MOCK_CAPABILITIES)}"
+                    )
+            elif key not in known:
+                names = ", ".join(sorted({*known, "capabilities"}))
+                faults.append(f"board.settings.{key}: unknown key; known are {names}")
             elif isinstance(value, bool) or not isinstance(value, int | float):
                 faults.append(f"board.settings.{key}: {value!r} is not a number")
             elif known[key] is int and not isinstance(value, int):
@@ -108,7 +129,8 @@ class MockBoard:
                 values[key] = known[key](value)
         if faults:
             raise ConfigError("\n".join(faults))
-        return cls(ChipSettings(**values), expected=expected, name=name)  # type: ignore[arg-type]
+        chip = ChipSettings(**values)  # type: ignore[arg-type]
+        return cls(chip, expected=expected, name=name, capabilities=capabilities)
 
     @property
     def chip_id(self) -> str:
@@ -219,10 +241,59 @@ class MockBoard:
         measure = self._arrays[array].mvm_transposed
         return self._measured(measure, array, written, line_v, self.transposed_full_scale_a)
 
+    async def sweep_cell(
+        self, array: int, row: int, column: int, voltage_v: Sequence[float], limit_a: float | None = None
+    ) -> list[Reading]:
+        """Measures the I-V curve of one cell; see `CellSweep`."""
+        check_cell_sweep_request(self.info, array, row, column, voltage_v, limit_a, _CELL_LIMIT_A)
+        written = self._demand_written(array)
+        self._demand_supply("sweep_cell")
+        level_v = np.asarray(voltage_v, dtype=np.float64)
+        reading_s, start_s = self.settings.cell_reading_s, self.clock.now_s()
+        middle_s = start_s + 0.5 * len(level_v) * reading_s
+        cell_a = self._arrays[array].sweep_cell(written, (row, column), level_v, middle_s, self._next_request(array))
+        self.clock.spend(len(level_v) * reading_s)
+        limit_a = _CELL_LIMIT_A if limit_a is None else limit_a
+        readings = []
+        for index, (one_v, one_a) in enumerate(zip(level_v.tolist(), cell_a.tolist(), strict=True), start=1):
+            # The part of the level that drives the limit through the cell and its wires.
+            share = min(1.0, limit_a / abs(one_a)) if one_a else 1.0
+            readings.append(
+                Reading(share * one_v, share * one_a, in_compliance=share < 1.0, time_s=start_s + index * reading_s)
+            )
+        return readings
+
     async def temperature_k(self) -> float:
         """Temperature of the chip in K; see `TemperatureSensor`."""
         require_capability(self.info, TEMPERATURE)
         return self.settings.temperature_k
+
+    async def now_s(self) -> float:
+        """The board's clock in s; see `CommandedBoard`."""
+        return self.clock.now_s()
+
+    async def let_pass(self, duration_s: float) -> None:
+        """Moves the clock on; see `CommandedBoard`."""
+        self._commanded_clock().advance(duration_s)
+
+    async def restore(self, now_s: float, writes: Sequence[PastWrite]) -> None:
+        """Puts the chip where it was; see `CommandedBoard`."""
+        clock = self._commanded_clock()
+        for one in writes:
+            check_program_request(self.info, one.array, one.conductance_s)
+        self._written = [None] * self.settings.arrays
+        self._requests = [0] * self.settings.arrays
+        for one in writes:
+            target_s = np.asarray(one.conductance_s, dtype=np.float64)
+            self._written[one.array] = self._arrays[one.array].program(target_s, one.write_index, one.time_s)
+            # The read-back that ends a programming is a request too.
+            self._requests[one.array] = one.requests + 1
+        clock.set(now_s)
+
+    def _commanded_clock(self) -> CommandedClock:
+        require_capability(self.info, COMMANDED)
+        assert isinstance(self.clock, CommandedClock)
+        return self.clock
 
     def set_supply_voltage(self, voltage_v: float) -> None:
         """Tells the board what its array supply pin sees, in V."""

@@ -35,7 +35,8 @@ from labrig_drivers.board_messages import (
     info_to_json,
 )
 from labrig_drivers.board_protocol import PROTOCOL_VERSION, BoardFraming, decode_verified, encode, request_id_of
-from labrig_drivers.capabilities import FLOATING_LINES, STREAMING, TEMPERATURE, TRANSPOSED_MVM
+from labrig_drivers.capabilities import CELL_SWEEP, FLOATING_LINES, STREAMING, TEMPERATURE, TRANSPOSED_MVM
+from labrig_drivers.commanded import COMMANDED
 from labrig_drivers.crossbar import CrossbarBoard, MvmResult, check_mvm_request
 from labrig_drivers.errors import CapabilityError, LinkError, ProtocolError, SafetyError, StateError
 from labrig_drivers.mock.event_log import BoardEvent, BoardEventKind
@@ -43,7 +44,7 @@ from labrig_drivers.mock.ports import Port, PtyPort, TcpPort
 
 _KEPT_KEYS: Final = 1024
 # The protocol has no message for these, so a host could not use them.
-_NOT_CARRIED: Final = frozenset({TRANSPOSED_MVM, FLOATING_LINES, TEMPERATURE})
+_NOT_CARRIED: Final = frozenset({TRANSPOSED_MVM, FLOATING_LINES, TEMPERATURE, CELL_SWEEP, COMMANDED})
 _FAULT_TEXT_LENGTH: Final = 1000
 # A host that takes no byte of an answer for so long is gone, also for a board that has no limit on silence.
 _STUCK_S: Final = 10.0

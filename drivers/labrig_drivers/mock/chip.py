@@ -17,7 +17,7 @@ from labrig_drivers.mock.nodal import transfer_matrix
 FloatArray = NDArray[np.float64]
 
 # Tags that keep the streams of random numbers apart.
-_DEVICES, _PROGRAMMING, _READING, _VERIFYING, _TRANSPOSED = 1, 2, 3, 4, 5
+_DEVICES, _PROGRAMMING, _READING, _VERIFYING, _TRANSPOSED, _SWEEPING = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class ChipSettings:
         mvm_latency_s: Time in s of one MVM on the chip.
         program_latency_s: Time in s of one programming of an array.
         temperature_k: What a temperature sensor on the chip reads, in K; nothing else depends on it.
+        cell_reading_s: Time in s that source-meters take for one reading of a single cell.
     """
 
     seed: int = 1
@@ -81,6 +82,7 @@ class ChipSettings:
     mvm_latency_s: float = 10e-6
     program_latency_s: float = 5e-3
     temperature_k: float = 300.0
+    cell_reading_s: float = 20e-3
 
 
 def programming_sigma_s(target_s: FloatArray, conductance_max_s: float, scale: float) -> FloatArray:
@@ -196,6 +198,21 @@ class SimulatedArray:
         variance += settings.conductance_noise**2 * (line_v**2 @ transfer_s**2) + settings.amplifier_noise_a**2
         current_a = current_a + np.sqrt(variance) * rng.standard_normal(current_a.shape)
         return self._converted(current_a, float((line_v**2 @ transfer_s.sum(axis=1)).mean()))
+
+    def sweep_cell(
+        self, written: WrittenArray, cell: tuple[int, int], level_v: FloatArray, time_s: float, request: int
+    ) -> FloatArray:
+        """Current in A through one cell at each level, as source-meters at the ends of its two lines see it.
+
+        They stand in for the converters and amplifiers of the chip, so levels are not rounded, and the columns' gains,
+        offsets and curves have no part in it. With all other lines grounded the cell and its wires are ohmic.
+        """
+        settings = self._settings
+        rng = self._generator(_SWEEPING, written.write, request)
+        transfer_s = transfer_matrix(self.conductance_s(written, time_s), settings.wire_ohm, settings.wire_ohm)
+        current_a = level_v * transfer_s[cell]
+        variance = settings.shot_noise_a * np.abs(current_a) + (settings.conductance_noise * current_a) ** 2
+        return np.asarray(current_a + np.sqrt(variance) * rng.standard_normal(current_a.shape))
 
     def _converted(self, current_a: FloatArray, power_w: float) -> MeasuredBatch:
         """What the output converters make of currents."""

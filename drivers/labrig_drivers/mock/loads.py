@@ -11,6 +11,8 @@ from typing import Protocol
 _THERMAL_VOLTAGE_V = 0.025852
 # exp() of more than this is beyond any current that a source-meter can limit.
 _LARGEST_EXPONENT = 200.0
+# How far beyond its level a source-meter at its limit is looked for, in V.
+_FIRST_PUSH_V, _LARGEST_PUSH_V = 0.1, 300.0
 # Halvings of 210 V until nothing of a double is left.
 _BISECTIONS = 80
 
@@ -91,6 +93,12 @@ def at_voltage(load: Load, level_v: float, limit_a: float, start_s: float, stop_
         return Terminals(level_v, current_a, in_compliance=False)
     held_a = math.copysign(limit_a, current_a)
     low_v, high_v = sorted((0.0, level_v))
+    # A load with sources of its own pushes the terminals beyond that.
+    step_v = max(abs(level_v), _FIRST_PUSH_V)
+    while load.current_a(low_v, start_s, stop_s) > held_a and low_v > -_LARGEST_PUSH_V:
+        low_v, step_v = low_v - step_v, 2.0 * step_v
+    while load.current_a(high_v, start_s, stop_s) < held_a and high_v < _LARGEST_PUSH_V:
+        high_v, step_v = high_v + step_v, 2.0 * step_v
     voltage_v = _voltage_at(lambda v: load.current_a(v, start_s, stop_s), held_a, low_v, high_v)
     return Terminals(voltage_v, held_a, in_compliance=True)
 

@@ -8,6 +8,7 @@ A crossbar board is served by `BoardServer`.
 
 from __future__ import annotations
 
+from labrig_drivers.mock.axis_controller import SimulatedAxisController
 from labrig_drivers.mock.board_server import BoardServer
 from labrig_drivers.mock.instrument_server import InstrumentServer, run_at_once
 from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
@@ -25,6 +26,7 @@ __all__ = [
     "Load",
     "OutputEvent",
     "ResistorLoad",
+    "SimulatedAxisController",
     "SimulatedKeithley2400",
     "SimulatedKeithley2450",
     "SimulatedKeithley2600",

@@ -1,0 +1,54 @@
+"""`labrig export`: a recording as netCDF, CSV, Parquet or NumPy files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labrig.commands.interruptible import interruptible
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording (HDF5).", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="The new file; its suffix says the format: .nc, .csv, .parquet or .npz.",
+            show_default=False,
+        ),
+    ],
+    kind: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="netcdf, csv, parquet or npz, whatever the suffix.")
+    ] = None,
+    array: Annotated[int | None, typer.Option(metavar="N", help="Only this array and its writes.")] = None,
+    stream: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this stream, such as array_0, array_0/writes or supply; repeatable."),
+    ] = None,
+) -> None:
+    """Write the committed rows of a recording in another format, after checking every one of them.
+
+    CSV and Parquet files hold one stream each: OUT itself with one --stream, else OUT with the name of each stream in
+    it, such as run.array_0.csv.
+
+    Example: labrig export run.h5 -o run.nc
+    """
+    from labrig.commands.byte_steps import byte_steps
+    from labrig.export import export_recording
+
+    with interruptible(), byte_steps() as steps:
+        paths = export_recording(
+            file,
+            output,
+            kind=kind,
+            array=array,
+            names=stream or [],
+            progress=lambda done, total: steps("exporting", done, total),
+        )
+    for path in paths:
+        print(path)

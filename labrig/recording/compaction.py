@@ -1,0 +1,253 @@
+"""A compact copy of a recording: the rows that count, compressed, in chunks that suit a reader."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from labrig.recording import layout
+from labrig.recording.contents import Contents, reading
+from labrig.recording.header import utc_now
+from labrig.recording.output_file import OutputFile, in_thread
+from labrig.recording.trusted import held, trusted
+from labrig.recording.walk import COPY_ATTRIBUTES, SCALE_ATTRIBUTES, ContentDigest, Item, sha256, walk
+from labrig.recording.whole_files import WholeFiles, refusals
+from labrig_drivers.errors import StorageError
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many bytes of it are done, and how many there are."""
+
+# Measured on recordings of the simulated chip: see docs/decisions. Every HDF5 has these filters.
+_GZIP_LEVEL = 1
+# The least cache of a chunk in any HDF5 is 1 MiB; a reader that takes one row unpacks one chunk of each dataset.
+_CHUNK_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What became of a recording.
+
+    Attributes:
+        path: The compact copy.
+        before_bytes: Size of the recording.
+        after_bytes: Size of the copy.
+        sha256: Hash of the content, which both have; the copy holds it in its attribute `content_sha256`.
+    """
+
+    path: Path
+    before_bytes: int
+    after_bytes: int
+    sha256: str
+
+
+def compact(source: Path, target: Path, progress: Progress = lambda *_: None) -> Compaction:
+    """Writes a compact copy of a recording: only committed rows, compressed and with a checksum of each chunk.
+
+    Everything else is as it was: attributes, axes, journal, so that the copy is read like the recording. It is compared
+    with the recording before it gets its name. The recording is not touched.
+
+    Args:
+        source: The recording; nobody may be writing to it.
+        target: The copy; it must not exist.
+        progress: Told about each block.
+
+    Raises:
+        StorageError: The recording cannot be read, is damaged, or is being written; the target exists or cannot be
+            written; or the copy differs. No copy is left.
+    """
+    refused = refusals([target])
+    if not source.is_file():
+        refused.insert(0, f"{source}: there is no such file")
+    if refused:
+        raise StorageError("; ".join(refused))
+    with trusted(source) as (_, contents), WholeFiles() as files:
+        part = files.part(target)
+        original = contents.file
+        with reading(source):
+            if COPY_ATTRIBUTES & set(original.attrs):
+                raise StorageError(f"{source}: is compact already; copy it as it is")
+            items = list(walk(original))
+        total = sum(item.content_bytes for item in items)
+
+        def work(check: Callable[[], None]) -> str:
+            digest = _copy(source, original, items, part, _Steps("compacting", total, progress, check))
+            _compare(part, digest, _Steps("checking", total, progress, check), target)
+            return digest
+
+        digest = in_thread(work)
+        return Compaction(target, source.stat().st_size, part.stat().st_size, digest)
+
+
+def content_sha256(path: Path, progress: Progress = lambda *_: None) -> str:
+    """SHA-256 of everything that counts in a recording: values, types, attributes, axes; the same for a compact copy.
+
+    Raises:
+        StorageError: It cannot be read, or is being written.
+    """
+    with held(path), Contents.open(path) as contents, reading(path):
+        items = list(walk(contents.file))
+        return sha256(items, _Steps("hashing", sum(item.content_bytes for item in items), progress))
+
+
+class _Steps:
+    """Adds up what was done, and ends it when it has to end."""
+
+    def __init__(self, name: str, total: int, progress: Progress, check: Callable[[], None] = lambda: None) -> None:
+        self._name, self._total, self._progress, self._check = name, total, progress, check
+        self._done = 0
+
+    def __call__(self, count: int) -> None:
+        self._check()
+        self._done += count
+        self._progress(self._name, self._done, self._total)
+
+
+def _copy(path: Path, source: h5py.File, items: Sequence[Item], part: Path, steps: _Steps) -> str:
+    """Copies all that counts; returns its hash, of what was read."""
+    digest = ContentDigest()
+    places: dict[int, str] = {}
+    with contextlib.closing(OutputFile(part)) as output:
+        with h5py.File(output, "w") as target:
+            for item in items:
+                with reading(path):
+                    digest.begin(item)
+                    _create(source, target, item)
+                if isinstance(item.node, h5py.Dataset) and item.same_as is None:
+                    places[h5py.h5o.get_info(item.node.id).addr] = item.path
+                    for count in _fill(path, target, item, digest):
+                        output.check()
+                        steps(count)
+            with reading(path):
+                for item in items:
+                    _attach_scales(target, item, places)
+            target.attrs["content_sha256"] = digest.hexdigest()
+            target.attrs["compacted_utc"] = utc_now()
+            target.attrs["compacted_by"] = f"labrig {version('labrig')}"
+        output.check()
+    return digest.hexdigest()
+
+
+def _create(source: h5py.File, target: h5py.File, item: Item) -> None:
+    """Makes an object without values and axes."""
+    node = item.node
+    name = item.path.encode()
+    if item.path == "":
+        _copy_attributes(node, target)
+    elif item.same_as is not None:
+        target[item.path] = target[item.same_as]
+    elif isinstance(node, (h5py.SoftLink, h5py.ExternalLink)):
+        target[item.path] = node
+    elif isinstance(node, h5py.Group):
+        h5py.h5g.create(target.id, name, gcpl=node.id.get_create_plist())
+        _copy_attributes(node, target[item.path])
+    elif item.rows is not None:
+        _create_table(target, item)
+        _copy_attributes(node, target[item.path])
+    elif item.path.endswith(f"/{layout.COMMITTED}"):
+        _create_counter(target, item)
+        _copy_attributes(node, target[item.path])
+    else:
+        options = h5py.h5p.create(h5py.h5p.OBJECT_COPY)
+        options.set_copy_object(h5py.h5o.COPY_WITHOUT_ATTR_FLAG)
+        h5py.h5o.copy(source.id, name, target.id, name, options)
+        _copy_attributes(node, target[item.path])
+
+
+def _create_table(target: h5py.File, item: Item) -> None:
+    """A dataset of rows, compressed; it can be extended as the recording's can."""
+    dataset, rows = item.node, item.rows
+    assert isinstance(dataset, h5py.Dataset)
+    assert rows is not None
+    row_shape = tuple(int(length) for length in dataset.shape[1:])
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((_chunk_rows(item), *row_shape))
+    properties.set_fill_value(np.asarray(dataset.fillvalue, dtype=dataset.dtype))
+    properties.set_shuffle()
+    properties.set_deflate(_GZIP_LEVEL)
+    properties.set_fletcher32()
+    space = h5py.h5s.create_simple((rows, *row_shape), (h5py.h5s.UNLIMITED, *row_shape))
+    h5py.h5d.create(target.id, item.path.encode(), dataset.id.get_type(), space, properties)
+
+
+def _chunk_rows(item: Item) -> int:
+    row_bytes = item.content_bytes // max(1, item.rows or 0)
+    return max(1, min(item.rows or 0, _CHUNK_BYTES // max(1, row_bytes)))
+
+
+def _create_counter(target: h5py.File, item: Item) -> None:
+    """The counter of a stream, inside its own header: it has no place in the file that a writer could count at."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.COMPACT)
+    counter = item.node.id
+    h5py.h5d.create(target.id, item.path.encode(), counter.get_type(), counter.get_space(), properties)
+    target[item.path][()] = item.node[()]
+
+
+def _copy_attributes(source: h5py.Group | h5py.Dataset | h5py.Datatype, target: h5py.Group | h5py.Dataset) -> None:
+    for name in source.attrs:
+        if name in SCALE_ATTRIBUTES:
+            continue
+        attribute = source.attrs.get_id(name)
+        kind = attribute.get_type()
+        copy = h5py.h5a.create(target.id, name.encode(), kind, attribute.get_space())
+        if attribute.get_space().get_simple_extent_type() != h5py.h5s.NULL:
+            value = np.empty(attribute.shape, dtype=attribute.dtype)
+            attribute.read(value, mtype=kind)
+            copy.write(value, mtype=kind)
+
+
+def _fill(path: Path, target: h5py.File, item: Item, digest: ContentDigest) -> Iterator[int]:
+    """Copies the rows of an object, and adds what was read to the hash; yields the bytes of each block."""
+    # Left open and filled chunk by chunk: a chunk that is closed half full would be unpacked again.
+    table = None if item.rows is None else target[item.path]
+    blocks = item.blocks(_chunk_rows(item))
+    start = 0
+    while True:
+        with reading(path):
+            block = next(blocks, None)
+        if block is None:
+            return
+        digest.add(block)
+        if table is not None:
+            table[start : start + len(block)] = block
+            start += len(block)
+        yield block.nbytes
+
+
+def _attach_scales(target: h5py.File, item: Item, places: dict[int, str]) -> None:
+    dataset = item.node
+    if not isinstance(dataset, h5py.Dataset) or item.same_as is not None or not dataset.shape:
+        return
+    copy = target[item.path]
+    if dataset.is_scale:
+        _make_scale(copy, dataset)
+        return
+    for axis in range(len(dataset.shape)):
+        for scale in dataset.dims[axis].values():
+            other = target[places[h5py.h5o.get_info(scale.id).addr]]
+            if not other.is_scale:
+                _make_scale(other, scale)
+            copy.dims[axis].attach_scale(other)
+
+
+def _make_scale(copy: h5py.Dataset, scale: h5py.Dataset) -> None:
+    if not copy.is_scale:
+        copy.make_scale(h5py.h5ds.get_scale_name(scale.id).decode())
+
+
+def _compare(part: Path, digest: str, steps: _Steps, target: Path) -> None:
+    """Reads the copy back, as any reader would.
+
+    Raises:
+        StorageError: It is not what was read from the recording.
+    """
+    with reading(target), h5py.File(part, "r") as copy:
+        found = sha256(walk(copy), steps)
+    if found != digest:
+        raise StorageError(f"{target}: the copy is not what the recording holds; is the disk in order? None was left")

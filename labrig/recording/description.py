@@ -1,0 +1,81 @@
+"""What the texts of a recording say, read once when it is opened."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+
+from labrig.recording import layout
+from labrig.recording.header import RecordingHeader, board_info_from_json
+from labrig.recording.nodes import group_at, text_attribute
+from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.errors import StorageError
+from labrig_drivers.instrument import Identity
+
+
+class ForeignFileError(StorageError):
+    """The file says that it is something else than this labrig can read."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a recording says about itself.
+
+    Attributes:
+        format_version: Version of its layout, as `1.0`.
+        header: What was known before the run.
+        info: The board that was measured.
+        arrays: The arrays that it was made for.
+    """
+
+    format_version: str
+    header: RecordingHeader
+    info: BoardInfo
+    arrays: tuple[int, ...]
+
+
+def describe(path: Path, file: h5py.File) -> Description:
+    """Reads the texts.
+
+    Args:
+        path: The file, for messages.
+        file: The same, open.
+
+    Raises:
+        StorageError: It is no labrig recording, or comes from a newer labrig.
+        KeyError: Something is missing; other errors where it is not what it should be.
+    """
+    version = _format_version(path, file)
+    names = [str(name) for name in group_at(file, "entry")]
+    return Description(
+        format_version=version,
+        header=RecordingHeader(
+            rig_name=text_attribute(file, "rig_name"),
+            rig_toml=text_attribute(file, "rig_toml"),
+            plan=json.loads(text_attribute(file, "plan")),
+            identities={name: Identity(**one) for name, one in json.loads(text_attribute(file, "identities")).items()},
+            settings=json.loads(text_attribute(file, "settings")),
+            started_utc=text_attribute(file, "started_utc"),
+            versions=json.loads(text_attribute(file, "versions")),
+            git_commit=text_attribute(file, "git_commit"),
+        ),
+        info=board_info_from_json(text_attribute(file, "board_info")),
+        arrays=tuple(sorted(int(name.removeprefix("array_")) for name in names if name.startswith("array_"))),
+    )
+
+
+def _format_version(path: Path, file: h5py.File) -> str:
+    if "file_format" not in file.attrs:
+        raise StorageError(f"{path}: is an HDF5 file, but does not say that it is a labrig recording")
+    if (file_format := text_attribute(file, "file_format")) != layout.FILE_FORMAT:
+        raise ForeignFileError(f"{path}: is an HDF5 file, but no labrig recording (file_format is {file_format!r})")
+    version = text_attribute(file, "format_version")
+    if version.partition(".")[0] != str(layout.FORMAT_MAJOR):
+        raise ForeignFileError(
+            f"{path}: has format version {version!r}, this labrig reads {layout.FORMAT_MAJOR}.x; "
+            "read it with the labrig that wrote it, or update"
+        )
+    return version

@@ -1,0 +1,65 @@
+"""What all HTML pages share: how a figure looks, and how a page gets onto the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+import plotly.graph_objects as go
+
+from labrig_drivers.errors import StorageError
+
+_SCRIPT = "plotly.min.js"
+
+
+def new_figure(title: str, x_title: str, y_title: str, *, height: int = 360) -> go.Figure:
+    """An empty figure in the style of all pages."""
+    figure = go.Figure()
+    figure.update_layout(
+        title={"text": title, "font": {"size": 15}},
+        xaxis_title=x_title,
+        yaxis_title=y_title,
+        template="simple_white",
+        height=height,
+        margin={"l": 60, "r": 20, "t": 50, "b": 50},
+        legend={"orientation": "h", "y": 1.08, "x": 1.0, "xanchor": "right"},
+    )
+    return figure
+
+
+def embedded(figure: go.Figure) -> str:
+    """A figure as HTML that draws itself with the script beside the page."""
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, default_width="100%", config={"responsive": True, "displaylogo": False}
+    )
+    return html
+
+
+def write_page(path: Path, template: Path, **content: object) -> None:
+    """Fills a template and writes the page, with the plotting script once beside it (`plotly.min.js`).
+
+    Args:
+        path: Where the page goes; one that is there is replaced.
+        template: A jinja2 template.
+        **content: What it shows.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(template.read_text(encoding="utf-8")).render(**content)
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        _write_plotting_script(path.parent / _SCRIPT)
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise StorageError(f"{path}: the page cannot be written ({error.strerror})") from error
+
+
+def _write_plotting_script(path: Path) -> None:
+    from plotly.offline import get_plotlyjs
+
+    if not path.exists():
+        path.write_text(get_plotlyjs(), encoding="utf-8")
