@@ -76,6 +76,13 @@ def qcodes(session: nox.Session) -> None:
     session.run("pytest", "tests/integration/test_qcodes_simulators.py", *session.posargs)
 
 
+@nox.session(python="3.11")
+def viewers(session: nox.Session) -> None:
+    """Recordings in programs that never heard of labrig: silx, and the checker of the NeXus committee's definitions."""
+    session.install("-c", "constraints.txt", "-e", ".[test]", "silx>=3", "nexusformat>=2")
+    session.run("pytest", "tests/integration/test_recording_viewers.py", *session.posargs)
+
+
 @nox.session(python="3.12")
 def aihwkit(session: nox.Session) -> None:
     """The aihwkit board on the real toolkit; its wheels start at Python 3.12, so the constraints are left out."""

@@ -110,11 +110,11 @@ async def run_sweep(
         # Leaving: first the supply, then the file, then the instruments.
         async with writer:
             control = control or RunControl()
-            control.watch(rig_conditions(opened))
-            await wait_until_clear(opened, bus, control)
-            async with opened.powered():
-                await _note_settings(opened, writer, bus)
-                summary = await acquire(opened, plan, writer, bus, progress=progress, control=control)
+            with control.watching(rig_conditions(opened)):
+                await wait_until_clear(opened, bus, control)
+                async with opened.powered():
+                    await _note_settings(opened, writer, bus)
+                    summary = await acquire(opened, plan, writer, bus, progress=progress, control=control)
             await writer.close(summary.status)
             return summary
 

@@ -83,8 +83,9 @@ class SupplyFeed:
         self._control = control or RunControl()
         self._meter: EnergyMeter | None = None
         self._earlier_j = 0.0
-        self._watcher: asyncio.Task[list[str]] | None = None
-        self._switching_off = False
+        self._watcher: asyncio.Task[None] | None = None
+        # Why the watcher switches off, or has done so.
+        self._noticed: list[str] = []
         self._compliance = ComplianceWatch.of_rig(rig.config)
 
     async def __aenter__(self) -> Self:
@@ -152,9 +153,11 @@ class SupplyFeed:
     async def _pause(self, reasons: list[str]) -> None:
         """Supply down (done already where the watcher saw it first), wait, supply up."""
         started_s = time.monotonic()
-        noticed = await self._stop_watcher()
-        self._bus.publish(RunPaused(_said(reasons or noticed)))
+        await self._stop_watcher()
+        reasons = reasons or self._noticed or await self._taken_away_by()
         await self._switch_off()
+        # Now it is true that the supply is off.
+        self._bus.publish(RunPaused(_said(reasons)))
         while True:
             self._rest()
             await _until_clear(self._rig, self._control, self._reasons)
@@ -173,7 +176,7 @@ class SupplyFeed:
         self._bus.publish(RunResumed(time.monotonic() - started_s))
 
     async def _start(self) -> None:
-        self._switching_off = False
+        self._noticed = []
         compliance = self._compliance
         if self._rig.supply is not None:
             if compliance is not None:
@@ -186,15 +189,13 @@ class SupplyFeed:
         if self._rig.config.interlocks or compliance is not None:
             self._watcher = asyncio.create_task(self._watch(), name="labrig-interlocks")
 
-    async def _watch(self) -> list[str]:
-        """Returns what took the supply away, with the supply off."""
-        while True:
+    async def _watch(self) -> None:
+        """Switches off when an interlock is open or the supply at its limit, and ends."""
+        while not self._noticed:
             await self._until_next_look()
-            if reasons := await self._taken_away_by():
-                # An answer that comes during the ramp counts no more.
-                self._switching_off = True
-                await self._switch_off()
-                return reasons
+            # Before the ramp: an answer that comes during it counts no more.
+            self._noticed = await self._taken_away_by()
+        await self._switch_off()
 
     async def _until_next_look(self) -> None:
         if self._compliance is None:
@@ -245,16 +246,17 @@ class SupplyFeed:
     def _went_off(self) -> bool:
         """Whether the supply is off or about to be, or the watcher failed to see."""
         limited = self._compliance is not None and self._compliance.reason() is not None
-        return limited or self._switching_off or (self._watcher is not None and self._watcher.done())
+        return limited or bool(self._noticed) or (self._watcher is not None and self._watcher.done())
 
-    async def _stop_watcher(self) -> list[str]:
+    async def _stop_watcher(self) -> None:
         """Ends the watcher, never in the middle of switching off; raises what it failed with."""
         watcher, self._watcher = self._watcher, None
         if watcher is None:
-            return []
+            return
         watcher.cancel()
         await finish(_ended(watcher))
-        return [] if watcher.cancelled() else watcher.result()
+        if not watcher.cancelled():
+            watcher.result()
 
 
 async def _reasons(rig: Rig, control: RunControl) -> list[str]:
@@ -269,12 +271,12 @@ async def _until_clear(rig: Rig, control: RunControl, speaks_against: Callable[[
         await asyncio.sleep(every_s)
 
 
-async def _ended(task: asyncio.Task[list[str]]) -> None:
+async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
 
 
 def _opened(names: list[str]) -> str:
-    return f"interlock {', '.join(names) or '?'} is open"
+    return f"interlock {', '.join(names)} is open"
 
 
 def _said(reasons: list[str]) -> str:

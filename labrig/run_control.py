@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -47,17 +48,19 @@ class RunControl:
         """Time in s between two looks while the run is suspended."""
         return min((one.poll_s for one in self._conditions), default=0.1)
 
-    def add_conditions(self, conditions: Sequence[Condition]) -> None:
-        """Adds what else must hold, such as the conditions of the rig file."""
-        self._conditions += tuple(conditions)
+    @contextmanager
+    def watching(self, conditions: Sequence[Condition]) -> Iterator[None]:
+        """Looks at more conditions, such as those of the rig file, for as long as the block lasts."""
+        own = self._conditions
+        self._conditions = (*own, *conditions)
+        try:
+            yield
+        finally:
+            self._conditions = own
 
     def stop(self) -> None:
         """Ends the run at the next checkpoint, for good; a paused one too."""
         self._stopping = True
-
-    def watch(self, conditions: Sequence[Condition]) -> None:
-        """Adds conditions that must hold from now on, such as those of a rig file."""
-        self._conditions += tuple(conditions)
 
     def pause(self, reason: str = "on request") -> None:
         """Holds the run at the next checkpoint until `resume()`."""
@@ -74,4 +77,5 @@ class RunControl:
             fault = await condition.fault()
             if fault is not None:
                 found.append(f"{condition.name}: {fault}")
-        return found
+        # Two who look at the same thing say it once.
+        return list(dict.fromkeys(found))

@@ -50,17 +50,17 @@ def show(
             _print_energy(console, file)
         if plot is None:
             return
-        from labrig.reports.pictures import array_pictures, supply_picture
+        from labrig.reports.pictures import pictures
 
-        arrays, supply = array_pictures(recording, contents), supply_picture(recording)
+        shown = pictures(recording, contents)
     if plot == _TERMINAL:
         from labrig.reports.terminal import draw
 
-        draw(console, arrays, supply)
+        draw(console, shown)
         return
     from labrig.reports.recording_page import write_recording_page
 
-    write_recording_page(Path(plot), facts, arrays, supply)
+    write_recording_page(Path(plot), facts, shown)
     print(f"{plot}: open it in a browser")
 
 
@@ -78,6 +78,8 @@ def _print(console: Console, facts: Overview) -> None:
     for stream in facts.streams:
         streams.add_row(stream.name, str(stream.rows), size(stream.stored_bytes), ", ".join(stream.columns))
     console.print(streams)
+    if not facts.arrays:
+        return
     arrays = Table("array", "saturated", "board clock", "MVMs by kind", title="arrays")
     for one in facts.arrays:
         arrays.add_row(str(one.array), one.saturated_text, one.clock_text, one.kinds_text)

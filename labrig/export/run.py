@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
 
 from labrig.export.tables import Content, Table, about, tables_of
 from labrig.extras import MissingExtraError, demand_extra
@@ -42,14 +41,6 @@ FORMATS: Mapping[str, Format] = {
     "parquet": Format("labrig.export.as_parquet", (".parquet", ".pq"), needs_extra=True, one_table=True),
     "npz": Format("labrig.export.as_npz", (".npz",), needs_extra=False, one_table=False),
 }
-
-
-class FormatModule(Protocol):
-    """What the module of a format offers."""
-
-    def write(self, part: Path, content: Content) -> None:
-        """Fills a file that is there and empty."""
-        ...
 
 
 def export_recording(
@@ -109,7 +100,7 @@ def export_recording(
         if faults:
             raise StorageError("; ".join(faults))
         facts = about(recording, contents, tables)
-        module: FormatModule = import_module(chosen.module)
+        write = _writer(chosen)
         with WholeFiles() as files:
             parts = {path: files.part(path) for path in targets}
 
@@ -117,7 +108,7 @@ def export_recording(
                 steps.check = check
                 for path, share in targets.items():
                     if share:
-                        module.write(parts[path], Content(tuple(share), facts, bare_names=array is not None))
+                        write(parts[path], Content(tuple(share), facts, bare_names=array is not None))
                     else:
                         parts[path].write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -155,6 +146,12 @@ def format_of(output: Path, kind: str | None) -> Format:
         if output.suffix.lower() in one.suffixes:
             return one
     raise StorageError(f"{output}: its suffix says no format; there are: {known}; or choose one with --format")
+
+
+def _writer(kind: Format) -> Callable[[Path, Content], None]:
+    """The function that fills a file of a format, which is there and empty."""
+    write: Callable[[Path, Content], None] = import_module(kind.module).write
+    return write
 
 
 def _targets(output: Path, kind: Format, tables: Sequence[Table], *, single: bool) -> dict[Path, list[Table]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +14,10 @@ import numpy as np
 from labrig.recording import layout
 from labrig.recording.contents import Contents, reading
 from labrig.recording.header import utc_now
+from labrig.recording.nodes import dataset_at
 from labrig.recording.output_file import OutputFile, in_thread
 from labrig.recording.trusted import held, trusted
-from labrig.recording.walk import COPY_ATTRIBUTES, SCALE_ATTRIBUTES, ContentDigest, Item, sha256, walk
+from labrig.recording.walk import COPY_ATTRIBUTES, SCALE_ATTRIBUTES, ContentDigest, Item, Node, place_of, sha256, walk
 from labrig.recording.whole_files import WholeFiles, refusals
 from labrig_drivers.errors import StorageError
 
@@ -111,18 +112,18 @@ class _Steps:
 def _copy(path: Path, source: h5py.File, items: Sequence[Item], part: Path, steps: _Steps) -> str:
     """Copies all that counts; returns its hash, of what was read."""
     digest = ContentDigest()
-    places: dict[int, str] = {}
+    places: dict[tuple[int, ...], str] = {}
     with contextlib.closing(OutputFile(part)) as output:
         with h5py.File(output, "w") as target:
             for item in items:
                 with reading(path):
                     digest.begin(item)
                     _create(source, target, item)
-                if isinstance(item.node, h5py.Dataset) and item.same_as is None:
-                    places[h5py.h5o.get_info(item.node.id).addr] = item.path
-                    for count in _fill(path, target, item, digest):
-                        output.check()
-                        steps(count)
+                if item.dataset is not None:
+                    places[place_of(item.dataset)] = item.path
+                for count in _fill(path, target, item, digest):
+                    output.check()
+                    steps(count)
             with reading(path):
                 for item in items:
                     _attach_scales(target, item, places)
@@ -135,35 +136,29 @@ def _copy(path: Path, source: h5py.File, items: Sequence[Item], part: Path, step
 
 def _create(source: h5py.File, target: h5py.File, item: Item) -> None:
     """Makes an object without values and axes."""
-    node = item.node
-    name = item.path.encode()
-    if item.path == "":
-        _copy_attributes(node, target)
-    elif item.same_as is not None:
-        target[item.path] = target[item.same_as]
-    elif isinstance(node, (h5py.SoftLink, h5py.ExternalLink)):
-        target[item.path] = node
-    elif isinstance(node, h5py.Group):
-        h5py.h5g.create(target.id, name, gcpl=node.id.get_create_plist())
-        _copy_attributes(node, target[item.path])
-    elif item.rows is not None:
-        _create_table(target, item)
-        _copy_attributes(node, target[item.path])
-    elif item.path.endswith(f"/{layout.COMMITTED}"):
-        _create_counter(target, item)
-        _copy_attributes(node, target[item.path])
+    node, path = item.node, item.path
+    if path == "":
+        _copy_attributes(source, target)
+        return
+    if item.same_as is not None:
+        target[path] = target[item.same_as]
+        return
+    if node is None:
+        target[path] = item.link
+        return
+    if isinstance(node, h5py.Group):
+        h5py.h5g.create(target.id, path.encode(), gcpl=node.id.get_create_plist())
+    elif item.dataset is not None and item.rows is not None:
+        _create_table(target, item, item.dataset, item.rows)
+    elif item.dataset is not None and path.endswith(f"/{layout.COMMITTED}"):
+        _create_counter(target, path, item.dataset)
     else:
-        options = h5py.h5p.create(h5py.h5p.OBJECT_COPY)
-        options.set_copy_object(h5py.h5o.COPY_WITHOUT_ATTR_FLAG)
-        h5py.h5o.copy(source.id, name, target.id, name, options)
-        _copy_attributes(node, target[item.path])
+        source.copy(node, target, path, without_attrs=True)
+    _copy_attributes(node, target[path])
 
 
-def _create_table(target: h5py.File, item: Item) -> None:
+def _create_table(target: h5py.File, item: Item, dataset: h5py.Dataset, rows: int) -> None:
     """A dataset of rows, compressed; it can be extended as the recording's can."""
-    dataset, rows = item.node, item.rows
-    assert isinstance(dataset, h5py.Dataset)
-    assert rows is not None
     row_shape = tuple(int(length) for length in dataset.shape[1:])
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk((_chunk_rows(item), *row_shape))
@@ -180,16 +175,15 @@ def _chunk_rows(item: Item) -> int:
     return max(1, min(item.rows or 0, _CHUNK_BYTES // max(1, row_bytes)))
 
 
-def _create_counter(target: h5py.File, item: Item) -> None:
+def _create_counter(target: h5py.File, path: str, counter: h5py.Dataset) -> None:
     """The counter of a stream, inside its own header: it has no place in the file that a writer could count at."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.COMPACT)
-    counter = item.node.id
-    h5py.h5d.create(target.id, item.path.encode(), counter.get_type(), counter.get_space(), properties)
-    target[item.path][()] = item.node[()]
+    h5py.h5d.create(target.id, path.encode(), counter.id.get_type(), counter.id.get_space(), properties)
+    dataset_at(target, path)[()] = counter[()]
 
 
-def _copy_attributes(source: h5py.Group | h5py.Dataset | h5py.Datatype, target: h5py.Group | h5py.Dataset) -> None:
+def _copy_attributes(source: Node, target: Node) -> None:
     for name in source.attrs:
         if name in SCALE_ATTRIBUTES:
             continue
@@ -205,7 +199,7 @@ def _copy_attributes(source: h5py.Group | h5py.Dataset | h5py.Datatype, target: 
 def _fill(path: Path, target: h5py.File, item: Item, digest: ContentDigest) -> Iterator[int]:
     """Copies the rows of an object, and adds what was read to the hash; yields the bytes of each block."""
     # Left open and filled chunk by chunk: a chunk that is closed half full would be unpacked again.
-    table = None if item.rows is None else target[item.path]
+    table = None if item.rows is None else dataset_at(target, item.path)
     blocks = item.blocks(_chunk_rows(item))
     start = 0
     while True:
@@ -220,19 +214,18 @@ def _fill(path: Path, target: h5py.File, item: Item, digest: ContentDigest) -> I
         yield block.nbytes
 
 
-def _attach_scales(target: h5py.File, item: Item, places: dict[int, str]) -> None:
-    dataset = item.node
-    if not isinstance(dataset, h5py.Dataset) or item.same_as is not None or not dataset.shape:
+def _attach_scales(target: h5py.File, item: Item, places: Mapping[tuple[int, ...], str]) -> None:
+    dataset = item.dataset
+    if dataset is None or not dataset.shape:
         return
-    copy = target[item.path]
+    copy = dataset_at(target, item.path)
     if dataset.is_scale:
         _make_scale(copy, dataset)
         return
     for axis in range(len(dataset.shape)):
         for scale in dataset.dims[axis].values():
-            other = target[places[h5py.h5o.get_info(scale.id).addr]]
-            if not other.is_scale:
-                _make_scale(other, scale)
+            other = dataset_at(target, places[place_of(scale)])
+            _make_scale(other, scale)
             copy.dims[axis].attach_scale(other)
 
 

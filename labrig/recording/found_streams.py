@@ -20,10 +20,6 @@ from labrig.recording.hdf5_nodes import Chunk, StoredDataset, chunks_of
 from labrig.recording.journal import JOURNAL_DTYPE
 from labrig.recording.stored_rows import StoredRows, with_holes_filled
 
-# Datasets that a recording need not have: format 1.0 lacks all, and a plan that moves no axis has no `setting`.
-_OPTIONAL = frozenset({"setting", "board_write"})
-_OPTIONAL_PATHS = frozenset({"entry/supply/crc32"})
-
 _ALIGNMENT_BYTES = 8
 # Combinations of guessed places that are tried: enough for two lost columns in any file.
 _MOST_GUESSES = 1_000
@@ -76,11 +72,6 @@ class FoundStream:
         return max((one.chunk_rows * (max(one.chunks, default=-1) + 1) for one in self.rows.values()), default=0)
 
 
-def is_optional(path: str) -> bool:
-    """Whether a recording may lack a column."""
-    return path in _OPTIONAL_PATHS or path.rpartition("/")[2] in _OPTIONAL
-
-
 class StreamFinder:
     """Finds streams in a damaged file.
 
@@ -111,8 +102,6 @@ class StreamFinder:
         columns = []
         for column in wanted.columns:
             path = f"{wanted.path}/{column.name}"
-            if is_optional(path) and not self._is_there(column, path, place, places):
-                continue
             columns.append(column)
             dataset = self._damaged.datasets.get(path)
             located = None if dataset is None else self._located(dataset, column, path, faults)
@@ -144,13 +133,6 @@ class StreamFinder:
                     break
         faults += [f"{stream.path}/{one.name}: cannot be found" for one in lost if one.name not in found]
         return FoundStream(stream, found, self.counter(stream.path), lengths, tuple(faults))
-
-    def _is_there(self, column: layout.Column, path: str, place: int, places: int) -> bool:
-        """Whether a file has a column that it need not have."""
-        if path in self._damaged.addresses:
-            return True
-        # Where a name was lost, its dataset may still say what it is.
-        return bool(self._damaged.faults) and bool(self._described_as(column, place, places, strict=True))
 
     def _lengths(self, stream: layout.Stream) -> dict[str, int]:
         """Rows that each dataset of a stream says it has."""
@@ -256,16 +238,14 @@ class StreamFinder:
         named = {self._damaged.addresses[path] for path in self._damaged.datasets}
         return [one for address, one in fitting.items() if address not in named]
 
-    def _described_as(
-        self, column: layout.Column, place: int, places: int, *, strict: bool = False
-    ) -> list[tuple[int, StoredRows]]:
-        """Length and rows of every dataset that may be a column by what is said of it; `strict`: that says so."""
+    def _described_as(self, column: layout.Column, place: int, places: int) -> list[tuple[int, StoredRows]]:
+        """Length and rows of every dataset that may be a column by what is said of it."""
 
         def fits(one: StoredDataset) -> bool:
             return bool(one.shape) and one.shape[1:] == column.shape and one.stored_type.dtype == np.dtype(column.dtype)
 
         fitting = self._fitting(lambda one: fits(one) and one.attributes.get("long_name") == column.meaning)
-        if len(fitting) != places and not strict:
+        if len(fitting) != places:
             # A description can be lost alone.
             meanings = (column.meaning, None)
             fitting = self._fitting(lambda one: fits(one) and one.attributes.get("long_name") in meanings)

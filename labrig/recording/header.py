@@ -50,6 +50,7 @@ class RecordingHeader:
         config = rig.config
         settings: dict[str, Mapping[str, object]] = {BOARD_NAME: config.board.model_dump(mode="json")}
         settings |= {name: meter.model_dump(mode="json") for name, meter in config.source_meters.items()}
+        settings |= {name: axis.model_dump(mode="json") for name, axis in config.axes.items()}
         return cls(
             rig_name=config.rig.name,
             rig_toml=config.source_text,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +34,11 @@ ROOT_TEXTS = (
     "started_utc",
 )
 """Texts of the root that every recording has."""
+AXES_TEXT = "axes"
+"""The text of the root that format 1.1 has beside them: the units of the axes that the run moves."""
 
 _ANY_CAPACITY = StreamCapacity(rows=0, writes=0, blocks=0)
 _MOST_LINES = 1 << 16
-# How columns of the settings of axes, and one of curves, say what they are.
-_SET_POINT = "set point of the axis "
-_CURVE_NUMBER = "which curve of the plan"
-# Meanings of columns are the same on every board.
-_NO_BOARD = BoardInfo("", 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 1, 1, (), 0.0, 0.0)
 _ENDED = frozenset({"finished", "stopped", "aborted", "recovered"})
 
 
@@ -57,8 +53,8 @@ class Inspection:
         status: How the run ended, as the file says; empty where that is lost.
         ended_utc: When it ended; empty where that is lost, or the writer died.
         arrays: The arrays that it was made for.
+        shape: Which streams and columns it has.
         streams: All streams, by path.
-        reported_settings: What each instrument said of its settings, as the JSON of an object.
         faults: What is not as it should be with the file as a whole.
     """
 
@@ -68,8 +64,8 @@ class Inspection:
     status: str
     ended_utc: str
     arrays: tuple[int, ...]
+    shape: RecordedShape
     streams: Mapping[str, JudgedStream]
-    reported_settings: Mapping[str, str]
     faults: tuple[str, ...]
 
     @property
@@ -91,24 +87,34 @@ class StreamKind:
     journalled: bool
 
 
-def kinds_of_streams(
-    arrays: Sequence[int], info: BoardInfo, axis_units: Mapping[str, str], *, curves: bool
-) -> tuple[StreamKind, ...]:
-    """Every stream of a recording, each after those that it refers to.
+@dataclass(frozen=True)
+class RecordedShape:
+    """Which of the streams and columns that a recording may have it has.
 
-    Args:
-        arrays: The arrays that it was made for.
-        info: The board.
-        axis_units: Unit of each axis that its plan moves, by its name, in the order of columns.
-        curves: Whether its plan takes any.
+    Attributes:
+        minor: Minor version of its format.
+        axis_units: Unit of each axis that the run moves, by its name.
+        curves: Whether the run takes curves.
     """
-    return (
-        *([StreamKind((layout.settings_stream(0, axis_units),), journalled=False)] if axis_units else []),
-        StreamKind(tuple(layout.write_stream(array, info, _ANY_CAPACITY) for array in arrays), journalled=False),
-        StreamKind((layout.supply_stream(0),), journalled=False),
-        StreamKind(tuple(layout.mvm_stream(array, info, _ANY_CAPACITY) for array in arrays), journalled=True),
-        *([StreamKind((layout.curve_stream(0),), journalled=True)] if curves else []),
-    )
+
+    minor: int
+    axis_units: Mapping[str, str]
+    curves: bool
+
+
+def kinds_of_streams(arrays: Sequence[int], info: BoardInfo, shape: RecordedShape) -> tuple[StreamKind, ...]:
+    """Every stream of a recording, each after those that it refers to."""
+    moves, newer = bool(shape.axis_units), shape.minor > 0
+    writes = tuple(layout.write_stream(array, info, _ANY_CAPACITY, moves_axes=moves, counted=newer) for array in arrays)
+    mvms = tuple(layout.mvm_stream(array, info, _ANY_CAPACITY, moves_axes=moves) for array in arrays)
+    kinds = [StreamKind(writes, journalled=False)]
+    if moves:
+        kinds.append(StreamKind((layout.settings_stream(0, shape.axis_units),), journalled=False))
+    kinds.append(StreamKind((layout.supply_stream(0, checked=newer),), journalled=False))
+    kinds.append(StreamKind(mvms, journalled=True))
+    if shape.curves:
+        kinds.append(StreamKind((layout.curve_stream(0, moves_axes=moves),), journalled=True))
+    return tuple(kinds)
 
 
 def open_unwritten(path: Path) -> FileBytes:
@@ -162,19 +168,20 @@ class Inspector:
         texts = self._texts()
         header, info = self._header(texts)
         arrays = self._arrays(header, info)
+        shape = self._shape(texts)
         status, ended_utc = (self._fixed_text(name) for name in ("status", "end_time"))
         streams = dict[str, JudgedStream]()
         ended_well = status in _ENDED
-        for kind in kinds_of_streams(arrays, info, self._axis_units(), curves=self._has_curves()):
-            judge = judge_blocks if kind.journalled else judge_rows
+        for kind in kinds_of_streams(arrays, info, shape):
             for place, stream in enumerate(kind.streams):
-                streams[stream.path] = judge(
-                    self._finder, stream, place, len(kind.streams), streams, ended_well=ended_well
-                )
+                where = (self._finder, stream, place, len(kind.streams))
+                if kind.journalled:
+                    streams[stream.path] = judge_blocks(*where, streams, ended_well=ended_well)
+                else:
+                    streams[stream.path] = judge_rows(*where, ended_well=ended_well)
         self._demand_known_format(texts, streams)
-        reported = self._reported_settings(header)
         faults = (*self._faults, *self.damaged.faults)
-        return Inspection(header, info, texts, status, ended_utc, arrays, streams, reported, faults)
+        return Inspection(header, info, texts, status, ended_utc, arrays, shape, streams, faults)
 
     def _texts(self) -> dict[str, str]:
         if any(text_of(self.damaged.attributes, name) is None for name in ROOT_TEXTS):
@@ -238,8 +245,8 @@ class Inspector:
         named = {int(name) for name in names if name.isdecimal()}
         planned = header.plan.get("arrays")
         numbers = planned if isinstance(planned, list) else range(info.arrays)
-        if self.damaged.faults and len(named) < self._described_arrays():
-            # Where names were lost the plan knows them.
+        if self.damaged.faults:
+            # Where names may be lost the plan knows them.
             named |= {one for one in numbers if isinstance(one, int) and 0 <= one < info.arrays}
         arrays = tuple(sorted(named))
         self._adopt([f"entry/array_{one}" for one in arrays], "voltage_v", "current_code")
@@ -248,35 +255,21 @@ class Inspector:
         self._adopt(["entry/journal"], *(f"array_{one}" for one in arrays))
         return arrays
 
-    def _described_arrays(self) -> int:
-        """Of how many arrays there are datasets, whatever they are called."""
-        meanings = [column.meaning for column in layout.mvm_stream(0, _NO_BOARD, _ANY_CAPACITY).columns]
-        found = Counter(str(one.attributes.get("long_name")) for one in self.damaged.all_datasets.values())
-        return max(found[meaning] for meaning in meanings[:2])
-
-    def _axis_units(self) -> dict[str, str]:
-        """Unit of each axis that the plan moves, by its name, in the order in which the columns were made."""
-        self._adopt([layout.SETTINGS] if self._describes(_SET_POINT) else [], "setting", layout.COMMITTED)
-        datasets = {self.damaged.addresses[path]: one for path, one in self.damaged.datasets.items()}
-        if self.damaged.faults:
-            datasets |= self.damaged.all_datasets
-        units = dict[str, str]()
-        for _, one in sorted(datasets.items()):
-            meaning, unit = (text_of(one.attributes, name) or "" for name in ("long_name", "units"))
-            if meaning.startswith(_SET_POINT):
-                units[meaning.removeprefix(_SET_POINT)] = unit
-        return units
-
-    def _has_curves(self) -> bool:
-        """Whether the plan takes curves."""
-        if layout.CURVES not in self.damaged.groups and self._describes(_CURVE_NUMBER):
-            self._adopt([layout.CURVES], "level_v")
-        return layout.CURVES in self.damaged.addresses or self._describes(_CURVE_NUMBER)
-
-    def _describes(self, meaning: str) -> bool:
-        """Whether in a damaged file some dataset says that it is this."""
-        datasets = self.damaged.all_datasets.values() if self.damaged.faults else ()
-        return any((text_of(one.attributes, "long_name") or "").startswith(meaning) for one in datasets)
+    def _shape(self, texts: Mapping[str, str]) -> RecordedShape:
+        minor = texts.get("format_version", "").partition(".")[2]
+        axes = _object(texts.get(AXES_TEXT, "{}"))
+        if minor != "0" and (axes is None or AXES_TEXT not in texts):
+            self._faults.append(f"root: attribute {AXES_TEXT} is lost or damaged")
+        names = self.damaged.addresses
+        # Which axes there are the names of the columns say too.
+        prefix = f"{layout.SETTINGS}/"
+        found = [name.removeprefix(prefix).removesuffix("_set") for name in names if name.startswith(prefix)]
+        units = {name: str(unit) for name, unit in (axes or {}).items()}
+        if not units:
+            units = {name: "" for name in found if f"{prefix}{name}_set" in names}
+        self._adopt([layout.SETTINGS] if units else [], *(f"{name}_set" for name in units))
+        curves = layout.CURVES in names or any(name.startswith(f"{layout.CURVES}/") for name in names)
+        return RecordedShape(0 if minor == "0" else 1, units, curves)
 
     def _adopt(self, paths: Sequence[str], *traces: str) -> None:
         lost = [path for path in paths if path not in self.damaged.groups]
@@ -287,18 +280,6 @@ class Inspector:
             for path, group in zip(lost, alike, strict=True):
                 self._faults.append(f"{path}: was found without the path to it")
                 self.damaged.adopt(path, group)
-
-    def _reported_settings(self, header: RecordingHeader) -> dict[str, str]:
-        found = dict[str, str]()
-        for name in header.identities:
-            path = f"entry/instruments/{name}/{layout.REPORTED_SETTINGS}"
-            content = self._finder.scalar(path, layout.SETTINGS_TEXT_BYTES) or b""
-            text = content.split(b"\0")[0].decode(errors="replace")
-            if text and _object(text) is None:
-                self._faults.append(f"{path}: is damaged")
-            elif text:
-                found[name] = text
-        return found
 
     def _fixed_text(self, name: str) -> str:
         content = self._finder.scalar(f"entry/{name}", layout.TEXT_BYTES)

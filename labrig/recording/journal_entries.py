@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from labrig.recording import layout
 from labrig.recording.file_bytes import StructureError
-from labrig.recording.journal import MISSED
 from labrig.recording.stored_rows import StoredRows
-from labrig.recording.streams import entry_checksums
+
+MISSED_KIND = -2
+"""Kind of an entry without rows: a point whose time had passed."""
 
 _PIECE = 1024
+
+
+def journal_of(path: str) -> str:
+    """The journal of a stream of blocks."""
+    return f"entry/journal/{path.removeprefix('entry/')}"
 
 
 def entries_of(dtype: np.dtype[np.void], rows: StoredRows, length: int | None = None) -> Iterator[tuple[int, np.void]]:
@@ -50,9 +57,12 @@ def _table(dtype: np.dtype[np.void], rows: StoredRows, start: int, stop: int) ->
 
 def entry_crc32(entry: np.void) -> int | None:
     """What the checksum of an entry should be, that of its other bytes; None where entries have none."""
-    if "entry_crc32" not in (entry.dtype.names or ()):
+    fields = entry.dtype.fields
+    if fields is None or "entry_crc32" not in fields:
         return None
-    return int(entry_checksums(entry.reshape(1))[0])
+    kind, start = fields["entry_crc32"][:2]
+    content = entry.tobytes()
+    return zlib.crc32(content[start + kind.itemsize :], zlib.crc32(content[:start]))
 
 
 def is_unused(entry: np.void) -> bool:
@@ -73,7 +83,7 @@ def is_plausible(entry: np.void, most_rows: int) -> bool:
         return False
     if rows == 0:
         # Without a checksum of its own an entry of zeros would be one.
-        return crc is not None and int(entry["kind"]) == MISSED
+        return crc is not None and int(entry["kind"]) == MISSED_KIND
     return start >= 0 and rows > 0 and start + rows <= most_rows
 
 

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from labrig.recording import layout
 from labrig.recording.file_bytes import StructureError
 from labrig.recording.found_streams import FoundStream, Rows, StreamFinder
-from labrig.recording.journal import journal_path
-from labrig.recording.journal_entries import entries_of, first_table, is_plausible, is_unused, vouches
-from labrig.recording.references import referenced
+from labrig.recording.journal_entries import entries_of, first_table, is_plausible, is_unused, journal_of, vouches
 from labrig.recording.stored_rows import StoredRows
-from labrig.recording.streams import ROW_CHECKSUM
 
 MOST_UNCOUNTED = 8
 """Blocks or rows that may have been written and not yet counted when a run ended: those of the writer's queue."""
+
+_NONE = -1
 
 # Blocks and rows that judge a guessed place, and how far they are looked for.
 _JUDGES = 5
@@ -96,13 +95,7 @@ class JudgedStream:
 
 
 def judge_rows(
-    finder: StreamFinder,
-    wanted: layout.Stream,
-    place: int,
-    places: int,
-    streams: Mapping[str, JudgedStream],
-    *,
-    ended_well: bool,
+    finder: StreamFinder, wanted: layout.Stream, place: int, places: int, *, ended_well: bool
 ) -> JudgedStream:
     """Judges a stream without journal: its rows have a checksum each, or none.
 
@@ -111,16 +104,14 @@ def judge_rows(
         wanted: What it looks like.
         place: Which of the streams of its kind it is.
         places: How many of its kind there are.
-        streams: The streams that it refers to, by path.
         ended_well: Whether the run ended in a way that cuts the datasets to what counts.
     """
+    checked = wanted.columns[-1].name == "crc32"
 
     def judge(rows: Rows) -> int:
         return sum(_row_is_right(wanted, rows, row) for row in range(_JUDGES))
 
-    found = finder.stream(wanted, place, places, judge)
-    # The supply has checksums since format 1.1.
-    checked = found.stream.columns[-1].name == ROW_CHECKSUM
+    found = finder.stream(wanted, place, places, judge if checked else None)
     ceiling = min(found.places, max(found.lengths.values(), default=found.places))
     counted = found.committed
     said = f"{wanted.path}: its counter {_words(counted)}"
@@ -133,7 +124,7 @@ def judge_rows(
         counted = None
     last = ceiling if counted is None else min(ceiling, counted + MOST_UNCOUNTED)
     if checked:
-        right = np.array([_is_right(found, row, streams) for row in range(last)], np.bool_)
+        right = np.array([_row_is_right(wanted, found.rows, row) for row in range(last)], np.bool_)
     else:
         right = np.zeros(0, np.bool_)
     # Without the counter a row counts as never written only where its reserved place is as it was made.
@@ -151,8 +142,8 @@ def judge_blocks(
     *,
     ended_well: bool,
 ) -> JudgedStream:
-    """Judges a stream with a journal; arguments as in `judge_rows`."""
-    path = journal_path(wanted.path)
+    """Judges a stream with a journal; arguments as in `judge_rows`, and the streams that it refers to, by path."""
+    path = journal_of(wanted.path)
     found = finder.stream(wanted, place, places, None)
 
     def judge_journal(dtype: np.dtype[np.void], entries: StoredRows) -> int:
@@ -194,11 +185,6 @@ def _row_is_right(wanted: layout.Stream, rows: Rows, row: int) -> bool:
         return crc == int.from_bytes(b"".join(rows["crc32"].pieces(row, row + 1)), "little")
     except (StructureError, KeyError):
         return False
-
-
-def _is_right(found: FoundStream, row: int, streams: Mapping[str, JudgedStream]) -> bool:
-    """Whether a checksum vouches for a row, and for the rows that it refers to."""
-    return _row_is_right(found.stream, found.rows, row) and _references_are_right(found, row, row + 1, streams)
 
 
 def _last_right_row(wanted: layout.Stream, found: FoundStream) -> int:
@@ -250,7 +236,7 @@ def _judged(
             verdict = "rows"
         elif int(entry["start"]) < end:
             verdict = "twice"
-        elif not _references_are_right(found, int(entry["start"]), int(entry["start"]) + int(entry["rows"]), streams):
+        elif not _references_are_right(found, entry, streams):
             verdict = "reference"
         if verdict in ("right", "reference"):
             end = int(entry["start"]) + int(entry["rows"])
@@ -258,8 +244,36 @@ def _judged(
     return blocks
 
 
-def _references_are_right(found: FoundStream, start: int, stop: int, streams: Mapping[str, JudgedStream]) -> bool:
-    for path, numbers in referenced(found, start, stop).values():
+def referenced(found: FoundStream, start: int, stop: int) -> dict[str, list[int]]:
+    """Which rows of other streams some rows refer to, by the path of that stream.
+
+    Args:
+        found: The stream.
+        start: The first of its rows.
+        stop: The row after the last.
+    """
+    numbers = dict[str, list[int]]()
+    for name, path in references(found, start).items():
+        values = np.unique(found.rows[name].read(start, stop, np.dtype("<i4"))).tolist()
+        # An MVM has a write; a curve need not have one.
+        may_be_absent = name != "write" or found.stream.path == layout.CURVES
+        numbers[path] = [one for one in values if one != _NONE or not may_be_absent]
+    return numbers
+
+
+def references(found: FoundStream, start: int) -> dict[str, str]:
+    """The columns that name rows of other streams, and the paths of those, for the block that begins with a row."""
+    paths = {"write": f"{found.stream.path}/writes", "setting": layout.SETTINGS}
+    if found.stream.path == layout.CURVES:
+        # A curve is of one cell, so all its rows are of one array.
+        array = int(found.rows["array"].read(start, start + 1, np.dtype("<i4"))[0]) if "array" in found.rows else _NONE
+        paths["write"] = f"entry/array_{array}/writes"
+    return {name: path for name, path in paths.items() if name in found.rows}
+
+
+def _references_are_right(found: FoundStream, entry: np.void, streams: Mapping[str, JudgedStream]) -> bool:
+    start, stop = int(entry["start"]), int(entry["start"]) + int(entry["rows"])
+    for path, numbers in referenced(found, start, stop).items():
         right = streams[path].right if path in streams else ()
         if not all(0 <= one < len(right) and right[one] for one in numbers):
             return False
@@ -308,9 +322,7 @@ def _against_counter(blocks: Sequence[JudgedBlock], counted: int | None) -> list
     judged, points = list[JudgedBlock](), set[str]()
     for block in blocks:
         verdict = block.verdict
-        if counted is not None and (
-            (verdict == "right" and block.stop > counted) or (verdict == "missed" and block.start > counted)
-        ):
+        if verdict == "right" and counted is not None and block.stop > counted:
             verdict = "uncounted"
         if verdict in ("right", "uncounted") and block.point in points and (counted is None or verdict == "uncounted"):
             verdict = "twice"

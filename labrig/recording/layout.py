@@ -109,6 +109,7 @@ class Stream:
 SETTINGS = "entry/settings"
 CURVES = "entry/curves"
 
+_BOARD_WRITE = Column("board_write", "<i8", (), "", "programmings of the array before, as the board counts", -1)
 _CHECKSUM = Column("crc32", "<u4", (), "", "checksum of the other columns of this row", 0)
 
 
@@ -133,8 +134,13 @@ def mvm_stream(array: int, info: BoardInfo, capacity: StreamCapacity, *, moves_a
     )
 
 
-def write_stream(array: int, info: BoardInfo, capacity: StreamCapacity, *, moves_axes: bool = True) -> Stream:
-    """The programmings of one array; with the setting of the axes where the plan moves any."""
+def write_stream(
+    array: int, info: BoardInfo, capacity: StreamCapacity, *, moves_axes: bool = True, counted: bool = True
+) -> Stream:
+    """The programmings of one array; with the setting of the axes where the plan moves any.
+
+    In format 1.0 what the board counts is not among the columns.
+    """
     return Stream(
         path=f"entry/array_{array}/writes",
         axis="write",
@@ -154,7 +160,7 @@ def write_stream(array: int, info: BoardInfo, capacity: StreamCapacity, *, moves
             Column("programmed_at_s", "<f8", (), "s", "board clock at the end of the programming", math.nan),
             Column("rms_error_s", "<f8", (), "S", "rms of read-back minus target", math.nan),
             Column("pulses", "<i8", (), "", "programming pulses spent", -1),
-            Column("board_write", "<i8", (), "", "programmings of the array before, as the board counts", -1),
+            *((_BOARD_WRITE,) if counted else ()),
             *_setting_column(moves_axes),
             _CHECKSUM,
         ),
@@ -199,8 +205,8 @@ def curve_stream(rows: int, *, moves_axes: bool = True) -> Stream:
     )
 
 
-def supply_stream(rows: int) -> Stream:
-    """The readings of the array supply."""
+def supply_stream(rows: int, *, checked: bool = True) -> Stream:
+    """The readings of the array supply; without checksums in format 1.0."""
     return Stream(
         path="entry/supply",
         axis="reading",
@@ -212,7 +218,7 @@ def supply_stream(rows: int) -> Stream:
             Column("voltage_v", "<f8", (), "V", "voltage at the array supply", math.nan),
             Column("current_a", "<f8", (), "A", "current of the array supply", math.nan),
             Column("in_compliance", "u1", (), "", "1 where the limit determined the output", 255),
-            _CHECKSUM,
+            *((_CHECKSUM,) if checked else ()),
         ),
     )
 

@@ -1,8 +1,7 @@
-"""Opens a recording for reading: through HDF5 where nobody writes it, beside its writer where somebody does."""
+"""Opens a recording for reading: beside HDF5 where it is laid out as labrig writes, through HDF5 where not."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +9,11 @@ from pathlib import Path
 import h5py
 
 from labrig.recording.description import Description, describe
-from labrig.recording.live import LiveRows, is_being_written
+from labrig.recording.placed import NotPlacedError, PlacedRows
 from labrig.recording.source import HdfRows, RowSource
 from labrig_drivers.errors import StorageError
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 def open_source(path: Path) -> tuple[RowSource, Description]:
@@ -28,16 +29,17 @@ def open_source(path: Path) -> tuple[RowSource, Description]:
     if not path.is_file():
         raise StorageError(f"{path}: there is no such file")
     try:
-        if not _is_being_written(path):
-            try:
-                # HDF5 takes a lock that it shares with other readers.
-                return _through_hdf5(path)
-            except BlockingIOError:
-                pass  # a writer has come in between
-        live = LiveRows(path)
+        with path.open("rb") as file:
+            if file.read(len(_SIGNATURE)) != _SIGNATURE:
+                # Not left to HDF5: its lock would be in the way of whoever is making the file.
+                raise StorageError(f"{path}: is not an HDF5 file, or is only just being made")
+        placed = PlacedRows(path)
+    except NotPlacedError:
+        # Compressed, rewritten by another program, or damaged; what is readable of it, HDF5 reads.
+        return _through_hdf5(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
-    return live, live.description
+    return placed, placed.description
 
 
 @contextmanager
@@ -58,8 +60,6 @@ def believed(path: Path) -> Iterator[None]:
 def _through_hdf5(path: Path) -> tuple[RowSource, Description]:
     try:
         file = h5py.File(path, "r")
-    except BlockingIOError:
-        raise
     except OSError as error:
         raise StorageError(f"{path}: {_reason(error)}") from error
     try:
@@ -76,12 +76,6 @@ def _reason(error: OSError) -> str:
         return "was cut short, its end is missing; if a copy was interrupted, copy it again"
     if "signature not found" in text or "superblock" in text:
         return "is not an HDF5 file"
+    if "unable to lock file" in text:
+        return "is open in another program; try again when that has ended"
     return f"cannot be read: {text}"
-
-
-def _is_being_written(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return is_being_written(descriptor)
-    finally:
-        os.close(descriptor)

@@ -338,10 +338,12 @@ class Recording:
         self._given_back |= self.status != "running"
 
     def _status(self) -> str:
-        # Before the text: in the other order, a run that ended in between would look as if its writer had died.
-        written = self._source.is_being_written()
         text = self._text("entry/status")
-        return "interrupted" if text == "running" and not written else text
+        if text == "running" and not self._source.is_being_written():
+            # Asked again: a run may have ended, as it should, between the two.
+            text = self._text("entry/status")
+            return "interrupted" if text == "running" else text
+        return text
 
     def _text(self, path: str) -> str:
         value = self._source.scalar(path)

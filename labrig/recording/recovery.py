@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +12,22 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
+from labrig.recording.disk import Disk
 from labrig.recording.file_bytes import FileBytes
 from labrig.recording.header import utc_now, versions_now
 from labrig.recording.inspection import Inspection, Inspector, open_unwritten
-from labrig.recording.journal import journal_path
+from labrig.recording.journal_entries import entry_crc32, journal_of
+from labrig.recording.judging import JudgedStream, references
 from labrig.recording.medium import FileSystem
 from labrig.recording.nodes import dataset_at, set_front_text
 from labrig.recording.refusal import refusal_here, refusal_of
 from labrig.recording.rescue_report import RescueReport, Selection, report_of, select
-from labrig.recording.row_copier import RowCopier
 from labrig.recording.run_streams import RunStreams
 from labrig.recording.stored_rows import PIECE_BYTES
+from labrig.recording.streams import ROW_CHECKSUM
 from labrig.recording.structure import create_file
-from labrig.recording.table import locate_scalar
+from labrig.recording.table import Table, locate_scalar, locate_table
 from labrig_drivers.errors import StorageError
 
 RECOVERED = "recovered"
@@ -118,7 +120,7 @@ def _sha256(source: FileBytes) -> str:
 
 def _write(path: Path, inspection: Inspection, chosen: Mapping[str, Selection], report: RescueReport) -> None:
     """Makes the new recording; when anything fails none is left."""
-    streams = _new_streams(inspection, chosen)
+    streams = _streams(inspection, chosen)
     header = replace(inspection.header, versions=inspection.header.versions or versions_now())
     medium = FileSystem()
     file = create_file(path, header, inspection.info, streams, medium)
@@ -126,13 +128,12 @@ def _write(path: Path, inspection: Inspection, chosen: Mapping[str, Selection], 
         try:
             _describe(file, inspection, report)
             disk = medium.disk(file)
-            copier = RowCopier(file, disk, {name: one.rows for name, one in chosen.items() if not one.blocks})
-            for stream in streams:
-                old, selection = inspection.streams[stream.path].found, chosen[stream.path]
-                if inspection.streams[stream.path].blocks is None:
-                    copier.copy_rows(old, stream, selection.rows)
+            settings = _new_numbers(chosen.get(layout.SETTINGS, Selection()))
+            for name, stream in inspection.streams.items():
+                if stream.blocks is None:
+                    _copy_rows(file, disk, stream, chosen[name], settings)
                 else:
-                    copier.copy_blocks(old, stream, selection.blocks)
+                    _copy_blocks(file, disk, stream, chosen, name)
             file.flush()
             disk.sync()
             for name in inspection.streams:
@@ -149,33 +150,6 @@ def _write(path: Path, inspection: Inspection, chosen: Mapping[str, Selection], 
         if isinstance(error, OSError | RuntimeError):
             raise StorageError(f"{path}: cannot be written: {error}; none is left") from error
         raise
-
-
-def _new_streams(inspection: Inspection, chosen: Mapping[str, Selection]) -> RunStreams:
-    """The streams of the new file: what this labrig writes, with room for what is rescued and no more."""
-    old = {name: one.found.stream for name, one in inspection.streams.items()}
-    moves_axes = layout.SETTINGS in old
-
-    def rows(path: str) -> int:
-        return chosen[path].count
-
-    mvms, writes = dict[int, layout.Stream](), dict[int, layout.Stream]()
-    for array in inspection.arrays:
-        path = f"entry/array_{array}"
-        room = StreamCapacity(rows(path), rows(f"{path}/writes"), 0)
-        mvms[array] = layout.mvm_stream(array, inspection.info, room, moves_axes=moves_axes)
-        writes[array] = layout.write_stream(array, inspection.info, room, moves_axes=moves_axes)
-    curves = layout.curve_stream(rows(layout.CURVES), moves_axes=moves_axes) if layout.CURVES in old else None
-    return RunStreams(
-        mvms=mvms,
-        writes=writes,
-        supply=layout.supply_stream(rows("entry/supply")),
-        settings=replace(old[layout.SETTINGS], rows=rows(layout.SETTINGS)) if moves_axes else None,
-        curves=curves,
-        journals={
-            name: max(len(chosen[name].blocks), 1) for name, one in inspection.streams.items() if one.blocks is not None
-        },
-    )
 
 
 def _demand_right(path: Path, inspection: Inspection, chosen: Mapping[str, Selection]) -> None:
@@ -195,6 +169,23 @@ def _demand_right(path: Path, inspection: Inspection, chosen: Mapping[str, Selec
     faults += filter(None, [refusal_here(path)])
     if faults:
         raise StorageError(f"{path}: is not what was to be written, and none is left: {'; '.join(faults)}")
+
+
+def _streams(inspection: Inspection, chosen: Mapping[str, Selection]) -> RunStreams:
+    """The streams of the new recording: those of the old one, with room for what is rescued."""
+    made = {name: replace(one.found.stream, rows=chosen[name].count) for name, one in inspection.streams.items()}
+    journals = {
+        name: max(len(chosen[name].blocks), 1) for name, one in inspection.streams.items() if one.blocks is not None
+    }
+    return RunStreams(
+        mvms={array: made[f"entry/array_{array}"] for array in inspection.arrays},
+        writes={array: made[f"entry/array_{array}/writes"] for array in inspection.arrays},
+        supply=made[layout.supply_stream(0).path],
+        settings=made.get(layout.SETTINGS),
+        curves=made.get(layout.CURVES),
+        journals=journals,
+        axis_units=inspection.shape.axis_units,
+    )
 
 
 def _describe(file: h5py.File, inspection: Inspection, report: RescueReport) -> None:
@@ -217,13 +208,94 @@ def _describe(file: h5py.File, inspection: Inspection, report: RescueReport) -> 
         "left_out": left_out,
         "faults": list(report.faults[:_MOST_FAULTS]),
     }
+    if inspection.shape.minor == 0:
+        # Its rows have no more than they had.
+        set_front_text(file, "format_version", f"{layout.FORMAT_MAJOR}.0")
     if RECOVERED_FROM in inspection.texts:
         origin["before"] = inspection.texts[RECOVERED_FROM]
     set_front_text(file, RECOVERED_FROM, json.dumps(origin))
-    for name, settings in inspection.reported_settings.items():
-        dataset_at(file, f"entry/instruments/{name}/{layout.REPORTED_SETTINGS}")[()] = np.bytes_(settings)
     dataset_at(file, "entry/status")[()] = np.bytes_(RECOVERED)
     dataset_at(file, "entry/end_time")[()] = np.bytes_(inspection.ended_utc)
+
+
+def _copy_rows(
+    file: h5py.File, disk: Disk, stream: JudgedStream, selection: Selection, settings: Mapping[int, int]
+) -> None:
+    """Copies single rows; the setting that they name may have another number now."""
+    found = stream.found
+    columns = found.stream.columns
+    tables = {one.name: locate_table(file, f"{found.stream.path}/{one.name}") for one in columns}
+    for target, row in enumerate(selection.rows):
+        crc = 0
+        for column in columns:
+            content = b"".join(found.rows[column.name].pieces(row, row + 1))
+            values = np.frombuffer(content, np.uint8)
+            if column.name == "setting":
+                values = _renumbered(content, settings)
+            elif column.name == ROW_CHECKSUM:
+                # The last column: it covers all before it, with their new numbers.
+                values = np.frombuffer(crc.to_bytes(4, "little"), np.uint8)
+            crc = zlib.crc32(values.data, crc)
+            _write_rows(disk, tables[column.name], target, values)
+
+
+def _copy_blocks(file: h5py.File, disk: Disk, stream: JudgedStream, chosen: Mapping[str, Selection], path: str) -> None:
+    """Copies blocks with their journal; what they refer to may have another number now."""
+    found = stream.found
+    numbers = {name: _new_numbers(selection) for name, selection in chosen.items()}
+    journal = dataset_at(file, journal_of(path))
+    entries = np.zeros(len(chosen[path].blocks), journal.dtype)
+    journal_table = locate_table(file, journal_of(path))
+    tables = {one.name: locate_table(file, f"{path}/{one.name}") for one in found.stream.columns}
+    start = 0
+    for entry, block in zip(entries, chosen[path].blocks, strict=True):
+        crc, target = 0, start
+        refers_to = references(found, block.start) if block.rows else {}
+        for column in found.stream.columns:
+            target = start
+            for piece in found.rows[column.name].pieces(block.start, block.stop):
+                rows = np.frombuffer(piece, np.uint8)
+                if column.name in refers_to:
+                    rows = _renumbered(piece, numbers.get(refers_to[column.name], {}))
+                crc = zlib.crc32(rows.data, crc)
+                _write_rows(disk, tables[column.name], target, rows)
+                target += len(piece) // tables[column.name].row_bytes
+        _fill_entry(entry, block.entry, start, crc)
+        start += block.rows
+    if len(entries):
+        _write_rows(disk, journal_table, 0, entries.view(np.uint8))
+
+
+def _new_numbers(selection: Selection) -> dict[int, int]:
+    """What each rescued row is called in the new recording, by what it was called in the old."""
+    return {row: number for number, row in enumerate(selection.rows)}
+
+
+def _fill_entry(entry: np.void, old: np.void, start: int, crc: int) -> None:
+    """A journal entry in the form of the new file, made of one in the form of the old."""
+    names = entry.dtype.names or ()
+    known = old.dtype.names or ()
+    for name in names:
+        if name in known:
+            entry[name] = old[name]
+        elif entry.dtype[name].kind == "f":
+            entry[name] = np.nan
+    entry["start"], entry["crc32"] = start, crc
+    checksum = entry_crc32(entry)
+    if checksum is not None:
+        entry["entry_crc32"] = checksum
+
+
+def _renumbered(piece: bytes, numbers: Mapping[int, int]) -> np.ndarray:
+    values = np.frombuffer(piece, "<i4")
+    new = np.array([numbers.get(int(one), -1) for one in values], "<i4")
+    return new.view(np.uint8)
+
+
+def _write_rows(disk: Disk, table: Table, start: int, content: np.ndarray) -> None:
+    count = len(content) // table.row_bytes
+    for first, stop, offset in table.pieces(start, start + count):
+        disk.write_at(offset, content[(first - start) * table.row_bytes : (stop - start) * table.row_bytes])
 
 
 def _trim(file: h5py.File, inspection: Inspection, chosen: Mapping[str, Selection]) -> None:
@@ -233,4 +305,4 @@ def _trim(file: h5py.File, inspection: Inspection, chosen: Mapping[str, Selectio
             for path in stream.found.stream.dataset_paths:
                 dataset_at(file, path).resize(0, axis=0)
         if stream.blocks is not None and not chosen[name].blocks:
-            dataset_at(file, journal_path(name)).resize(0, axis=0)
+            dataset_at(file, journal_of(name)).resize(0, axis=0)

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from labrig.recording.inspection import Inspection
-from labrig.recording.judging import JudgedBlock, JudgedStream, possible_rows
-from labrig.recording.references import referenced
+from labrig.recording.judging import JudgedBlock, JudgedStream, possible_rows, referenced
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ _MOST_ALONE = 3
 _REASONS = {
     "entry": "journal entry damaged",
     "rows": "checksum differs",
-    "reference": "their write or setting is lost",
+    "reference": "their write is lost",
     "twice": "recorded already",
 }
 
@@ -137,9 +136,9 @@ def select(inspection: Inspection, *, beyond_committed: bool, unchecked: bool) -
         blocks = tuple(one for one in stream.blocks if one.verdict in wanted)
         chosen[path] = Selection(blocks=blocks)
         for block in blocks:
-            _note(needed, stream, block.start, block.stop)
-    # Writes before the settings that they refer to.
-    for path, stream in reversed(list(inspection.streams.items())):
+            for reference, numbers in referenced(stream.found, block.start, block.stop).items():
+                needed.setdefault(reference, set()).update(numbers)
+    for path, stream in inspection.streams.items():
         if stream.blocks is not None:
             continue
         if not stream.checked:
@@ -151,14 +150,7 @@ def select(inspection: Inspection, *, beyond_committed: bool, unchecked: bool) -
         )
         # Rows are recorded only after what they refer to counts: where they count, so does that.
         chosen[path] = Selection(rows=tuple(sorted(counted | (right & needed.get(path, set())))))
-        for row in chosen[path].rows:
-            _note(needed, stream, row, row + 1)
     return chosen
-
-
-def _note(needed: dict[str, set[int]], stream: JudgedStream, start: int, stop: int) -> None:
-    for path, numbers in referenced(stream.found, start, stop).values():
-        needed.setdefault(path, set()).update(numbers)
 
 
 def report_of(stream: JudgedStream, selection: Selection, *, damaged: bool) -> StreamReport:

@@ -21,6 +21,7 @@ class RunStreams:
         settings: Where axes were moved to; None where the plan moves none.
         curves: Readings of I-V curves; None where the plan takes none.
         journals: Entries that each journal has room for, by the path of its stream.
+        axis_units: Unit of each axis that is moved, by its name.
     """
 
     mvms: Mapping[int, layout.Stream]
@@ -29,11 +30,12 @@ class RunStreams:
     settings: layout.Stream | None
     curves: layout.Stream | None
     journals: Mapping[str, int]
+    axis_units: Mapping[str, str]
 
     def __iter__(self) -> Iterator[layout.Stream]:
-        yield from (*self.mvms.values(), *self.writes.values())
-        yield from (one for one in (self.settings, self.curves) if one is not None)
-        yield self.supply
+        """In the order in which they lie in the file: what others refer to first, what can be spared last."""
+        yield from (one for one in (self.settings, *self.writes.values(), self.curves) if one is not None)
+        yield from (*self.mvms.values(), self.supply)
 
     @property
     def default_group(self) -> str:
@@ -71,4 +73,5 @@ def run_streams(
         settings=layout.settings_stream(beside.settings, axis_units) if moves_axes else None,
         curves=curves,
         journals=journals,
+        axis_units=axis_units,
     )

@@ -12,12 +12,12 @@ from labrig.recording.damaged_file import DamagedFile
 from labrig.recording.file_bytes import FileBytes, StructureError
 from labrig.recording.hdf5_messages import Attribute
 from labrig.recording.hdf5_nodes import StoredDataset
-from labrig.recording.inspection import ROOT_TEXTS, Inspection
-from labrig.recording.journal import JOURNAL_DTYPE, journal_path
+from labrig.recording.inspection import AXES_TEXT, ROOT_TEXTS, Inspection
+from labrig.recording.journal import JOURNAL_DTYPE
+from labrig.recording.journal_entries import journal_of
 from labrig.recording.judging import JudgedStream
 
-# Fields of a journal since format 1.0.
-_FIRST_FIELDS = frozenset({"point", "start", "rows", "crc32", "kind"})
+_JOURNAL_FIELDS = frozenset({"point", "start", "rows", "crc32", "kind"})
 _IDENTITY = ("manufacturer", "model", "serial", "firmware")
 _TEXT = object()
 
@@ -42,18 +42,16 @@ class SchemaCheck:
         self._damaged = damaged
         self._inspection = inspection
         self._known = {"entry"}
-        minor = inspection.texts.get("format_version", "").partition(".")[2]
-        self._minor = int(minor) if minor.isdecimal() else 0
 
     def run(self) -> None:
         """Looks at every node."""
-        root = dict.fromkeys(ROOT_TEXTS, _TEXT) | {"NX_class": "NXroot", "default": "entry"}
+        newer = self._inspection.shape.minor > 0
+        texts = (*ROOT_TEXTS, *((AXES_TEXT,) if newer else ()))
+        root = dict.fromkeys(texts, _TEXT) | {"NX_class": "NXroot", "default": "entry"}
         self._attributes("", root)
         arrays = self._inspection.arrays
-        first = [f"array_{one}" for one in arrays[:1]] + [
-            one for one in ("curves",) if f"entry/{one}" in self._inspection.streams
-        ]
-        default = (first or ["supply"])[0]
+        without = "curves" if self._inspection.shape.curves else "supply"
+        default = f"array_{min(arrays)}" if arrays else without
         self._group("entry", {"NX_class": "NXentry", "default": default})
         for name in ("title", "definition", "start_time"):
             self._text(f"entry/{name}")
@@ -65,9 +63,9 @@ class SchemaCheck:
             self._group(path, {"NX_class": "NXinstrument"})
             for part in ("name", "settings", *_IDENTITY):
                 self._text(f"{path}/{part}")
-            if self._minor:
-                room = np.dtype(f"S{layout.SETTINGS_TEXT_BYTES}")
-                self._dataset(f"{path}/{layout.REPORTED_SETTINGS}", room, ())
+            if newer:
+                kind = np.dtype(f"S{layout.SETTINGS_TEXT_BYTES}")
+                self._dataset(f"{path}/{layout.REPORTED_SETTINGS}", kind, ())
         self._group("entry/journal", {"NX_class": "NXcollection"})
         for stream in self._inspection.streams.values():
             self._stream(stream)
@@ -106,23 +104,8 @@ class SchemaCheck:
             self._scales(path, dataset, stream.path, (stream.axis, *column.dims))
         if stream.signal == "current_code":
             self._adc_step(stream)
-        for name in self._later_columns(stream):
-            if f"{stream.path}/{name}" not in self._damaged.datasets:
-                self.faults.append(f"{stream.path}/{name}: there is no such dataset")
         if judged.blocks is not None:
-            self._journal(journal_path(stream.path))
-
-    def _later_columns(self, stream: layout.Stream) -> list[str]:
-        """Columns that a stream has since format 1.1."""
-        if not self._minor:
-            return []
-        names = {stream.axis, *(column.name for column in stream.columns)}
-        later = {
-            "setting": layout.SETTINGS in self._inspection.streams and "write" in names,
-            "board_write": "pulses" in names,
-            "crc32": stream.path == layout.supply_stream(0).path,
-        }
-        return [name for name, expected in later.items() if expected]
+            self._journal(journal_of(stream.path))
 
     def _adc_step(self, stream: layout.Stream) -> None:
         path = f"{stream.path}/adc_lsb_a"
@@ -140,8 +123,7 @@ class SchemaCheck:
         if dataset is None:
             return
         fields = dict(dataset.stored_type.dtype.fields or {}) if dataset.stored_type.dtype is not None else {}
-        wanted_fields = set(JOURNAL_DTYPE.names or ()) if self._minor else _FIRST_FIELDS
-        if not fields.keys() >= wanted_fields or len(dataset.shape) != 1:
+        if not fields.keys() >= _JOURNAL_FIELDS or len(dataset.shape) != 1:
             self.faults.append(f"{path}: is no journal, it has {', '.join(sorted(fields)) or 'no fields'}")
             return
         for name, (wanted, *_) in (JOURNAL_DTYPE.fields or {}).items():

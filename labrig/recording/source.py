@@ -1,4 +1,4 @@
-"""Where the stored rows of a recording come from, and the source for files that nobody writes."""
+"""Where the stored rows of a recording come from, and the source for files that only HDF5 can read."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class RowSource(Protocol):
 
 
 class HdfRows:
-    """Reads through HDF5: any file that nobody writes, compressed and rewritten ones too.
+    """Reads through HDF5: compressed files, files that another program rewrote, damaged ones.
 
-    HDF5 remembers chunks of a dataset while the dataset is open, and structure while the file is; so this source must
-    not read what another program is changing. Datasets are open during one call only, so that blocks of a file that is
-    larger than memory leave nothing behind.
+    HDF5 remembers chunks of a dataset while the dataset is open, and structure while the file is; so this source is
+    for files that nobody writes. Datasets are open during one call only, so that blocks of a file that is larger than
+    memory leave nothing behind.
 
     Args:
         file: The file, open; `close` closes it.

@@ -17,7 +17,7 @@ from labrig.recording.differences import difference
 from labrig.recording.header import RecordingHeader, board_info_to_json
 from labrig.recording.journal import JOURNAL_DTYPE, fill_entry, journal_path
 from labrig.recording.medium import FileSystem, Medium
-from labrig.recording.nodes import dataset_at, set_front_text, text_attribute
+from labrig.recording.nodes import dataset_at, group_at, set_front_text, text_attribute
 from labrig.recording.run_streams import RunStreams
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
@@ -52,7 +52,7 @@ def create_file(
     Raises:
         StorageError: The file exists already, the folder cannot be written, or the disk is too full. None is left.
     """
-    texts = _root_attributes(header, info)
+    texts = {**_root_attributes(header, info), "axes": json.dumps(dict(streams.axis_units))}
     text_bytes = sum(len(text.encode()) for text in texts.values())
     text_bytes += layout.SETTINGS_TEXT_BYTES * len(header.identities)
     size = layout.file_size(streams, streams.journals.values(), text_bytes)
@@ -154,10 +154,14 @@ def _build(
         entry.create_dataset(name, data=np.bytes_(value), dtype=f"S{layout.TEXT_BYTES}")
     _build_instruments(entry, header)
     for stream in streams:
-        _build_stream(file, stream, info)
+        group = file.require_group(stream.path)
+        group.create_dataset(layout.COMMITTED, data=np.int64(0)).attrs["units"] = ""
+    # Counters and journals before rows: where the tail of a file is lost, they vouch for the rows that are left.
     entry.create_group("journal").attrs["NX_class"] = "NXcollection"
     for path, blocks in streams.journals.items():
         _create_table(file, journal_path(path), JOURNAL_DTYPE, (), blocks, fill_entry())
+    for stream in streams:
+        _build_stream(file, stream, info)
 
 
 def _build_instruments(entry: h5py.Group, header: RecordingHeader) -> None:
@@ -174,11 +178,10 @@ def _build_instruments(entry: h5py.Group, header: RecordingHeader) -> None:
 
 
 def _build_stream(file: h5py.File, stream: layout.Stream, info: BoardInfo) -> None:
-    group = file.create_group(stream.path)
+    group = group_at(file, stream.path)
     group.attrs["NX_class"] = "NXdata"
     group.attrs["signal"] = stream.signal
     group.attrs["axes"] = np.array(stream.axes, dtype=h5py.string_dtype())
-    group.create_dataset(layout.COMMITTED, data=np.int64(0)).attrs["units"] = ""
     _create_table(file, f"{stream.path}/{stream.axis}", "<i4", (), stream.reserved, np.int32(-1))
     index = dataset_at(group, stream.axis)
     index[...] = np.arange(stream.reserved, dtype=np.int32)
@@ -195,6 +198,9 @@ def _build_stream(file: h5py.File, stream: layout.Stream, info: BoardInfo) -> No
         dataset = dataset_at(group, column.name)
         dataset.attrs["units"] = column.units
         dataset.attrs["long_name"] = column.meaning
+        # By the CF conventions nobody plots rows that were never written, unless a converter can give that code.
+        if column.name == stream.signal and np.dtype(column.dtype).kind == "i" and info.adc_bits < 16:
+            dataset.attrs["_FillValue"] = np.asarray(column.fill, column.dtype)
         for axis, name in enumerate((stream.axis, *column.dims)):
             dataset.dims[axis].attach_scale(scales[name])
     if stream.signal == "current_code":

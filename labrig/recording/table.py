@@ -64,25 +64,35 @@ def locate_table(file: h5py.File, path: str) -> Table:
     Raises:
         StorageError: Its rows have no places of their own: they are compressed, or space for some was never reserved.
     """
-    dataset = dataset_at(file, path)
-    rows, chunk = int(dataset.shape[0]), dataset.chunks
-    if chunk is None or chunk[1:] != dataset.shape[1:] or dataset.id.get_create_plist().get_nfilters():
+    return table_of(dataset_at(file, path).id, f"{file.filename}: {path}")
+
+
+def table_of(dataset: h5py.h5d.DatasetID, what: str) -> Table:
+    """As `locate_table`, for a dataset that is open.
+
+    Args:
+        dataset: The dataset.
+        what: How messages call it.
+    """
+    shape, properties = dataset.shape, dataset.get_create_plist()
+    chunk = properties.get_chunk() if properties.get_layout() == h5py.h5d.CHUNKED else None
+    if chunk is None or chunk[1:] != shape[1:] or properties.get_nfilters():
         raise StorageError(
-            f"{file.filename}: {path} is not laid out as labrig records (compressed, or rewritten by another program), "
+            f"{what} is not laid out as labrig records (compressed, or rewritten by another program), "
             "so nothing can be added; go on with the recording that it was made from, or start a new one"
         )
-    row_bytes = dataset.dtype.itemsize * math.prod(dataset.shape[1:])
+    row_bytes = dataset.dtype.itemsize * math.prod(shape[1:])
     places: list[tuple[int, int]] = []
 
     def note(found: h5py.h5d.StoreInfo) -> None:
         places.append((int(found.chunk_offset[0]), int(found.byte_offset)))
 
-    dataset.id.chunk_iter(note)
+    dataset.chunk_iter(note)
     runs = tuple(_runs(sorted(places), chunk[0], row_bytes))
     ends = [0, *(run.first + run.rows for run in runs)]
-    if ends[-1] < rows or [run.first for run in runs] != ends[:-1]:
-        raise StorageError(f"{file.filename}: {path}: space for some of its {rows} rows was never reserved")
-    return Table(rows, row_bytes, runs)
+    if ends[-1] < shape[0] or [run.first for run in runs] != ends[:-1]:
+        raise StorageError(f"{what}: space for some of its {shape[0]} rows was never reserved")
+    return Table(int(shape[0]), row_bytes, runs)
 
 
 def locate_scalar(file: h5py.File, path: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from labrig.recording import layout
 from labrig.recording.file_bytes import StructureError
 from labrig.recording.found_streams import FoundStream
 from labrig.recording.inspection import Inspection, Inspector, open_unwritten
@@ -93,7 +94,7 @@ def _block_faults(stream: JudgedStream, inspection: Inspection) -> Iterator[str]
     """The journal covers every committed row once, and what a block holds can be true."""
     found, counted = stream.found, stream.counted or 0
     path, end, points = found.stream.path, 0, set[str]()
-    clock = _Clock(stream, inspection)
+    judge = _CurveJudge(stream, inspection) if path == layout.CURVES else _Clock(stream, inspection)
     for block in stream.blocks or ():
         where = f"{path}: rows {block.start} to {block.stop - 1}"
         if block.verdict == "uncounted" or (block.verdict != "entry" and block.start >= counted and block.rows):
@@ -115,7 +116,7 @@ def _block_faults(stream: JudgedStream, inspection: Inspection) -> Iterator[str]
             yield f"{path}: its journal has rows {end} to {block.start - 1} in no block"
         end = max(end, block.stop)
         if block.verdict == "right":
-            yield from (f"{where}: {fault}" for fault in clock.faults(block))
+            yield from (f"{where}: {fault}" for fault in judge.faults(block))
     if end != counted:
         yield f"{path}: {counted} rows are committed, its journal covers {end}"
 
@@ -156,6 +157,38 @@ class _Clock:
         if time_s[0] < self._latest_s or (np.diff(time_s) < 0.0).any():
             yield "the board's clock goes back"
         self._latest_s = float(time_s[-1])
+
+
+class _CurveJudge:
+    """Looks at curves: each is of one cell that the board has, or of a device at a source-meter."""
+
+    def __init__(self, stream: JudgedStream, inspection: Inspection) -> None:
+        self._found = stream.found
+        self._info = inspection.info
+        self._curves = set[int]()
+
+    def faults(self, block: JudgedBlock) -> Iterator[str]:
+        """What is wrong with a curve whose checksum is right."""
+        values = _read(self._found, block.start, block.stop)
+        places = {"array": self._info.arrays, "row": self._info.rows, "column": self._info.columns}
+        for name in ("curve", *places):
+            if (values[name] != values[name][0]).any():
+                yield f"they are of more than one {name}"
+        place = [int(values[name][0]) for name in places]
+        inside = all(0 <= one < most for one, most in zip(place, places.values(), strict=True))
+        if not inside and place != [-1, -1, -1]:
+            yield f"they are of array, row and column {place}, which the board has not"
+        curve = int(values["curve"][0])
+        if curve in self._curves:
+            yield f"curve {curve} was recorded already"
+        self._curves.add(curve)
+        for name in ("level_v", "voltage_v", "current_a", "time_s"):
+            if not np.isfinite(values[name]).all():
+                yield f"{name} is no number somewhere"
+        if not np.isin(values["in_compliance"], (0, 1)).all():
+            yield "in_compliance is neither 0 nor 1"
+        if (np.diff(values["time_s"].astype(np.float64)) < 0.0).any():
+            yield "their time goes back"
 
 
 def _mvm_faults(values: _Values, info: BoardInfo) -> Iterator[str]:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import h5py
 import numpy as np
@@ -16,6 +17,8 @@ from labrig.recording.contents import stream_groups
 from labrig.recording.nodes import dataset_at, group_at
 
 Rows = NDArray[np.generic]
+Node: TypeAlias = h5py.Group | h5py.Dataset | h5py.Datatype
+Link: TypeAlias = h5py.SoftLink | h5py.ExternalLink
 
 _BLOCK_BYTES = 4 * 1024 * 1024
 _JOURNAL = "entry/journal"
@@ -31,15 +34,22 @@ class Item:
 
     Attributes:
         path: Where it is; empty for the root.
-        node: A group, a dataset, a type, or a link that leads elsewhere.
+        node: A group, a dataset or a type; None for a link.
+        link: A link that leads elsewhere; else None.
         same_as: The path under which the same object came before, if it did.
         rows: How many rows count, for a dataset that grows; None for one that is copied as it is.
     """
 
     path: str
-    node: h5py.Group | h5py.Dataset | h5py.Datatype | h5py.SoftLink | h5py.ExternalLink
+    node: Node | None
+    link: Link | None = None
     same_as: str | None = None
     rows: int | None = None
+
+    @property
+    def dataset(self) -> h5py.Dataset | None:
+        """The dataset, where this is one whose values did not come before."""
+        return self.node if isinstance(self.node, h5py.Dataset) and self.same_as is None else None
 
     def blocks(self, multiple: int = 1) -> Iterator[Rows]:
         """The values that count, some rows at a time; the whole of a dataset that has no rows.
@@ -47,26 +57,27 @@ class Item:
         Args:
             multiple: How many rows a block has, or a multiple of it.
         """
-        assert isinstance(self.node, h5py.Dataset)
-        if self.node.shape is None:
+        dataset = self.dataset
+        if dataset is None or dataset.shape is None:
             return
-        if self.node.shape == ():
-            yield np.asarray(self.node[()])
+        if dataset.shape == ():
+            yield np.asarray(dataset[()])
             return
-        length = int(self.node.shape[0]) if self.rows is None else self.rows
-        chunk = int(self.node.chunks[0]) if self.node.chunks else 1
+        length = int(dataset.shape[0]) if self.rows is None else self.rows
+        chunk = int(dataset.chunks[0]) if dataset.chunks else 1
         # Whole chunks, so that none is unpacked twice.
-        step = _up(max(1, _BLOCK_BYTES // max(1, _row_bytes(self.node))), math.lcm(chunk, multiple))
+        step = _up(max(1, _BLOCK_BYTES // max(1, _row_bytes(dataset))), math.lcm(chunk, multiple))
         for start in range(0, length, step):
-            yield np.asarray(self.node[start : min(start + step, length)])
+            yield np.asarray(dataset[start : min(start + step, length)])
 
     @property
     def content_bytes(self) -> int:
         """Size of the values that count."""
-        if not isinstance(self.node, h5py.Dataset) or not self.node.shape:
+        dataset = self.dataset
+        if dataset is None or not dataset.shape:
             return 0
-        length = int(self.node.shape[0]) if self.rows is None else self.rows
-        return length * _row_bytes(self.node)
+        length = int(dataset.shape[0]) if self.rows is None else self.rows
+        return length * _row_bytes(dataset)
 
 
 def walk(file: h5py.File) -> Iterator[Item]:
@@ -78,7 +89,7 @@ def walk(file: h5py.File) -> Iterator[Item]:
     grows: dict[str, int] = {}
     for stream in stream_groups(file):
         grows |= {f"{stream.path}/{name}": stream.rows for name in (stream.axis, *stream.names)}
-    seen: dict[int, str] = {}
+    seen: dict[tuple[int, ...], str] = {}
     yield Item("", group_at(file, "/"))
     yield from _walk(file, file, "", grows, seen)
 
@@ -95,11 +106,16 @@ def sha256(items: Iterable[Item], progress: Callable[[int], None] = lambda _: No
     digest = ContentDigest()
     for item in items:
         digest.begin(item)
-        if isinstance(item.node, h5py.Dataset) and item.same_as is None:
-            for block in item.blocks():
-                digest.add(block)
-                progress(block.nbytes)
+        for block in item.blocks():
+            digest.add(block)
+            progress(block.nbytes)
     return digest.hexdigest()
+
+
+def place_of(node: Node) -> tuple[int, ...]:
+    """Where an object lies in its file: the same for all its names."""
+    place: tuple[int, ...] = h5py.h5g.get_objinfo(node.id).objno
+    return place
 
 
 @dataclass
@@ -111,9 +127,12 @@ class ContentDigest:
     def begin(self, item: Item) -> None:
         """Adds what an object is, without its values."""
         node = item.node
-        self._say("object", item.path, type(node).__name__, item.same_as or "")
-        if isinstance(node, (h5py.SoftLink, h5py.ExternalLink)) or item.same_as is not None:
-            self._say("to", str(getattr(node, "filename", "")), str(getattr(node, "path", "")))
+        self._say("object", item.path, type(item.link or node).__name__, item.same_as or "")
+        if isinstance(item.link, h5py.ExternalLink):
+            self._say("in", str(item.link.filename))
+        if item.link is not None:
+            self._say("to", str(item.link.path))
+        if node is None or item.same_as is not None:
             return
         if isinstance(node, h5py.Dataset):
             shape = node.shape if item.rows is None or node.shape is None else (item.rows, *node.shape[1:])
@@ -144,15 +163,17 @@ class ContentDigest:
             self._hash.update(len(encoded).to_bytes(8, "little") + encoded)
 
 
-def _walk(file: h5py.File, group: h5py.Group, path: str, grows: dict[str, int], seen: dict[int, str]) -> Iterator[Item]:
+def _walk(
+    file: h5py.File, group: h5py.Group, path: str, grows: dict[str, int], seen: dict[tuple[int, ...], str]
+) -> Iterator[Item]:
     for name in sorted(group):
         here = f"{path}/{name}".lstrip("/")
         link = group.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            yield Item(here, link)
+        if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)):
+            yield Item(here, None, link)
             continue
         node = group[name]
-        place = h5py.h5o.get_info(node.id).addr
+        place = place_of(node)
         if place in seen:
             yield Item(here, node, same_as=seen[place])
             continue
@@ -162,26 +183,27 @@ def _walk(file: h5py.File, group: h5py.Group, path: str, grows: dict[str, int], 
             yield from _walk(file, node, here, grows, seen)
 
 
-def _item(file: h5py.File, path: str, node: h5py.Group | h5py.Dataset, grows: dict[str, int]) -> Item:
+def _item(file: h5py.File, path: str, node: Node, grows: dict[str, int]) -> Item:
     if path in grows:
         return Item(path, node, rows=grows[path])
     counter = f"entry/{path.removeprefix(f'{_JOURNAL}/')}/{layout.COMMITTED}"
     if isinstance(node, h5py.Dataset) and path.startswith(f"{_JOURNAL}/") and counter in file:
-        return Item(path, node, rows=_entries(Item(path, node), int(dataset_at(file, counter)[()])))
+        return Item(path, node, rows=_entries(node, Item(path, node), int(dataset_at(file, counter)[()])))
     return Item(path, node)
 
 
-def _entries(journal: Item, committed: int) -> int | None:
+def _entries(journal: h5py.Dataset, item: Item, committed: int) -> int | None:
     """How many entries of a journal come before the first one of rows that do not count; None for another dataset."""
-    if not {"start", "rows"} <= set(journal.node.dtype.names or ()):
+    if not {"start", "rows"} <= set(journal.dtype.names or ()):
         return None
     count = 0
-    for block in journal.blocks():
-        entries: NDArray[np.void] = np.asarray(block, dtype=journal.node.dtype)
-        ends = np.flatnonzero((entries["start"] < 0) | (entries["start"] + entries["rows"] > committed))
+    for block in item.blocks():
+        entries = block.astype(journal.dtype, copy=False)
+        starts, rows = np.asarray(entries["start"]), np.asarray(entries["rows"])
+        ends = np.flatnonzero((starts < 0) | (starts + rows > committed))
         if len(ends):
             return count + int(ends[0])
-        count += len(entries)
+        count += len(block)
     return count
 
 

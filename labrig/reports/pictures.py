@@ -20,6 +20,7 @@ _AGE_BINS = 32
 _FACTORS = 30.0
 _MOST_WRITES = 128
 _SUPPLY_POINTS = 2000
+_MOST_CURVES, _MOST_CURVE_ROWS = 24, 100_000
 # A vector whose outputs are a smaller part of full scale says more of noise than of drift.
 _WEAK = 0.02
 # First outputs that are remembered for each write.
@@ -73,6 +74,69 @@ class SupplyPicture:
 
     time_s: FloatArray
     power_w: FloatArray
+
+
+@dataclass(frozen=True)
+class CurvePicture:
+    """One I-V curve.
+
+    Attributes:
+        name: Of which cell, or which curve of a device.
+        voltage_v: Measured voltages in V, in the order of measurement, `[N]`.
+        current_a: Measured currents in A, `[N]`.
+    """
+
+    name: str
+    voltage_v: FloatArray
+    current_a: FloatArray
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """All that there is to see of a recording.
+
+    Attributes:
+        arrays: Each array that was measured.
+        curves: The first I-V curves.
+        supply: The array supply; None where it was not read at least twice.
+    """
+
+    arrays: tuple[ArrayPicture, ...]
+    curves: tuple[CurvePicture, ...]
+    supply: SupplyPicture | None
+
+
+def pictures(recording: Recording, contents: Contents) -> Pictures:
+    """Reads what the figures show, some rows at a time.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    return Pictures(
+        tuple(array_pictures(recording, contents)), tuple(curve_pictures(contents)), supply_picture(recording)
+    )
+
+
+def curve_pictures(contents: Contents) -> list[CurvePicture]:
+    """The first I-V curves of a recording; none where it has none.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    stream = next((one for one in contents.streams() if one.name == "curves"), None)
+    if stream is None:
+        return []
+    rows = min(stream.rows, _MOST_CURVE_ROWS)
+    names = ("curve", "array", "row", "column", "voltage_v", "current_a")
+    curve, array, row, column, voltage_v, current_a = (stream.read(name, 0, rows) for name in names)
+    found = []
+    for number in np.unique(curve)[:_MOST_CURVES]:
+        kept = np.flatnonzero(curve == number)
+        first = int(kept[0])
+        cell = f"array {array[first]}, row {row[first]}, column {column[first]}"
+        name = cell if int(array[first]) >= 0 else f"curve {number}"
+        found.append(CurvePicture(name, voltage_v[kept].astype(np.float64), current_a[kept].astype(np.float64)))
+    return found
 
 
 def array_pictures(recording: Recording, contents: Contents) -> list[ArrayPicture]:
@@ -218,5 +282,6 @@ def units_of(values: FloatArray, unit: str) -> tuple[float, str]:
     finite = np.abs(values[np.isfinite(values)])
     largest = float(finite.max()) if finite.size else 0.0
     power = 3 * int(np.floor(np.log10(largest) / 3)) if largest > 0.0 else 0
-    power = min(max(power, min(prefixes)), max(prefixes))
+    # Nobody reads kiloseconds.
+    power = min(max(power, min(prefixes)), 0 if unit == "s" else max(prefixes))
     return 10.0**-power, prefixes[power] + unit

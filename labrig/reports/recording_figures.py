@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 
 from labrig.reports.page import new_figure
-from labrig.reports.pictures import ArrayPicture, SupplyPicture, units_of
+from labrig.reports.pictures import ArrayPicture, CurvePicture, SupplyPicture, units_of
 
 _INK, _ACCENT, _FAINT, _RED = "#1f2933", "#0e7490", "#94a3b8", "#b91c1c"
 
@@ -58,7 +60,9 @@ def error_figure(one: ArrayPicture) -> go.Figure:
         colorbar={"title": unit},
         hovertemplate=f"{line} %{{y}}, column %{{x}}: %{{z:.4g}} {unit}<extra></extra>",
     )
-    figure.update_yaxes(autorange="reversed", tickformat="d", **({"dtick": 1} if len(error) < 12 else {}))
+    figure.update_yaxes(autorange="reversed", tickformat="d")
+    if len(error) < 12:
+        figure.update_yaxes(dtick=1)
     return figure
 
 
@@ -77,8 +81,23 @@ def drift_figure(one: ArrayPicture) -> go.Figure:
     figure = new_figure("Drift: the same vector again", "age of the write (s)", "outputs, the first being 1")
     if one.age_by_factors:
         figure.update_xaxes(type="log")
-    figure.add_scatter(x=one.age_s, y=one.repeated, mode="lines+markers", line={"color": _ACCENT}, name="repeated")
+    figure.add_scatter(
+        x=one.age_s, y=one.repeated, mode="lines+markers", connectgaps=True, line={"color": _ACCENT}, name="repeated"
+    )
     figure.add_hline(y=1.0, line={"color": _FAINT, "dash": "dot"})
+    return figure
+
+
+def curves_figure(curves: Sequence[CurvePicture]) -> go.Figure:
+    """I-V curves, each as it was measured."""
+    x_factor, x_unit = units_of(np.concatenate([one.voltage_v for one in curves]), "V")
+    y_factor, y_unit = units_of(np.concatenate([one.current_a for one in curves]), "A")
+    figure = new_figure("I-V curves", f"voltage ({x_unit})", f"current ({y_unit})", height=460)
+    for one in curves:
+        figure.add_scatter(
+            x=x_factor * one.voltage_v, y=y_factor * one.current_a, mode="lines", line={"width": 1.5}, name=one.name
+        )
+    figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1.0, "xanchor": "left", "font": {"size": 11}})
     return figure
 
 

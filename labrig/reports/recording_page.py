@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +9,23 @@ import numpy as np
 from labrig.reports import recording_figures as figures
 from labrig.reports.overview import Overview, size
 from labrig.reports.page import embedded, write_page
-from labrig.reports.pictures import ArrayPicture, SupplyPicture
+from labrig.reports.pictures import ArrayPicture, Pictures
 
 _TEMPLATE = Path(__file__).with_name("recording.html.jinja")
 
 
-def write_recording_page(
-    path: Path, facts: Overview, arrays: Sequence[ArrayPicture], supply: SupplyPicture | None
-) -> None:
+def write_recording_page(path: Path, facts: Overview, shown: Pictures) -> None:
     """Writes the page, with the plotting script once beside it (`plotly.min.js`).
 
     Args:
         path: Where the page goes.
         facts: What the tables say.
-        arrays: What there is to see of each array.
-        supply: What there is to see of the array supply.
+        shown: What there is to see.
 
     Raises:
         StorageError: The folder cannot be written.
     """
-    by_array = {one.array: one for one in arrays}
+    by_array = {one.array: one for one in shown.arrays}
     write_page(
         path,
         _TEMPLATE,
@@ -50,14 +46,17 @@ def write_recording_page(
             }
             for one in facts.arrays
         ],
-        supply=None if supply is None else embedded(figures.supply_figure(supply)),
+        curves=embedded(figures.curves_figure(shown.curves)) if shown.curves else None,
+        supply=None if shown.supply is None else embedded(figures.supply_figure(shown.supply)),
     )
 
 
 def _sentence(facts: Overview) -> str:
     mvms, writes = sum(one.mvms for one in facts.arrays), sum(one.writes for one in facts.arrays)
+    readings = sum(one.rows for one in facts.streams if one.name == "curves")
+    curves = f" and {readings} readings of I-V curves" if readings else ""
     return (
-        f"{mvms} MVMs of {writes} writes on chip {facts.summary.chip_id}, {facts.summary.status}. "
+        f"{mvms} MVMs of {writes} writes{curves} on chip {facts.summary.chip_id}, {facts.summary.status}. "
         "All committed rows agree with their checksums."
     )
 

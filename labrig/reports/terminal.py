@@ -13,31 +13,36 @@ from rich.text import Text
 
 from labrig.reports.blocks import DIVERGING, SEQUENTIAL, colour_bar, heatmap
 from labrig.reports.braille import Canvas
-from labrig.reports.pictures import ArrayPicture, SupplyPicture, units_of
+from labrig.reports.pictures import ArrayPicture, CurvePicture, Pictures, SupplyPicture, units_of
 from labrig_drivers.crossbar import FloatArray
 
 _WIDEST = 64
 _MARGIN = 12
 _GAP = 3
+_COLOURS = ("cyan", "yellow", "green", "magenta", "bright_blue", "bright_red")
 _CLOUD_LINES, _CURVE_LINES, _MAP_LINES = 18, 10, 32
 
 
-def draw(console: Console, arrays: Sequence[ArrayPicture], supply: SupplyPicture | None) -> None:
+def draw(console: Console, shown: Pictures) -> None:
     """Prints the figures, two side by side where there is room."""
     beside = console.width >= 2 * (48 + _MARGIN)
     width = min(_WIDEST, (console.width // 2 if beside else console.width) - _MARGIN)
     colour = console.color_system is not None
-    for one in arrays:
+    for one in shown.arrays:
         console.print(Rule(f"array {one.array}", style="bright_black"))
         left = [_transfer(one, width), _target(one, width + _MARGIN - _GAP, colour=colour)]
         right = [_pace(one, width), _error(one, width + _MARGIN - _GAP, colour=colour)]
         if np.isfinite(one.repeated).any():
             right.append(_drift(one, width))
         _print(console, left, right, beside=beside)
-    if supply is not None:
-        console.print(Rule("array supply", style="bright_black"))
-        _print(console, [_power(supply, width)], [], beside=False)
-    if not arrays and supply is None:
+    for title, figures in (
+        ("I-V curves", [_curves(shown.curves, width)] if shown.curves else []),
+        ("array supply", [_power(shown.supply, width)] if shown.supply is not None else []),
+    ):
+        if figures:
+            console.print(Rule(title, style="bright_black"))
+            _print(console, figures, [], beside=False)
+    if not (shown.arrays or shown.curves or shown.supply):
         console.print("nothing was measured, so there is nothing to draw")
 
 
@@ -79,7 +84,8 @@ def _drift(one: ArrayPicture, width: int) -> Group:
     )
     low, high = _ends(one.repeated)
     canvas = Canvas(width, _CURVE_LINES, _ends(age[np.isfinite(one.repeated)]), (min(low, 1.0), max(high, 1.0)))
-    canvas.line(age, one.repeated, "cyan")
+    known = np.isfinite(one.repeated)
+    canvas.line(age[known], one.repeated[known], "cyan")
     title = Text.assemble(("drift", "bold"), f": repeated outputs over first ones, by {axis}")
     return Group(title, *canvas.lines())
 
@@ -102,6 +108,18 @@ def _error(one: ArrayPicture, width: int, *, colour: bool) -> Group:
     title = Text.assemble(("mean error", "bold"), f" of each column: a line for {lines}, columns across")
     drawn = heatmap(values, ends, DIVERGING, width=width, height=_MAP_LINES, colour=colour)
     return Group(title, *drawn, colour_bar(ends, unit, DIVERGING, colour=colour))
+
+
+def _curves(curves: Sequence[CurvePicture], width: int) -> Group:
+    voltage_v, current_a = (
+        np.concatenate([getattr(one, name) for one in curves]) for name in ("voltage_v", "current_a")
+    )
+    (x_factor, x_unit), (y_factor, y_unit) = units_of(voltage_v, "V"), units_of(current_a, "A")
+    canvas = Canvas(width, _CLOUD_LINES, _ends(x_factor * voltage_v), _ends(y_factor * current_a))
+    for number, one in enumerate(curves):
+        canvas.line(x_factor * one.voltage_v, y_factor * one.current_a, _COLOURS[number % len(_COLOURS)])
+    title = Text.assemble(("curves", "bold"), f": current in {y_unit} over voltage in {x_unit}; {len(curves)} of them")
+    return Group(title, *canvas.lines())
 
 
 def _power(supply: SupplyPicture, width: int) -> Group:

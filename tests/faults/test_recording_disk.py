@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -25,7 +25,7 @@ from labrig.acquisition import RunSummary, run_sweep
 from labrig.config import parse_rig
 from labrig.events import BlockCommitted, Event, EventBus, RunFinished
 from labrig.plans import MvmCalibrationPlan, StreamCapacity
-from labrig.plans.base import Point
+from labrig.plans.base import Points
 from labrig.recording import Recording, header, medium
 from labrig.recording.disk import Disk, FileDisk
 from labrig.recording.recovery import recover_recording
@@ -80,7 +80,7 @@ class StatedCapacity:
         whole = self.plan.capacity(info)
         return {array: replace(one, rows=int(one.rows * self.of_rows)) for array, one in whole.items()}
 
-    def points(self, info: BoardInfo) -> AsyncIterator[Point]:
+    def points(self, info: BoardInfo) -> Points:
         return self.plan.points(info)
 
 
@@ -279,7 +279,11 @@ async def test_a_recording_that_is_removed_meanwhile_is_missed(tmp_path: Path, b
 
 
 async def test_a_recording_that_is_moved_meanwhile_is_whole_where_it_is_now(tmp_path: Path, bench: Bench) -> None:
-    bench.at[5] = lambda: shutil.move(tmp_path / "run.h5", tmp_path / "moved.h5")
+
+    def move() -> None:
+        shutil.move(tmp_path / "run.h5", tmp_path / "moved.h5")
+
+    bench.at[5] = move
     await bench.sweep(tmp_path / "run.h5")
     assert contents(tmp_path / "moved.h5")[1].total() == bench.blocks
 
@@ -336,7 +340,7 @@ async def test_a_clock_that_is_set_meanwhile_makes_no_time_negative(
 
     class Clock(datetime):
         @classmethod
-        def now(cls, tz: tzinfo | None = None) -> datetime:
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz or UTC) + timedelta(seconds=shift_s[0])
 
     monkeypatch.setattr(header, "datetime", Clock)

@@ -106,7 +106,7 @@ def record(path: Path, capacity: dict[int, StreamCapacity], *, close: bool) -> N
                     "saturated": ((code == -512) | (code == 511)).astype(np.uint8),
                     "time_s": 100.0 * write + 10.0 * block + np.arange(float(count)),
                 }
-                file.append_mvms(array, columns, BlockLabel(rng.bytes(16), 3 + block, 1e9 + block, 1e9 + block + 0.5))
+                file.append_mvms(array, columns, BlockLabel(rng.bytes(16), 3 + block))
         values = {"time_s": 1e9 + write, "voltage_v": 1.8, "current_a": 0.01}
         reading: dict[str, NDArray[np.generic]] = {name: np.array([value]) for name, value in values.items()}
         file.append_supply(reading | {"in_compliance": np.array([0], np.uint8)})
@@ -448,7 +448,7 @@ def test_a_lost_write_takes_its_blocks_with_it_and_the_others_keep_theirs(worksh
     assert workshop.outcome(content, strict=True) == "all"
     report = recover_recording(workshop.folder / "damaged.h5", dry_run=True, refusal=lambda _: "")
     (array,) = [one for one in report.streams if one.path == "entry/array_0"]
-    assert array.reasons == {"their write or setting is lost": array.lost}
+    assert array.reasons == {"their write is lost": array.lost}
     assert set(array.again) == {point for point, block in truth.blocks.items() if block in with_write}
     (writes,) = [one for one in report.streams if one.path == "entry/array_0/writes"]
     assert (writes.committed, writes.rescued, writes.lost) == (3, 2, 1)
@@ -460,16 +460,22 @@ def test_memory_is_bounded_and_the_original_is_only_read(tmp_path: Path) -> None
     info = BoardInfo("SIM-1", 1, lines, lines, 4e-6, 5e-5, -0.3, 0.3, 8, 10, (1e-4,) * lines, 1e-5, 5e-3)
     capacity = {0: StreamCapacity(rows=blocks * batch, writes=1, blocks=blocks)}
     file = RecordingFile(path, HEADER, info, capacity, 4, "process")
-    numbers = {"programmed_at_s": np.array([0.0]), "rms_error_s": np.array([1e-7])}
-    numbers |= {"pulses": np.array([1]), "board_write": np.array([0])}
+    numbers = {
+        "programmed_at_s": np.array([0.0]),
+        "rms_error_s": np.array([1e-7]),
+        "pulses": np.array([1]),
+        "board_write": np.array([0]),
+    }
     file.append_write(0, {"target_conductance_s": np.full((1, lines, lines), 1e-5, np.float32), **numbers})
     rng = np.random.default_rng(0)
     voltage_v = rng.uniform(-0.3, 0.3, (batch, lines)).astype(np.float32)
     code = rng.integers(-500, 500, (batch, lines)).astype(np.int16)
-    columns = {"voltage_v": voltage_v, "current_code": code, "saturated": np.zeros((batch, lines), np.uint8)}
+    saturated = np.zeros((batch, lines), np.uint8)
+    columns: dict[str, NDArray[np.generic]] = {"voltage_v": voltage_v, "current_code": code, "saturated": saturated}
     for number in range(blocks):
-        label = BlockLabel(number.to_bytes(16, "big"), 3)
-        file.append_mvms(0, {**columns, "time_s": number + np.arange(batch) / batch}, label)
+        file.append_mvms(
+            0, {**columns, "time_s": number + np.arange(batch) / batch}, BlockLabel(number.to_bytes(16, "big"), 3)
+        )
     file.close("finished")
     with path.open("r+b") as raw:
         raw.seek(path.stat().st_size // 2)

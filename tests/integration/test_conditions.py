@@ -286,8 +286,7 @@ async def test_without_a_condition_a_limit_is_an_alarm_only(bench: Bench) -> Non
 async def test_a_paused_run_with_every_condition_can_be_stopped(bench: Bench) -> None:
     rig = bench.rig(AT_THE_CHUCK + ON_THE_CHIP + AT_THE_SUPPLY)
     control = RunControl()
-    control.add_conditions(rig_conditions(rig))
-    assert control.poll_s == 0.01
+    usual_s = control.poll_s
 
     def overheat(mvm: int) -> None:
         if mvm == 5:
@@ -295,8 +294,10 @@ async def test_a_paused_run_with_every_condition_can_be_stopped(bench: Bench) ->
 
     bench.board.hook = overheat
     bench.bus.subscribe(lambda event: control.stop() if isinstance(event, RunPaused) else None)
-    summary = await run_sweep(rig, PLAN, bench.path, bench.bus, control=control)
-    assert summary.status == "stopped"
+    with control.watching(rig_conditions(rig)):
+        assert control.poll_s == 0.01
+        summary = await run_sweep(rig, PLAN, bench.path, bench.bus, control=control)
+    assert (summary.status, control.poll_s) == ("stopped", usual_s)
     assert recorded(bench.path, "stopped") == (await planned())[:5]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -304,6 +305,22 @@ def test_the_base_install_exports_with_numpy_alone(tmp_path: Path, record: Recor
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_examples_of_the_page_run(tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "export.md").read_text()
+    run = record(tmp_path / "run.h5", supply=3)
+    for suffix in ("nc", "csv", "parquet", "npz"):
+        export_recording(run, tmp_path / f"run.{suffix}")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 4
+    for block in blocks:
+        names: dict[str, object] = {}
+        exec(block, names)
+        for value in names.values():
+            if isinstance(value, (xarray.Dataset, xarray.DataTree, np.lib.npyio.NpzFile)):
+                value.close()
 
 
 def test_command_line(tmp_path: Path, record: Record) -> None:

@@ -142,32 +142,6 @@ async def test_everything_about_the_run_is_in_the_file(finished: Path) -> None:
             recording.dataset(7)
 
 
-async def test_other_programs_open_it(finished: Path) -> None:
-    with xarray.open_dataset(finished, engine="h5netcdf", group="entry/array_0") as data:
-        assert data["current_code"].dims == ("mvm", "column")
-        assert data["voltage_v"].shape == (32, ROWS)
-        assert data["current_code"].dtype == np.int16
-        assert np.array_equal(data["adc_lsb_a"], INFO.adc_lsb_a)
-        assert data["voltage_v"].attrs["units"] == "V"
-    with xarray.open_dataset(finished, engine="h5netcdf", group="entry/array_0/writes") as data:
-        assert data["target_conductance_s"].dims == ("write", "row", "column")
-    with xarray.open_dataset(finished, engine="h5netcdf", group="entry/supply") as data:
-        assert data.sizes["reading"] == 3
-    with h5py.File(finished, "r") as file:
-        default = file[file.attrs["default"]][file[file.attrs["default"]].attrs["default"]]
-        assert default.attrs["NX_class"] == "NXdata"
-        assert default.attrs["signal"] in default
-        assert all(axis in default for axis in default.attrs["axes"])
-        assert file["entry/instruments/board"].attrs["NX_class"] == "NXinstrument"
-        without_units: list[str] = []
-        file["entry/array_0"].visititems(
-            lambda name, node: (
-                without_units.append(name) if isinstance(node, h5py.Dataset) and "units" not in node.attrs else None
-            )
-        )
-        assert [name for name in without_units if not name.endswith("committed")] == []
-
-
 async def test_before_the_first_row_everything_is_reserved_and_filled(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     writer = await create(path)

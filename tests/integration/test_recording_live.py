@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from labrig.plans import StreamCapacity
-from labrig.recording import MvmBlock, Recording, RecordingWriter, live
-from labrig.recording.live import LiveRows
+from labrig.recording import MvmBlock, Recording, RecordingWriter, placed
+from labrig.recording.placed import Place, PlacedRows
 from labrig_drivers.errors import StorageError
 
 WRITER = """
@@ -177,17 +177,17 @@ class Looks:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    counts, seen = Looks(), LiveRows._seen
+    counts, find = Looks(), placed._places
 
-    def counted(self: LiveRows) -> object:
+    def counted(file: h5py.File) -> dict[str, Place]:
         counts.made += 1
         try:
-            return seen(self)
+            return find(file)
         except Exception:
             counts.torn += 1
             raise
 
-    monkeypatch.setattr(LiveRows, "_seen", counted)
+    monkeypatch.setattr(placed, "_places", counted)
     return counts
 
 
@@ -261,7 +261,7 @@ def test_every_row_that_is_seen_is_right_for_long(
 
 
 def test_hdf5_in_the_reader_would_serve_what_was_there_before(tmp_path: Path) -> None:
-    # Why `LiveRows` reads beside HDF5: the usual way, with file and dataset open, does not see new rows.
+    # Why `PlacedRows` reads beside HDF5: the usual way, with file and dataset open, does not see new rows.
     with writing(tmp_path, rows=1000) as writer:
         writer.append(1)
         with (
@@ -369,7 +369,7 @@ def test_run_that_ends_and_goes_on_elsewhere_in_the_file_is_followed(tmp_path: P
         with Recording.open(writer.path) as recording:
             writer.end()
             source = recording._source
-            assert isinstance(source, LiveRows)
+            assert isinstance(source, PlacedRows)
             place = source._places["entry/array_0/voltage_v"]
             assert recording.refresh()
             assert (recording.status, recording.committed(0)) == ("finished", before)
@@ -387,15 +387,42 @@ def test_run_that_ends_and_goes_on_elsewhere_in_the_file_is_followed(tmp_path: P
 
 
 def test_a_file_that_is_only_just_being_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_PATIENCE_S", 0.05)
-    path = tmp_path / "run.h5"
-    path.write_bytes(bytes(10_000))
+    monkeypatch.setattr(placed, "_PATIENCE_S", 0.05)
+    with writing(tmp_path) as writer:
+        writer.append(5)
+        content = writer.path.read_bytes()
+    path = tmp_path / "made.h5"
+    for written in (0, 4096, len(content) // 2):
+        path.write_bytes(content[:written] + bytes(len(content) - written))
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(StorageError, match="only just being made"):
+                Recording.open(path)
+    path.write_bytes(content)
     with path.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(StorageError, match="only just being made; try again"):
-            Recording.open(path)
-    with pytest.raises(StorageError, match="is not an HDF5 file"):
-        Recording.open(path)
+        with Recording.open(path) as recording:
+            assert recording.status == "running"
+            recording.verify()
+
+
+def test_no_reader_keeps_a_run_from_going_on(tmp_path: Path) -> None:
+    with writing(tmp_path) as writer:
+        writer.append(50)
+    with Recording.open(writer.path) as recording, writing(tmp_path, first=50) as again:
+        assert recording.status == "interrupted"
+        again.append(50)
+        assert recording.refresh()
+        assert recording.status == "running"
+        again.end()
+        assert recording.refresh()
+        assert recording.status == "finished"
+        with writing(tmp_path, first=100) as last:
+            _, mvms = last.append(100)
+            assert recording.refresh()
+            assert recording.committed(0) == mvms
+            recording.verify()
+            assert np.array_equal(recording.dataset().voltage_v, writer.expected(200)[0])
 
 
 def test_recording_that_is_renamed_while_it_is_read_is_still_the_same(tmp_path: Path) -> None:

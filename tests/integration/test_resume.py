@@ -239,15 +239,25 @@ async def test_another_rig_plan_or_chip_is_refused_by_name_and_nothing_changes(t
     assert not (tmp_path / "absent.h5").exists()
 
 
+def measured(path: Path) -> bool:
+    """True as soon as a sweep has committed something; it goes on."""
+    if not path.exists():
+        return False
+    try:
+        with Recording.open(path) as recording:
+            return any(recording.committed(array) for array in recording.arrays)
+    except StorageError:
+        return False
+
+
 def test_a_killed_sweep_is_resumed_by_the_command(tmp_path: Path) -> None:
     (tmp_path / "rig.toml").write_text(RIG.format(seed=1).replace("rows = 8", "rows = 24"))
     base = [sys.executable, "-m", "labrig", "sweep", "rig.toml", "--plan", "mvm", "--writes", "3"]
     process = subprocess.Popen([*base, "-o", "run.h5"], cwd=tmp_path, stderr=subprocess.DEVNULL)
     deadline_s = time.monotonic() + 60.0
     path = tmp_path / "run.h5"
-    while not path.exists() and time.monotonic() < deadline_s:
+    while not measured(path) and time.monotonic() < deadline_s:
         time.sleep(0.005)
-    time.sleep(0.15)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     resumed = subprocess.run(
@@ -269,7 +279,7 @@ def test_a_killed_sweep_is_resumed_by_the_command(tmp_path: Path) -> None:
 
 async def test_a_recording_that_is_still_being_written_is_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    await sweep(path, stop_after=2)
+    await interrupted(path, stop_after=2)
     with path.open("r+b") as file:
         # As HDF5 does in the program that writes it.
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -12,6 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
+from labrig.acquisition import run_sweep
+from labrig.config import load_rig, shipped_rig
+from labrig.events import EventBus
+from labrig.plans import plan_by_name
 from labrig.recording import Recording, read_mvms
 from labrig.recording.compaction import compact
 from labrig.recording.contents import Contents
@@ -62,8 +66,8 @@ def test_a_clock_that_went_back_is_told(tmp_path: Path, record: Record) -> None:
 def test_pictures_are_what_numpy_makes_of_the_data_set(tmp_path: Path, record: Record) -> None:
     run = record(tmp_path / "run.h5", blocks={0: [[40, 30], [25]], 1: []}, supply=4)
     with Recording.open(run) as recording, Contents.open(run) as contents:
-        (one,) = pictures.array_pictures(recording, contents)
-        supply = pictures.supply_picture(recording)
+        shown = pictures.pictures(recording, contents)
+        (one,), supply = shown.arrays, shown.supply
         trace = recording.supply()
     data = read_mvms(run)
     ideal_a = np.einsum("nr,nrc->nc", data.voltage_v, data.target_conductance_s[data.pattern])
@@ -97,6 +101,26 @@ def test_drift_is_seen_in_repeated_vectors_only(tmp_path: Path, record: Record) 
         (one,) = pictures.array_pictures(recording, contents)
     seen = np.isfinite(one.repeated)
     assert np.allclose(one.repeated[seen], 1.0 - 0.05 * (one.age_s[seen] - 0.1), atol=0.01)
+
+
+async def test_curves_are_drawn(tmp_path: Path) -> None:
+    config, run = load_rig(shipped_rig("mock")), tmp_path / "iv.h5"
+    await run_sweep(config, plan_by_name("iv", program=True, cells=3, seed=1), run, EventBus())
+    with Recording.open(run) as recording, Contents.open(run) as contents:
+        shown = pictures.pictures(recording, contents)
+        (curves,) = [one for one in contents.streams() if one.name == "curves"]
+        names = ("curve", "row", "column", "current_a")
+        curve, row, column, current_a = (curves.read(name, 0, curves.rows) for name in names)
+    assert shown.arrays == ()
+    assert len(shown.curves) == len(np.unique(curve))
+    first = shown.curves[0]
+    assert first.name == f"array 0, row {row[0]}, column {column[0]}"
+    assert np.array_equal(first.current_a, current_a[curve == curve[0]])
+    drawn = labrig(tmp_path, "iv.h5", "--plot", "terminal")
+    assert drawn.returncode == 0, drawn.stderr
+    assert "I-V curves" in drawn.stdout
+    assert labrig(tmp_path, "iv.h5", "--plot", "iv.html").returncode == 0
+    assert first.name in (tmp_path / "iv.html").read_text()
 
 
 def test_table_and_figures_on_the_terminal(tmp_path: Path, record: Record) -> None:

@@ -35,8 +35,8 @@ def record(path: Path, *, close: bool = True) -> None:
     for write in range(2):
         target_s = rng.uniform(4e-6, 5e-5, (1, ROWS, COLUMNS)).astype(np.float32)
         numbers = {"programmed_at_s": np.array([100.0 * write]), "rms_error_s": np.array([1e-7])}
-        numbers |= {"pulses": np.array([3]), "board_write": np.array([write])}
-        file.append_write(0, {"target_conductance_s": target_s, **numbers})
+        counts = {"pulses": np.array([3]), "board_write": np.array([write])}
+        file.append_write(0, {"target_conductance_s": target_s, **counts, **numbers})
         for block in range(3):
             code = rng.integers(-512, 512, (BATCH, COLUMNS)).astype(np.int16)
             columns: dict[str, NDArray[np.generic]] = {
@@ -128,7 +128,7 @@ STRUCTURE = [
     (delete("entry/instruments/board"), "entry/instruments/board: there is no such group"),
     (delete("entry/instruments/board/serial"), "entry/instruments/board/serial: there is no such dataset"),
     (delete(f"{ARRAY}/saturated"), f"{ARRAY}/saturated: there is no such dataset"),
-    (delete(JOURNAL), f"{JOURNAL}: cannot be found"),
+    (delete(JOURNAL), f"{JOURNAL}: there is no such dataset"),
     (delete(f"{ARRAY}/committed"), f"{ARRAY}: its counter cannot be read"),
     (of_type("entry/supply/voltage_v", "<f4"), "entry/supply/voltage_v: is of type float32, expected float64"),
     (value(f"{ARRAY}/adc_lsb_a", 1, 1.0), "adc_lsb_a: is not the step of the board's converter"),

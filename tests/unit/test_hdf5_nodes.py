@@ -44,8 +44,12 @@ def record(path: Path, rows: int = 4000, *, close: bool = True) -> Path:
     for array in capacity:
         for write in range(2):
             target_s = rng.uniform(4e-6, 5e-5, (1, ROWS, COLUMNS)).astype(np.float32)
-            numbers = {"programmed_at_s": np.array([1.0]), "rms_error_s": np.array([1e-7])}
-            numbers |= {"pulses": np.array([write]), "board_write": np.array([write])}
+            numbers = {
+                "programmed_at_s": np.array([1.0]),
+                "rms_error_s": np.array([1e-7]),
+                "pulses": np.array([write]),
+                "board_write": np.array([write]),
+            }
             file.append_write(array, {"target_conductance_s": target_s, **numbers})
             for _ in range(10):
                 code = rng.integers(-512, 512, (50, COLUMNS)).astype(np.int16)

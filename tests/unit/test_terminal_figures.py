@@ -124,3 +124,4 @@ def test_units_are_readable(value: float, factor: float, unit: str) -> None:
     found, prefixed = units_of(np.array([value, np.nan]), "A")
     assert found == pytest.approx(factor)
     assert prefixed == unit
+    assert units_of(np.array([5000.0]), "s") == (1.0, "s")

@@ -1,11 +1,12 @@
-"""A recording that another program may be writing, read without disturbing it.
+"""A recording read at the places of its rows, so that another program may write it meanwhile.
 
 The writer puts rows and counters straight to their places (see `table`), and only extends streams through HDF5. The
-reader does the same in reverse: HDF5 is asked once where everything lies, and is closed again; rows and counters are
-then read from their places. HDF5 in the reader would be wrong: a dataset that stays open serves rows from its chunk
-cache that are older than the counter, and a file that stays open serves the structure from before an extension.
+reader does the same in reverse: HDF5 is asked where everything lies, and is closed again; rows and counters are then
+read from their places. HDF5 in the reader would be wrong: a dataset that stays open serves rows from its chunk cache
+that are older than the counter, and a file that stays open serves the structure from before an extension.
 
-The writer holds HDF5's lock as long as it lives. Nothing here takes a lock that could keep it from writing.
+The writer holds HDF5's lock as long as it lives. No lock is held here, so no reader keeps a run from starting or going
+on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from labrig.recording.description import Description, ForeignFileError, describe
 from labrig.recording.source import demand_rows
-from labrig.recording.table import Run, Table, locate_table
+from labrig.recording.table import Run, Table, table_of
 from labrig_drivers.errors import StorageError
 
 if TYPE_CHECKING:
@@ -37,9 +38,12 @@ if TYPE_CHECKING:
 # fill the new room.
 _PATIENCE_S = 30.0
 _PAUSE_S = 0.01
-_MOST_DISAGREEMENTS = 20
 # Whatever HDF5 and its contents object to while they are half written.
 _TORN = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, StorageError)
+
+
+class NotPlacedError(StorageError):
+    """The rows of a file that nobody writes cannot be found one by one."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ def is_being_written(descriptor: int) -> bool:
     return False
 
 
-class LiveRows:
-    """Reads a file that is being written, from the places of its rows.
+class PlacedRows:
+    """Reads a file as labrig lays it out, finished or still being written.
 
     Args:
         path: The file.
@@ -84,7 +88,8 @@ class LiveRows:
         description: What it says about itself.
 
     Raises:
-        StorageError: It cannot be read beside its writer, or is no recording.
+        NotPlacedError: Nobody writes the file, and its rows have no places: it is compressed, damaged or no recording.
+        StorageError: It says that it is no recording, or cannot be read beside its writer.
         OSError: It cannot be opened.
     """
 
@@ -103,29 +108,35 @@ class LiveRows:
     def look(self) -> None:
         """Finds every place anew, as after an extension.
 
-        A place is believed when two looks saw it, so that none is taken from half an extension.
-
         Raises:
-            StorageError: It is no recording, or its structure could not be read for half a minute.
+            NotPlacedError: Nobody writes the file, and its rows have no places.
+            StorageError: It says that it is no recording, or its structure could not be read for half a minute.
         """
         deadline = time.monotonic() + _PATIENCE_S
-        seen: list[Mapping[str, Place]] = []
-        while len(seen) < _MOST_DISAGREEMENTS:
-            written = is_being_written(self._descriptor)
+        while True:
+            content = _Bytes(self._descriptor)
             try:
-                self.description, places = self._seen()
+                # Not by its name: within one process HDF5 shares a file that is open, with the structure from then.
+                with h5py.File(content, "r") as file:
+                    description, places = describe(self._path, file), _places(file)
+                if content.held_still():
+                    self.description, self._places, self._names = description, places, _by_group(places)
+                    return
+                error: Exception = OSError("its structure changed while it was read")
             except ForeignFileError:
                 raise
-            except _TORN as error:
-                if not written or time.monotonic() > deadline:
-                    raise StorageError(self._unreadable(error, written=written)) from error
-                time.sleep(_PAUSE_S)
-                continue
-            if seen and (agreed := _agreed(seen[-1], places)) is not None:
-                self._places, self._names = agreed, _by_group(agreed)
-                return
-            seen.append(places)
-        raise StorageError(f"{self._path}: its rows move about while they are read; no labrig writes like that")
+            except _TORN as caught:
+                error = caught
+                if not self.is_being_written() and content.held_still():
+                    raise NotPlacedError(
+                        f"{self._path}: is damaged, or was not finished when it was created: {error}"
+                    ) from error
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"{self._path}: is open in another program and cannot be read beside it, perhaps it is only just "
+                    f"being made; try again in a while: {error}"
+                ) from error
+            time.sleep(_PAUSE_S)
 
     def is_being_written(self) -> bool:
         """True while the writer lives."""
@@ -179,62 +190,71 @@ class LiveRows:
             os.close(self._descriptor)
         self._descriptor = -1
 
-    def _seen(self) -> tuple[Description, Mapping[str, Place]]:
-        # Not by its name: within one process HDF5 shares a file that is open already, with the structure from then.
-        with h5py.File(_Bytes(self._descriptor), "r") as file:
-            return describe(self._path, file), _places(file)
-
-    def _unreadable(self, error: BaseException, *, written: bool) -> str:
-        if written:
-            return (
-                f"{self._path}: is open in another program and cannot be read beside it, perhaps it is only just being "
-                f"made; try again in a while: {error}"
-            )
-        return f"{self._path}: is damaged, or was not finished when it was created: {error}"
-
 
 class _Bytes(io.RawIOBase):
-    """An open file as HDF5 takes one from Python; nothing is kept, and nothing is made up where the file ends."""
+    """An open file as HDF5 takes one from Python; knows afterwards whether what was read held still."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
         self._place = 0
+        self._read: dict[int, bytes] = {}
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         content = memoryview(buffer)
         if _fill(self._descriptor, content, self._place) < len(content):
             raise OSError("the file ends where its structure should go on")
+        self._read[self._place] = content.tobytes()
         self._place += len(content)
         return len(content)
 
+    def held_still(self) -> bool:
+        """True where everything that was read is still the same: of a structure half written, some is not."""
+        return all(os.pread(self._descriptor, len(one), offset) == one for offset, one in self._read.items())
+
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        size = os.fstat(self._descriptor).st_size
-        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: size}[whence]
-        return self._place
+        if whence == os.SEEK_END:
+            offset += os.fstat(self._descriptor).st_size
+        elif whence == os.SEEK_CUR:
+            offset += self._place
+        self._place = offset
+        return offset
 
     def tell(self) -> int:
         return self._place
 
 
-def _places(file: h5py.File) -> Mapping[str, Place]:
+def _places(file: h5py.File) -> dict[str, Place]:
     """The places of every dataset whose rows lie in the file one by one. No row is read: HDF5 remembers none."""
     found: dict[str, Place] = {}
-
-    def note(path: str, node: object) -> None:
-        if not isinstance(node, h5py.Dataset) or node.dtype.hasobject:
-            return
-        if node.chunks is not None:
-            table = locate_table(file, path)
-        elif (offset := node.id.get_offset()) is not None:
-            rows, row_shape = (node.shape[0], node.shape[1:]) if node.shape else (1, ())
-            table = Table(rows, node.dtype.itemsize * math.prod(row_shape), (Run(0, rows, offset),))
-        else:
-            return
-        found[path] = Place(node.dtype, node.shape[1:], table)
-
-    file.visititems(note)
+    _note_places(h5py.h5g.open(file.id, b"entry"), "entry", found)
     return found
+
+
+def _note_places(group: h5py.h5g.GroupID, path: str, found: dict[str, Place]) -> None:
+    # With HDF5's own calls: a look must be short, or extensions come in between.
+    for name in group:
+        below = f"{path}/{name.decode()}"
+        node = h5py.h5o.open(group, name)
+        if isinstance(node, h5py.h5g.GroupID):
+            _note_places(node, below, found)
+        elif isinstance(node, h5py.h5d.DatasetID) and (place := _place(node, below)) is not None:
+            found[below] = place
+
+
+def _place(dataset: h5py.h5d.DatasetID, path: str) -> Place | None:
+    """The place of a dataset; None for one of texts of any length, which lie elsewhere."""
+    dtype, shape = dataset.dtype, dataset.shape
+    if dtype.hasobject:
+        return None
+    if dataset.get_create_plist().get_layout() == h5py.h5d.CHUNKED:
+        return Place(dtype, shape[1:], table_of(dataset, path))
+    rows, row_shape = (shape[0], shape[1:]) if shape else (1, ())
+    offset = dataset.get_offset()
+    if offset is None and rows:
+        raise StorageError(f"{path} has no place of its own in the file")
+    runs = () if offset is None else (Run(0, rows, offset),)
+    return Place(dtype, row_shape, Table(rows, dtype.itemsize * math.prod(row_shape), runs))
 
 
 def _by_group(paths: Iterable[str]) -> Mapping[str, frozenset[str]]:
@@ -243,19 +263,6 @@ def _by_group(paths: Iterable[str]) -> Mapping[str, frozenset[str]]:
         group, _, name = path.rpartition("/")
         names[group].add(name)
     return {group: frozenset(found) for group, found in names.items()}
-
-
-def _agreed(one: Mapping[str, Place], other: Mapping[str, Place]) -> Mapping[str, Place] | None:
-    """The rows that have the same places in both; None where some have others."""
-    if one.keys() != other.keys():
-        return None
-    # Streams grow from look to look, and lose unused rows at the end; the rows that both have do not move.
-    shorter = {path: min(one[path], other[path], key=lambda place: place.table.rows) for path in one}
-    for path, place in shorter.items():
-        rows = place.table.rows
-        if any(list(each[path].table.pieces(0, rows)) != list(place.table.pieces(0, rows)) for each in (one, other)):
-            return None
-    return shorter
 
 
 def _fill(descriptor: int, content: memoryview, offset: int) -> int:
