@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from labrig.plans import StreamCapacity
+from labrig.plans import BesideCapacity, StreamCapacity
 from labrig.recording import Recording, RecordingHeader
-from labrig.recording.file import RecordingFile
+from labrig.recording.file import BlockLabel, RecordingFile
 from labrig.recording.layout import FORMAT_VERSION
 from labrig_calibration.stimulus import StimulusKind
 from labrig_drivers.crossbar import BoardInfo
@@ -37,14 +37,27 @@ Reader = Callable[..., dict[str, NDArray[np.generic]]]
 
 def record(path: Path, *, finish: bool) -> None:
     """Two writes with three blocks each."""
-    file = RecordingFile(path, HEADER, INFO, {0: StreamCapacity(100, 4, 20)}, 5, "process")
+    beside = BesideCapacity(axes={"temperature": (290.0, 300.0)}, settings=2, curves=2, readings=6)
+    file = RecordingFile(
+        path,
+        HEADER,
+        INFO,
+        {0: StreamCapacity(100, 4, 20)},
+        5,
+        "process",
+        beside=beside,
+        axis_units={"temperature": "K"},
+    )
     rng = np.random.default_rng(0)
+    file.stage_setting({name: np.array([1.0]) for name in ("time_s", "temperature_set", "temperature_read")})
+    file.commit()
     for write in range(2):
         columns: dict[str, NDArray[np.generic]] = {
             "target_conductance_s": rng.uniform(4e-6, 5e-5, (1, ROWS, COLUMNS)),
             "programmed_at_s": np.array([float(write)]),
             "rms_error_s": np.array([1e-7]),
             "pulses": np.array([1]),
+            "board_write": np.array([write]),
         }
         file.append_write(0, columns)
         for rows in (3, 8, 1):
@@ -54,7 +67,7 @@ def record(path: Path, *, finish: bool) -> None:
                 "saturated": rng.integers(0, 2, (rows, COLUMNS)).astype(np.uint8),
                 "time_s": rng.uniform(0.0, 1.0, rows),
             }
-            file.append_mvms(0, mvms, 3, rng.bytes(16))
+            file.append_mvms(0, mvms, BlockLabel(rng.bytes(16), 3))
     if finish:
         file.close("finished")
     else:
@@ -77,7 +90,8 @@ def on_page(heading: str) -> list[list[str]]:
 
 
 def generic(path: str) -> str:
-    """The path with `N` and `NAME` for what differs from recording to recording."""
+    """The path with `N`, `NAME` and `AXIS` for what differs from recording to recording."""
+    path = path.replace("temperature", "AXIS")
     return re.sub(r"instruments/\w+", "instruments/NAME", re.sub(r"array_\d+", "array_N", path))
 
 
@@ -105,13 +119,14 @@ def scales(dataset: h5py.Dataset) -> str:
 
 def row_of(dataset: h5py.Dataset, meaning: str) -> list[str]:
     """A dataset as the page shows it; the page may say more than `long_name`, after it."""
-    name, kind = dataset.name.rpartition("/")[2], type_name(dataset.dtype)
-    long_name = str(dataset.attrs.get("long_name", meaning))
+    name, kind = generic(dataset.name.rpartition("/")[2]), type_name(dataset.dtype)
+    long_name = generic(str(dataset.attrs.get("long_name", meaning)))
+    units = "of the axis" if name.startswith("AXIS") else str(dataset.attrs.get("units", ""))
     return [
         f"`{name}`",
         kind,
         scales(dataset) if dataset.shape else "",
-        str(dataset.attrs.get("units", "")),
+        units,
         number(dataset.fillvalue) if dataset.chunks else "",
         meaning if meaning.startswith(long_name) else long_name,
     ]
@@ -159,7 +174,7 @@ def test_every_dataset_is_on_the_page_as_it_is(interrupted: Path) -> None:
     with h5py.File(interrupted) as file:
         compared = 0
         for group in groups_in(file):
-            datasets = {f"`{name}`": one for name, one in group.items() if isinstance(one, h5py.Dataset)}
+            datasets = {f"`{generic(name)}`": one for name, one in group.items() if isinstance(one, h5py.Dataset)}
             if not datasets or group.name == "/entry/journal":
                 continue
             described = on_page(f"### `{generic(group.name)}`")
@@ -170,7 +185,7 @@ def test_every_dataset_is_on_the_page_as_it_is(interrupted: Path) -> None:
             # Where this fails, the right table is the second one.
             assert markdown(described) == markdown(actual)
             compared += 1
-        assert compared == 5
+        assert compared == 7
 
 
 def test_fields_of_the_journal_are_on_the_page(interrupted: Path) -> None:
