@@ -112,7 +112,7 @@ class RecordingFile:
         self._path = path
         self._durability = durability
         if resume:
-            self._file = reopen_file(path, header, info, medium)
+            self._file = reopen_file(path, header, info, streams, medium)
         else:
             self._file = create_file(path, header, info, streams, medium)
         self._disk = medium.disk(self._file)

@@ -19,6 +19,7 @@ from labrig.recording.journal import JOURNAL_DTYPE, fill_entry, journal_path
 from labrig.recording.medium import FileSystem, Medium
 from labrig.recording.nodes import dataset_at, group_at, set_front_text, text_attribute
 from labrig.recording.run_streams import RunStreams
+from labrig.recording.table import locate_table
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 
@@ -76,18 +77,22 @@ def create_file(
     return file
 
 
-def reopen_file(path: Path, header: RecordingHeader, info: BoardInfo, medium: Medium | None = None) -> h5py.File:
+def reopen_file(
+    path: Path, header: RecordingHeader, info: BoardInfo, streams: RunStreams, medium: Medium | None = None
+) -> h5py.File:
     """Opens a recording to go on with it.
 
     Args:
         path: The file.
         header: What is known before the run.
         info: The board.
+        streams: The streams that will be written.
         medium: Where the file is kept; by default the file system.
 
     Raises:
-        StorageError: It cannot be opened, or it was made with another rig, plan, board or instrument; the message
-            names everything that differs.
+        StorageError: It cannot be opened, or it was made with another rig, plan, board or instrument (the message
+            names everything that differs), or its rows have no places of their own, as in a compact copy. Nothing in
+            it has changed then.
     """
     try:
         file = (FileSystem() if medium is None else medium).reopen(path)
@@ -101,8 +106,14 @@ def reopen_file(path: Path, header: RecordingHeader, info: BoardInfo, medium: Me
             if text_attribute(file, name) != wanted[name]
         ]
         if not differs:
+            for stream in streams:
+                for column in stream.columns:
+                    locate_table(file, f"{stream.path}/{column.name}")
             dataset_at(file, "entry/status")[()] = np.bytes_("running")
             file.flush()
+    except StorageError:
+        file.close()
+        raise
     except (KeyError, TypeError) as error:
         file.close()
         raise StorageError(f"{path}: is no recording that can be resumed: {error}") from error

@@ -22,6 +22,7 @@ from labrig.config import RigConfig, parse_rig
 from labrig.events import BlockCommitted, Event, EventBus, Message
 from labrig.plans import MvmCalibrationPlan, MvmPoint
 from labrig.recording import Recording
+from labrig.recording.compaction import compact
 from labrig.recording.rows import read_rows
 from labrig.rig import Rig, open_rig
 from labrig.run_control import RunControl
@@ -289,3 +290,13 @@ async def test_a_recording_that_is_still_being_written_is_not_resumed(tmp_path: 
         with pytest.raises(StorageError, match="is being written by another program; resume it when that has ended"):
             await sweep(path, resume=True)
     assert path.read_bytes() == before
+
+
+async def test_a_compact_copy_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    await interrupted(path, 5)
+    compact(path, tmp_path / "small.h5")
+    before = (tmp_path / "small.h5").read_bytes()
+    with pytest.raises(StorageError, match="go on with the recording that it was made from"):
+        await sweep(tmp_path / "small.h5", resume=True)
+    assert (tmp_path / "small.h5").read_bytes() == before
