@@ -448,7 +448,7 @@ def test_a_lost_write_takes_its_blocks_with_it_and_the_others_keep_theirs(worksh
     assert workshop.outcome(content, strict=True) == "all"
     report = recover_recording(workshop.folder / "damaged.h5", dry_run=True, refusal=lambda _: "")
     (array,) = [one for one in report.streams if one.path == "entry/array_0"]
-    assert array.reasons == {"their write is lost": array.lost}
+    assert array.reasons == {"their write or setting is lost": array.lost}
     assert set(array.again) == {point for point, block in truth.blocks.items() if block in with_write}
     (writes,) = [one for one in report.streams if one.path == "entry/array_0/writes"]
     assert (writes.committed, writes.rescued, writes.lost) == (3, 2, 1)
