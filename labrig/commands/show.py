@@ -32,8 +32,8 @@ def show(
     from rich.console import Console
 
     from labrig.extras import demand_extra
-    from labrig.recording import Recording
     from labrig.recording.contents import Contents
+    from labrig.recording.trusted import open_recording, verify
     from labrig.reports.overview import overview
     from labrig_drivers.errors import StorageError
 
@@ -42,8 +42,8 @@ def show(
             raise StorageError(f"--plot {plot}: expected the word {_TERMINAL}, or a file that ends in .html")
         demand_extra("show --plot FILE.html", "report")
     console = Console(markup=False, highlight=False)
-    with Recording.open(file) as recording, Contents.open(file) as contents:
-        recording.verify()
+    with open_recording(file) as recording, Contents.open(file) as contents:
+        verify(recording)
         facts = overview(recording, contents)
         _print(console, facts)
         if recording.header.plan.get("name") == "energy":

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labrig.recording import Recording
 from labrig.recording.contents import Block, Contents, FixedValues, StoredColumn, Stream
-from labrig.recording.header import utc_now
+from labrig.recording.header import utc_now, versions_now
 from labrig_calibration.stimulus import StimulusKind
 
 Progress = Callable[[int], None]
@@ -145,7 +144,7 @@ def about(recording: Recording, contents: Contents, tables: Sequence[Table]) -> 
         "recording": recording.path.name,
         "status": recording.status,
         "exported_utc": utc_now(),
-        "exported_by": f"labrig {version('labrig')}",
+        "exported_by": f"labrig {versions_now()['labrig']}",
         **texts,
         "stimulus_kinds": {str(kind.value): kind.name.lower() for kind in StimulusKind},
         "streams": {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import h5py
@@ -13,7 +12,7 @@ import numpy as np
 
 from labrig.recording import layout
 from labrig.recording.contents import Contents, reading
-from labrig.recording.header import utc_now
+from labrig.recording.header import utc_now, versions_now
 from labrig.recording.nodes import dataset_at
 from labrig.recording.output_file import OutputFile, in_thread
 from labrig.recording.trusted import held, trusted
@@ -129,7 +128,7 @@ def _copy(path: Path, source: h5py.File, items: Sequence[Item], part: Path, step
                     _attach_scales(target, item, places)
             target.attrs["content_sha256"] = digest.hexdigest()
             target.attrs["compacted_utc"] = utc_now()
-            target.attrs["compacted_by"] = f"labrig {version('labrig')}"
+            target.attrs["compacted_by"] = f"labrig {versions_now()['labrig']}"
         output.check()
     return digest.hexdigest()
 

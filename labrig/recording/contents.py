@@ -159,10 +159,15 @@ class Contents:
         """
         with reading(path):
             try:
-                return cls(path, h5py.File(path, "r"))
-            except BlockingIOError:
-                # Its writer holds the lock. Rows below a counter are in the file already when this opens it.
+                # No lock: whoever looks at a recording keeps nobody from writing it. Rows below a counter are in the
+                # file already when this opens it.
                 return cls(path, h5py.File(path, "r", locking=False))
+            except OSError as error:
+                try:
+                    # Open in this very process: HDF5 shares the open file, and insists on equal options.
+                    return cls(path, h5py.File(path, "r"))
+                except OSError:
+                    raise error from None
 
     def __enter__(self) -> Self:
         return self

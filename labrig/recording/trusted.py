@@ -31,18 +31,35 @@ def trusted(path: Path) -> Iterator[tuple[Recording, Contents]]:
     Raises:
         StorageError: It cannot be read, is being written, or is damaged; then it says how to rescue what is right.
     """
-    with held(path):
-        try:
-            recording = Recording.open(path)
-        except StorageError as error:
-            raise _with_advice(path, error) if _is_broken(path) else error from error
-        with recording:
-            try:
-                recording.verify()
-            except StorageError as error:
-                raise _with_advice(path, error) from error
-            with Contents.open(path) as contents:
-                yield recording, contents
+    with held(path), open_recording(path) as recording, Contents.open(path) as contents:
+        verify(recording)
+        yield recording, contents
+
+
+def open_recording(path: Path) -> Recording:
+    """Opens a recording as `Recording.open` does, and says what to do where it is damaged.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    try:
+        return Recording.open(path)
+    except StorageError as error:
+        if _is_broken(path):
+            raise _with_advice(path, error) from error
+        raise
+
+
+def verify(recording: Recording) -> None:
+    """Checks a recording as `Recording.verify` does, and says what to do where it is damaged.
+
+    Raises:
+        StorageError: Committed rows are not those that were written.
+    """
+    try:
+        recording.verify()
+    except StorageError as error:
+        raise _with_advice(recording.path, error) from error
 
 
 @contextmanager
@@ -88,9 +105,8 @@ def _is_broken(path: Path) -> bool:
         with h5py.File(path, "r") as content:
             major = text_attribute(content, "format_version").partition(".")[0]
             return text_attribute(content, "file_format") == layout.FILE_FORMAT and major == str(layout.FORMAT_MAJOR)
-    except IsADirectoryError:
-        return False
-    except KeyError:
+    except (IsADirectoryError, BlockingIOError, KeyError):
+        # No file, one that is being written, or another kind of HDF5 file.
         return False
     except (OSError, RuntimeError, TypeError, ValueError):
         # HDF5 cannot make sense of it at all.

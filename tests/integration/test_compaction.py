@@ -130,7 +130,7 @@ def test_it_is_compressed_with_what_every_hdf5_has(tmp_path: Path, record: Recor
     content = bytearray(small.read_bytes())
     content[place + 4] ^= 1
     small.write_bytes(content)
-    with h5py.File(small) as file, pytest.raises(OSError, match="filter"):
+    with h5py.File(small) as file, pytest.raises(OSError, match=r"(?i)filter|fletcher"):
         file["entry/array_0/current_code"][...]
 
 

@@ -72,7 +72,7 @@ def curve_columns(rng: np.random.Generator, number: int, array: int) -> Columns:
 
 
 def record(path: Path, *, axes: bool = True) -> None:
-    """Three settings; at each a write, two blocks, a missed point, a curve of a cell and one of a device."""
+    """Three settings of two axes; at each a write, two blocks, a missed point, and two curves, one of a device."""
     file = RecordingFile(
         path,
         HEADER,
