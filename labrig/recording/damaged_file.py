@@ -148,7 +148,7 @@ class DamagedFile:
                     yield StoredGroup(children, {}, tuple(faults))
             place = self.front.find(head, place + 1)
 
-    def _attribute_anywhere(self, name: str) -> messages.Attribute | None:
+    def _attribute_anywhere(self, name: str) -> str | None:
         encoded = name.encode() + b"\0"
         place = self.front.find(encoded)
         while place >= 0:
@@ -163,7 +163,8 @@ class DamagedFile:
                     )
                 except StructureError:
                     found = ""
-                if kind == messages.ATTRIBUTE and found == name:
+                # Groups have attributes of their own that may be called the same; the root's are texts.
+                if kind == messages.ATTRIBUTE and found == name and isinstance(value, str):
                     return value
             place = self.front.find(encoded, place + 1)
         return None

@@ -39,6 +39,9 @@ AXES_TEXT = "axes"
 
 _ANY_CAPACITY = StreamCapacity(rows=0, writes=0, blocks=0)
 _MOST_LINES = 1 << 16
+# How columns that every array has, and one of curves, say what they are.
+_OF_EACH_ARRAY = ("commanded word line voltage", "raw ADC code")
+_OF_CURVES = "which curve of the plan"
 _ENDED = frozenset({"finished", "stopped", "aborted", "recovered"})
 
 
@@ -55,6 +58,7 @@ class Inspection:
         arrays: The arrays that it was made for.
         shape: Which streams and columns it has.
         streams: All streams, by path.
+        reported_settings: What each instrument said of its settings, as the JSON of an object.
         faults: What is not as it should be with the file as a whole.
     """
 
@@ -66,6 +70,7 @@ class Inspection:
     arrays: tuple[int, ...]
     shape: RecordedShape
     streams: Mapping[str, JudgedStream]
+    reported_settings: Mapping[str, str]
     faults: tuple[str, ...]
 
     @property
@@ -107,9 +112,10 @@ def kinds_of_streams(arrays: Sequence[int], info: BoardInfo, shape: RecordedShap
     moves, newer = bool(shape.axis_units), shape.minor > 0
     writes = tuple(layout.write_stream(array, info, _ANY_CAPACITY, moves_axes=moves, counted=newer) for array in arrays)
     mvms = tuple(layout.mvm_stream(array, info, _ANY_CAPACITY, moves_axes=moves) for array in arrays)
-    kinds = [StreamKind(writes, journalled=False)]
+    kinds = list[StreamKind]()
     if moves:
         kinds.append(StreamKind((layout.settings_stream(0, shape.axis_units),), journalled=False))
+    kinds.append(StreamKind(writes, journalled=False))
     kinds.append(StreamKind((layout.supply_stream(0, checked=newer),), journalled=False))
     kinds.append(StreamKind(mvms, journalled=True))
     if shape.curves:
@@ -174,18 +180,19 @@ class Inspector:
         ended_well = status in _ENDED
         for kind in kinds_of_streams(arrays, info, shape):
             for place, stream in enumerate(kind.streams):
-                where = (self._finder, stream, place, len(kind.streams))
-                if kind.journalled:
-                    streams[stream.path] = judge_blocks(*where, streams, ended_well=ended_well)
-                else:
-                    streams[stream.path] = judge_rows(*where, ended_well=ended_well)
+                judge = judge_blocks if kind.journalled else judge_rows
+                streams[stream.path] = judge(
+                    self._finder, stream, place, len(kind.streams), streams, ended_well=ended_well
+                )
         self._demand_known_format(texts, streams)
+        reported = self._reported_settings(header)
         faults = (*self._faults, *self.damaged.faults)
-        return Inspection(header, info, texts, status, ended_utc, arrays, shape, streams, faults)
+        return Inspection(header, info, texts, status, ended_utc, arrays, shape, streams, reported, faults)
 
     def _texts(self) -> dict[str, str]:
-        if any(text_of(self.damaged.attributes, name) is None for name in ROOT_TEXTS):
-            self.damaged.find_attributes(ROOT_TEXTS)
+        wanted = (*ROOT_TEXTS, AXES_TEXT)
+        if any(text_of(self.damaged.attributes, name) is None for name in wanted):
+            self.damaged.find_attributes(wanted)
         texts = {name: text_of(self.damaged.attributes, name) for name in self.damaged.attributes}
         known = {name: text for name, text in texts.items() if text is not None}
         if known.keys() & set(ROOT_TEXTS):
@@ -245,8 +252,8 @@ class Inspector:
         named = {int(name) for name in names if name.isdecimal()}
         planned = header.plan.get("arrays")
         numbers = planned if isinstance(planned, list) else range(info.arrays)
-        if self.damaged.faults:
-            # Where names may be lost the plan knows them.
+        if self.damaged.faults and len(named) < max(self._described(meaning) for meaning in _OF_EACH_ARRAY):
+            # Where names were lost the plan knows them.
             named |= {one for one in numbers if isinstance(one, int) and 0 <= one < info.arrays}
         arrays = tuple(sorted(named))
         self._adopt([f"entry/array_{one}" for one in arrays], "voltage_v", "current_code")
@@ -268,8 +275,16 @@ class Inspector:
         if not units:
             units = {name: "" for name in found if f"{prefix}{name}_set" in names}
         self._adopt([layout.SETTINGS] if units else [], *(f"{name}_set" for name in units))
+        if self._described(_OF_CURVES):
+            self._adopt([layout.CURVES], "level_v")
         curves = layout.CURVES in names or any(name.startswith(f"{layout.CURVES}/") for name in names)
+        curves = curves or self._described(_OF_CURVES) > 0
         return RecordedShape(0 if minor == "0" else 1, units, curves)
+
+    def _described(self, meaning: str) -> int:
+        """How many datasets of a damaged file say that they are this, whatever they are called."""
+        datasets = self.damaged.all_datasets.values() if self.damaged.faults else ()
+        return sum(one.attributes.get("long_name") == meaning for one in datasets)
 
     def _adopt(self, paths: Sequence[str], *traces: str) -> None:
         lost = [path for path in paths if path not in self.damaged.groups]
@@ -280,6 +295,18 @@ class Inspector:
             for path, group in zip(lost, alike, strict=True):
                 self._faults.append(f"{path}: was found without the path to it")
                 self.damaged.adopt(path, group)
+
+    def _reported_settings(self, header: RecordingHeader) -> dict[str, str]:
+        found = dict[str, str]()
+        for name in header.identities:
+            path = f"entry/instruments/{name}/{layout.REPORTED_SETTINGS}"
+            content = self._finder.scalar(path, layout.SETTINGS_TEXT_BYTES) or b""
+            text = content.split(b"\0")[0].decode(errors="replace")
+            if text and _object(text) is None:
+                self._faults.append(f"{path}: is damaged")
+            elif text:
+                found[name] = text
+        return found
 
     def _fixed_text(self, name: str) -> str:
         content = self._finder.scalar(f"entry/{name}", layout.TEXT_BYTES)

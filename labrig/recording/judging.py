@@ -95,7 +95,13 @@ class JudgedStream:
 
 
 def judge_rows(
-    finder: StreamFinder, wanted: layout.Stream, place: int, places: int, *, ended_well: bool
+    finder: StreamFinder,
+    wanted: layout.Stream,
+    place: int,
+    places: int,
+    streams: Mapping[str, JudgedStream],
+    *,
+    ended_well: bool,
 ) -> JudgedStream:
     """Judges a stream without journal: its rows have a checksum each, or none.
 
@@ -104,6 +110,7 @@ def judge_rows(
         wanted: What it looks like.
         place: Which of the streams of its kind it is.
         places: How many of its kind there are.
+        streams: The streams that it refers to, by path.
         ended_well: Whether the run ended in a way that cuts the datasets to what counts.
     """
     checked = wanted.columns[-1].name == "crc32"
@@ -124,7 +131,14 @@ def judge_rows(
         counted = None
     last = ceiling if counted is None else min(ceiling, counted + MOST_UNCOUNTED)
     if checked:
-        right = np.array([_row_is_right(wanted, found.rows, row) for row in range(last)], np.bool_)
+        # A write whose setting of the axes is lost is not what it was; see `_judged` for blocks.
+        right = np.array(
+            [
+                _row_is_right(wanted, found.rows, row) and _references_are_right(found, row, row + 1, streams)
+                for row in range(last)
+            ],
+            np.bool_,
+        )
     else:
         right = np.zeros(0, np.bool_)
     # Without the counter a row counts as never written only where its reserved place is as it was made.
@@ -142,7 +156,7 @@ def judge_blocks(
     *,
     ended_well: bool,
 ) -> JudgedStream:
-    """Judges a stream with a journal; arguments as in `judge_rows`, and the streams that it refers to, by path."""
+    """Judges a stream with a journal; arguments as in `judge_rows`."""
     path = journal_of(wanted.path)
     found = finder.stream(wanted, place, places, None)
 
@@ -236,7 +250,7 @@ def _judged(
             verdict = "rows"
         elif int(entry["start"]) < end:
             verdict = "twice"
-        elif not _references_are_right(found, entry, streams):
+        elif not _references_are_right(found, int(entry["start"]), int(entry["start"]) + int(entry["rows"]), streams):
             verdict = "reference"
         if verdict in ("right", "reference"):
             end = int(entry["start"]) + int(entry["rows"])
@@ -271,8 +285,7 @@ def references(found: FoundStream, start: int) -> dict[str, str]:
     return {name: path for name, path in paths.items() if name in found.rows}
 
 
-def _references_are_right(found: FoundStream, entry: np.void, streams: Mapping[str, JudgedStream]) -> bool:
-    start, stop = int(entry["start"]), int(entry["start"]) + int(entry["rows"])
+def _references_are_right(found: FoundStream, start: int, stop: int, streams: Mapping[str, JudgedStream]) -> bool:
     for path, numbers in referenced(found, start, stop).items():
         right = streams[path].right if path in streams else ()
         if not all(0 <= one < len(right) and right[one] for one in numbers):
@@ -322,7 +335,9 @@ def _against_counter(blocks: Sequence[JudgedBlock], counted: int | None) -> list
     judged, points = list[JudgedBlock](), set[str]()
     for block in blocks:
         verdict = block.verdict
-        if verdict == "right" and counted is not None and block.stop > counted:
+        if counted is not None and (
+            (verdict == "right" and block.stop > counted) or (verdict == "missed" and block.start > counted)
+        ):
             verdict = "uncounted"
         if verdict in ("right", "uncounted") and block.point in points and (counted is None or verdict == "uncounted"):
             verdict = "twice"

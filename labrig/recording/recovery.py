@@ -214,6 +214,8 @@ def _describe(file: h5py.File, inspection: Inspection, report: RescueReport) -> 
     if RECOVERED_FROM in inspection.texts:
         origin["before"] = inspection.texts[RECOVERED_FROM]
     set_front_text(file, RECOVERED_FROM, json.dumps(origin))
+    for name, settings in inspection.reported_settings.items():
+        dataset_at(file, f"entry/instruments/{name}/{layout.REPORTED_SETTINGS}")[()] = np.bytes_(settings)
     dataset_at(file, "entry/status")[()] = np.bytes_(RECOVERED)
     dataset_at(file, "entry/end_time")[()] = np.bytes_(inspection.ended_utc)
 

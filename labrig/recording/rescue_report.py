@@ -114,7 +114,7 @@ _MOST_ALONE = 3
 _REASONS = {
     "entry": "journal entry damaged",
     "rows": "checksum differs",
-    "reference": "their write is lost",
+    "reference": "their write or setting is lost",
     "twice": "recorded already",
 }
 
@@ -136,9 +136,9 @@ def select(inspection: Inspection, *, beyond_committed: bool, unchecked: bool) -
         blocks = tuple(one for one in stream.blocks if one.verdict in wanted)
         chosen[path] = Selection(blocks=blocks)
         for block in blocks:
-            for reference, numbers in referenced(stream.found, block.start, block.stop).items():
-                needed.setdefault(reference, set()).update(numbers)
-    for path, stream in inspection.streams.items():
+            _note(needed, stream, block.start, block.stop)
+    # Writes before the settings that they refer to.
+    for path, stream in reversed(list(inspection.streams.items())):
         if stream.blocks is not None:
             continue
         if not stream.checked:
@@ -150,7 +150,15 @@ def select(inspection: Inspection, *, beyond_committed: bool, unchecked: bool) -
         )
         # Rows are recorded only after what they refer to counts: where they count, so does that.
         chosen[path] = Selection(rows=tuple(sorted(counted | (right & needed.get(path, set())))))
+        for row in chosen[path].rows:
+            _note(needed, stream, row, row + 1)
     return chosen
+
+
+def _note(needed: dict[str, set[int]], stream: JudgedStream, start: int, stop: int) -> None:
+    """Adds what some rows refer to."""
+    for path, numbers in referenced(stream.found, start, stop).items() if start < stop else ():
+        needed.setdefault(path, set()).update(numbers)
 
 
 def report_of(stream: JudgedStream, selection: Selection, *, damaged: bool) -> StreamReport:

@@ -94,7 +94,7 @@ def test_every_node_is_read_as_hdf5_reads_it(tmp_path: Path, *, close: bool) -> 
                 elif key != "REFERENCE_LIST":
                     found = mine.attributes[key]
                     expected = value.decode() if isinstance(value, bytes) else value
-                    assert found == expected if isinstance(expected, str) else tuple(found) == tuple(expected)
+                    assert found == expected if isinstance(expected, str) else np.array_equal(found, expected)
             if isinstance(mine, StoredGroup):
                 assert set(mine.children) == set(theirs)
             else:
