@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +30,14 @@ class Description:
         header: What was known before the run.
         info: The board that was measured.
         arrays: The arrays that it was made for.
+        axis_units: Unit of each axis that its plan moves, by name, in the order of the columns.
     """
 
     format_version: str
     header: RecordingHeader
     info: BoardInfo
     arrays: tuple[int, ...]
+    axis_units: Mapping[str, str]
 
 
 def describe(path: Path, file: h5py.File) -> Description:
@@ -64,6 +67,8 @@ def describe(path: Path, file: h5py.File) -> Description:
         ),
         info=board_info_from_json(text_attribute(file, "board_info")),
         arrays=tuple(sorted(int(name.removeprefix("array_")) for name in names if name.startswith("array_"))),
+        # Format 1.0 has no axes.
+        axis_units=json.loads(text_attribute(file, "axes")) if "axes" in file.attrs else {},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -81,13 +82,16 @@ class OtherRows:
         self._checked = self.count
 
 
-def other_streams(source: RowSource) -> dict[str, tuple[layout.Stream, str]]:
-    """The streams of a file that are not of an array, by path, each with what messages call its rows."""
+def other_streams(source: RowSource, axis_units: Mapping[str, str]) -> dict[str, tuple[layout.Stream, str]]:
+    """The streams of a file that are not of an array, by path, each with what messages call its rows.
+
+    Args:
+        source: The file.
+        axis_units: Unit of each axis that its plan moves, in the order of the columns: checksums go over them in it.
+    """
     found = {layout.supply_stream(0).path: (layout.supply_stream(0), "reading of the supply")}
-    names = source.names("entry")
-    if layout.SETTINGS.rpartition("/")[2] in names:
-        axes = [name.removesuffix("_set") for name in sorted(source.names(layout.SETTINGS)) if name.endswith("_set")]
-        found[layout.SETTINGS] = (layout.settings_stream(0, dict.fromkeys(axes, "")), "setting of the axes")
-    if layout.CURVES.rpartition("/")[2] in names:
+    if streams.names_in(source, layout.SETTINGS):
+        found[layout.SETTINGS] = (layout.settings_stream(0, axis_units), "setting of the axes")
+    if streams.names_in(source, layout.CURVES):
         found[layout.CURVES] = (layout.curve_stream(0), "reading of a curve")
     return found

@@ -51,7 +51,8 @@ class Recording:
         self.arrays = description.arrays
         self._source = source
         self._rows = {array: ArrayRows(path, source, array, self.info) for array in self.arrays}
-        self._others = {name: OtherRows(path, source, *one) for name, one in other_streams(source).items()}
+        others = other_streams(source, description.axis_units)
+        self._others = {name: OtherRows(path, source, *one) for name, one in others.items()}
         self._counts: dict[str, int] = {}
         self._given_back = False
         self.status = ""
@@ -243,7 +244,7 @@ class Recording:
             name: The column; there are no rows where the file has no such column or stream.
         """
         with believed(self.path):
-            if not self.has_stream(stream) or name not in self._source.names(stream):
+            if not self.has_stream(stream) or name not in streams.names_in(self._source, stream):
                 return np.empty(0)
             return self._source.read(f"{stream}/{name}", 0, self._counts[stream])
 

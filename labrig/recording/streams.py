@@ -37,7 +37,7 @@ def committed(source: RowSource, stream_path: str) -> int:
         KeyError: The stream has no counter.
         ValueError: The counter is none.
     """
-    if not _names(source, stream_path):
+    if not names_in(source, stream_path):
         return 0
     count = source.scalar(f"{stream_path}/{layout.COMMITTED}")
     if not isinstance(count, (int, np.integer)) or count < 0:
@@ -50,7 +50,7 @@ def columns_of(source: RowSource, stream: layout.Stream) -> tuple[layout.Column,
 
     Older minor versions of the format lack some.
     """
-    names = _names(source, stream.path)
+    names = names_in(source, stream.path)
     return tuple(column for column in stream.columns if column.name in names)
 
 
@@ -240,7 +240,8 @@ def entry_checksums(entries: Entries) -> NDArray[np.uint32]:
     return np.array([zlib.crc32(one.tobytes()) for one in others], np.uint32)
 
 
-def _names(source: RowSource, group: str) -> frozenset[str]:
+def names_in(source: RowSource, group: str) -> frozenset[str]:
+    """Names of the datasets in a group; none where there is no such group."""
     try:
         return source.names(group)
     except KeyError:

@@ -134,6 +134,18 @@ async def test_an_interrupted_run_moves_the_axis_again_only_for_what_is_left(tmp
         assert of_row.tolist() == np.repeat([290.0, 310.0, 330.0] * 2, 32).tolist()
 
 
+async def test_axes_are_recorded_in_the_order_of_the_plan_whatever_their_names(tmp_path: Path) -> None:
+    axes = "".join(TEMPERATURE.replace("axes.temperature", f"axes.{name}") for name in ("zeta", "alpha"))
+    plan = OverAxes(
+        ScheduledPlan(CanaryDesign(repeats=1, arrays=[0])), grid({"zeta": [290.0, 300.0], "alpha": [350.0]})
+    )
+    await run_sweep(rig(axes), plan, tmp_path / "run.h5", EventBus())
+    with Recording.open(tmp_path / "run.h5") as recording:
+        recording.verify()
+        assert recording.column(layout.SETTINGS, "zeta_set").tolist() == [290.0, 300.0]
+        assert recording.column(layout.SETTINGS, "alpha_set").tolist() == [350.0, 350.0]
+
+
 async def test_one_write_is_measured_at_all_temperatures(tmp_path: Path) -> None:
     inner = RetentionPlan(last_s=2.0, repeats=1, arrays=[0])
     plan = OverAxes(inner, grid({"temperature": [300.0, 340.0]}), settle_s=3.0, rewrite=False)
