@@ -140,7 +140,7 @@ def journal_points(path: Path, name: str) -> list[int]:
 
 def values(path: Path, dataset: str) -> list[float]:
     with h5py.File(path) as file:
-        return np.asarray(file[dataset][...]).tolist()
+        return [float(one) for one in file[dataset][...]]
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_curves_of_cells_need_their_write_and_those_of_devices_do_not(path: Path
     spoil(path, f"{ARRAY}/writes/target_conductance_s", 0)
     output, _ = rescued(path)
     assert journal_points(output, "curves") == [4, 13, 14, 23, 24]
-    written = {number: set() for number in range(6)}
+    written: dict[int, set[float]] = {number: set() for number in range(6)}
     for number, write in zip(
         values(output, f"{layout.CURVES}/curve"), values(output, f"{layout.CURVES}/write"), strict=True
     ):
