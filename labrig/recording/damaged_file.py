@@ -162,7 +162,7 @@ class DamagedFile:
                         data, lambda pointer, part: heap_object(self._source, pointer, part)
                     )
                 except StructureError:
-                    found = ""
+                    found, value = "", None
                 # Groups have attributes of their own that may be called the same; the root's are texts.
                 if kind == messages.ATTRIBUTE and found == name and isinstance(value, str):
                     return value

@@ -17,7 +17,7 @@ from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, utc_now
 from labrig.recording.journal import MISSED, journal_path, make_entry
 from labrig.recording.medium import FileSystem, Medium
-from labrig.recording.nodes import dataset_at
+from labrig.recording.nodes import dataset_at, group_at
 from labrig.recording.run_streams import run_streams
 from labrig.recording.streams import chained
 from labrig.recording.structure import create_file, reopen_file
@@ -238,7 +238,7 @@ class RecordingFile:
 
     def recorded_rows(self, stream_path: str, start: int, stop: int) -> dict[str, NDArray[np.generic]]:
         """Committed rows of a stream, by column."""
-        group = self._file[stream_path]
+        group = group_at(self._file, stream_path)
         names = [
             column.name for one in self._streams() if one.layout.path == stream_path for column in one.layout.columns
         ]

@@ -96,7 +96,7 @@ def _fitting(recordings: Sequence[Recording], array: int | None = None) -> list[
     known = [start for start in starts if start is not None]
     # Where a file does not say when its run began, the order in which they were named is all there is.
     order = np.argsort(known, kind="stable") if len(known) == len(starts) else np.arange(len(starts))
-    return [recordings[number] for number in order]
+    return [recordings[number] for number in order.tolist()]
 
 
 def _started(recording: Recording) -> float | None:

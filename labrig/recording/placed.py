@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
+from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 from numpy.typing import NDArray
 
 from labrig.recording.description import Description, ForeignFileError, describe
@@ -235,7 +236,7 @@ def _note_places(group: h5py.h5g.GroupID, path: str, found: dict[str, Place]) ->
     # With HDF5's own calls: a look must be short, or extensions come in between.
     for name in group:
         below = f"{path}/{name.decode()}"
-        node = h5py.h5o.open(group, name)
+        node = h5o.open(group, name)
         if isinstance(node, h5py.h5g.GroupID):
             _note_places(node, below, found)
         elif isinstance(node, h5py.h5d.DatasetID) and (place := _place(node, below)) is not None:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import h5py
 import numpy as np
@@ -262,7 +263,7 @@ def _copy_blocks(file: h5py.File, disk: Disk, stream: JudgedStream, chosen: Mapp
                 crc = zlib.crc32(rows.data, crc)
                 _write_rows(disk, tables[column.name], target, rows)
                 target += len(piece) // tables[column.name].row_bytes
-        _fill_entry(entry, block.entry, start, crc)
+        _fill_entry(cast(np.void, entry), block.entry, start, crc)
         start += block.rows
     if len(entries):
         _write_rows(disk, journal_table, 0, entries.view(np.uint8))

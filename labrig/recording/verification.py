@@ -43,7 +43,8 @@ class VerifyReport:
 
     def as_json(self) -> dict[str, object]:
         """The same as JSON can hold it."""
-        return asdict(self) | {"file": str(self.file)}
+        content: dict[str, object] = asdict(self)
+        return content | {"file": str(self.file)}
 
 
 def verify_recording(path: Path | str, *, refusal: Callable[[Path], str] = refusal_of) -> VerifyReport:
