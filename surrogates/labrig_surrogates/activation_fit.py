@@ -13,6 +13,7 @@ from labrig_surrogates.faults import refuse
 
 _MOST_STEPS = 200
 _SMALLEST_IMPROVEMENT = 1e-12
+_LARGEST_DAMPING = 1e12
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def fit_asymmetric(x: Tensor, y: Tensor) -> ActivationFit:
     """Fits `gain * o * f(o * x / width) + offset` to a measured curve, both orientations tried.
 
     Levenberg-Marquardt in ln a and ln width; gain and offset, which enter linearly, are solved for at every step
-    (variable projection; Golub and Pereyra, 1973). In float64. Started from several widths, the best is kept.
+    (variable projection; Golub and Pereyra, 1973, in Kaufman's form). In float64, from several starts.
 
     Args:
         x: Where it was measured, `[measurements]`.
@@ -60,7 +61,7 @@ def fit_asymmetric(x: Tensor, y: Tensor) -> ActivationFit:
         for width in (span / 20.0, span / 5.0)
     ]
     squares, sign, found = min(fits, key=lambda fit: fit[0])
-    gain, offset = _linear_part(found, sign, wide_x, wide_y)[1].tolist()
+    gain, offset, _ = _linear_part(_curve(found, sign, wide_x)[0], wide_y)
     log_a, log_width = found.tolist()
     activation = AsymmetricActivation(gain=gain, offset=offset, width=math.exp(log_width), orientation=sign)
     with torch.no_grad():
@@ -69,33 +70,52 @@ def fit_asymmetric(x: Tensor, y: Tensor) -> ActivationFit:
     return ActivationFit(activation, 1.0 - squares / total, math.sqrt(squares / x.numel()))
 
 
-def _linear_part(free: Tensor, sign: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Residuals after the best gain and offset for given ln a and ln width, and these two."""
-    curve = sign * log_saturation(sign * x * torch.exp(-free[1]), free[0])
+def _curve(free: Tensor, sign: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The curve for given ln a and ln width, `[measurements]`, and its derivatives by these, `[measurements, 2]`."""
+    scaled = sign * x * torch.exp(-free[1])
+    slope = torch.sigmoid(free[0] - scaled)
+    return sign * log_saturation(scaled, free[0]), -sign * torch.stack([slope, slope * scaled], dim=1)
+
+
+def _linear_part(curve: Tensor, y: Tensor) -> tuple[float, float, Tensor]:
+    """Best gain and offset for a curve, and what they leave of y."""
     centred = curve - curve.mean()
     gain = (centred * (y - y.mean())).sum() / torch.clamp((centred**2).sum(), min=1e-300)
     offset = y.mean() - gain * curve.mean()
-    return y - gain * curve - offset, torch.stack([gain, offset]).detach()
+    return float(gain), float(offset), y - gain * curve - offset
 
 
 def _descend(x: Tensor, y: Tensor, sign: Orientation, start: Tensor) -> tuple[float, Orientation, Tensor]:
     free, damping = start, 1e-2
-    squares = float((_linear_part(free, sign, x, y)[0] ** 2).sum())
+    curve, derivatives = _curve(free, sign, x)
+    gain, _, residual = _linear_part(curve, y)
+    squares = float((residual**2).sum())
     for _ in range(_MOST_STEPS):
-        jacobian = torch.func.jacfwd(lambda value: _linear_part(value, sign, x, y)[0])(free)
-        residual = _linear_part(free, sign, x, y)[0]
+        # Kaufman's form: what a change of gain and offset can undo is taken out of the derivatives.
+        plane, _ = torch.linalg.qr(torch.stack([torch.ones_like(curve), curve - curve.mean()], dim=1))
+        jacobian = -gain * (derivatives - plane @ (plane.T @ derivatives))
         normal = jacobian.T @ jacobian
-        scaled = normal + damping * torch.diag(torch.diag(normal) + 1e-12)
-        step = torch.linalg.lstsq(scaled, -(jacobian.T @ residual).unsqueeze(1)).solution[:, 0]
+        damped = normal + damping * torch.diag(torch.diag(normal) + 1e-300)
+        step = torch.linalg.lstsq(damped, -(jacobian.T @ residual).unsqueeze(1)).solution[:, 0]
         trial = free + torch.clamp(step, -2.0, 2.0)
-        new = float((_linear_part(trial, sign, x, y)[0] ** 2).sum())
+        new_curve, new_derivatives = _curve(trial, sign, x)
+        new_gain, _, new_residual = _linear_part(new_curve, y)
+        new = float((new_residual**2).sum())
         if not new < squares:
             damping *= 8.0
-            if damping > 1e12:
+            if damping > _LARGEST_DAMPING:
                 break
             continue
-        improvement = (squares - new) / max(squares, 1e-300)
-        free, squares, damping = trial, new, max(damping / 5.0, 1e-12)
+        improvement = (squares - new) / squares
+        free, curve, derivatives, gain, residual, squares = (
+            trial,
+            new_curve,
+            new_derivatives,
+            new_gain,
+            new_residual,
+            new,
+        )
+        damping = max(damping / 5.0, 1e-12)
         if improvement < _SMALLEST_IMPROVEMENT:
             break
     return squares, sign, free

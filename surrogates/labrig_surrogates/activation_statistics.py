@@ -209,7 +209,7 @@ def sliced_wasserstein(first: Tensor, second: Tensor, directions: Tensor) -> Ten
 def draw_projections(channels: int, directions: int, generator: torch.Generator) -> Tensor:
     """Random unit vectors, uniform on the sphere, `[channels, directions]`; drawn outside any compiled region."""
     normal = torch.randn((channels, directions), generator=generator, device=generator.device)
-    return normal / torch.linalg.vector_norm(normal, dim=0, keepdim=True)
+    return normal / torch.sqrt((normal**2).sum(dim=0, keepdim=True))
 
 
 def _quantiles(ordered: Tensor, count: int) -> Tensor:

@@ -130,7 +130,8 @@ class Placement(nn.Module):
         density = torch.exp(-0.5 * x**2) / torch.exp(-0.5 * points**2).sum()
         first = (density * inner).sum(dim=0, keepdim=True)
         second = (density * (inner - first) ** 2).sum(dim=0)
-        refuse("standardised activation", ["the curve is constant under N(0, 1)"] if bool((second == 0).any()) else [])
+        constant = bool((second <= 1e-20 * first[0] ** 2).any())
+        refuse("standardised activation", ["the curve is constant under N(0, 1)"] if constant else [])
         sign = torch.where(self.gain < 0, -1.0, 1.0)
         self.gain.copy_(sign * (std / torch.sqrt(second)).flatten())
         if mean is not None:

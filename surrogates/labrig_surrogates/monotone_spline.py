@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from labrig_surrogates.faults import refuse
 Extrapolation = Literal["linear", "flat"]
 """Beyond the first and last point: on with the slope of the end, or constant."""
 
-_INVERSE_STEPS = 60
+_INVERSE_STEPS = 50
+_ROUNDING = 1e-12
 
 
 class MonotoneSpline(nn.Module):
@@ -48,7 +49,8 @@ class MonotoneSpline(nn.Module):
         """Values of the curve at `x`, in the dtype of `x`."""
         wide = x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
         inside = torch.clamp(wide, self.knots[0], self.knots[-1])
-        value = self._piece(inside, self._interval(inside))
+        piece = self._piece(torch.bucketize(inside.detach().contiguous(), self.knots[1:-1].contiguous()))
+        value = piece.value((inside - piece.start) / piece.span)
         if self.extrapolation == "linear":
             slope = torch.where(wide < self.knots[0], self.slopes[0], self.slopes[-1])
             value = value + slope * (wide - inside)
@@ -73,48 +75,54 @@ class MonotoneSpline(nn.Module):
             torch.clamp(wide, self.values[-1], self.values[0]),
         )
         index = torch.bucketize((sign * inside).detach().contiguous(), (sign * self.values)[1:-1].contiguous())
-        start = self._solve(inside.detach(), index, sign)
-        slope = self._slope(start, index).detach()
-        inner = start + (inside - self._piece(start, index).detach()) * _reciprocal(slope)
+        piece = self._piece(index)
+        start = _solve(piece, inside.detach(), sign)
+        slope = piece.slope(start)
+        inner = piece.start + piece.span * start + (inside - piece.value(start)) * _reciprocal(slope)
         if self.extrapolation == "flat":
             return inner.to(y.dtype)
         below = sign * (wide - self.values[0]) < 0
         ends = torch.where(below, self.slopes[0], self.slopes[-1])
         return (inner + (wide - inside) * _reciprocal(ends)).to(y.dtype)
 
-    def _interval(self, x: Tensor) -> Tensor:
-        return torch.bucketize(x.detach().contiguous(), self.knots[1:-1].contiguous())
-
-    def _coefficients(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Start, reciprocal length, and the three coefficients of `h t`, `h t**2`, `h t**3` of each interval."""
+    def _piece(self, index: Tensor) -> _Piece:
         length = torch.diff(self.knots)
         secant = torch.diff(self.values) / length
         left, right = self.slopes[:-1], self.slopes[1:]
-        tables = (self.knots[:-1], length, left, 3.0 * secant - 2.0 * left - right, left + right - 2.0 * secant)
-        start, span, linear, square, cube = (table[index] for table in tables)
-        return start, span, linear, square, cube
+        square, cube = 3.0 * secant - 2.0 * left - right, left + right - 2.0 * secant
+        return _Piece(*(table[index] for table in (self.knots, length, self.values, left, square, cube)))
 
-    def _piece(self, x: Tensor, index: Tensor) -> Tensor:
-        start, span, linear, square, cube = self._coefficients(index)
-        t = (x - start) / span
-        return self.values[:-1][index] + span * t * (linear + t * (square + t * cube))
 
-    def _slope(self, x: Tensor, index: Tensor) -> Tensor:
-        start, span, linear, square, cube = self._coefficients(index)
-        t = (x - start) / span
-        return linear + t * (2.0 * square + t * 3.0 * cube)
+class _Piece(NamedTuple):
+    """The cubics that belong to some inputs, in t from zero to one along their intervals."""
 
-    @torch.no_grad()
-    def _solve(self, y: Tensor, index: Tensor, sign: Tensor) -> Tensor:
-        """Newton's method in brackets: a step that leaves them is replaced by their middle."""
-        low, high = self.knots[:-1][index], self.knots[1:][index]
-        x = 0.5 * (low + high)
-        for _ in range(_INVERSE_STEPS):
-            error = sign * (self._piece(x, index) - y)
-            low, high = torch.where(error <= 0, x, low), torch.where(error >= 0, x, high)
-            newton = x - error * sign * _reciprocal(self._slope(x, index))
-            x = torch.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
-        return x
+    start: Tensor
+    span: Tensor
+    base: Tensor
+    linear: Tensor
+    square: Tensor
+    cube: Tensor
+
+    def value(self, t: Tensor) -> Tensor:
+        return self.base + self.span * t * (self.linear + t * (self.square + t * self.cube))
+
+    def slope(self, t: Tensor) -> Tensor:
+        """Derivative by the input, not by t."""
+        return self.linear + t * (2.0 * self.square + t * 3.0 * self.cube)
+
+
+@torch.no_grad()
+def _solve(piece: _Piece, y: Tensor, sign: Tensor) -> Tensor:
+    """Where the cubics have the values y: Newton's method, halving the bracket where a step would leave it."""
+    low, high = torch.zeros_like(y), torch.ones_like(y)
+    t = 0.5 * (low + high)
+    for _ in range(_INVERSE_STEPS):
+        error = piece.value(t) - y
+        above = sign * error >= 0
+        low, high = torch.where(above, low, t), torch.where(above, t, high)
+        newton = t - error * _reciprocal(piece.slope(t) * piece.span)
+        t = torch.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
+    return t
 
 
 def _reciprocal(slope: Tensor) -> Tensor:
@@ -163,7 +171,8 @@ def pchip_slopes(x: Tensor, y: Tensor) -> Tensor:
 
 def _end_slope(near: Tensor, far: Tensor, secant: Tensor, next_secant: Tensor) -> Tensor:
     slope = ((2.0 * near + far) * secant - near * next_secant) / (near + far)
-    if torch.sign(slope) != torch.sign(secant):
+    # What is left of a difference by rounding is no slope: the inverse would divide by it.
+    if torch.sign(slope) != torch.sign(secant) or slope.abs() < _ROUNDING * secant.abs():
         return torch.zeros_like(slope)
     if torch.sign(secant) != torch.sign(next_secant) and slope.abs() > 3.0 * secant.abs():
         return 3.0 * secant

@@ -87,7 +87,7 @@ def _conversion_faults(spec: NoiseSpec, to: Definition, scale: WeightScale | Out
         faults.append(f"per {spec.per} there is a level for each {spec.per}, not one")
     if isinstance(scale, WeightScale) != (spec.location == "weight"):
         wanted = "WeightScale" if spec.location == "weight" else "OutputScale"
-        faults.append(f"a noise at location {spec.location} refers to a {wanted}, not to a {type(scale).__name__}")
+        faults.append(f"a noise at location {spec.location} needs {wanted}, not {type(scale).__name__}")
     if isinstance(scale, OutputScale) and scale.std.numel() != 1:
         faults.append(f"the scale has {scale.std.numel()} columns: measure it per tensor")
     return faults

@@ -2,8 +2,8 @@
 
 `labrig_surrogates.residual_spreads` has the spreads H. The gradient passes through the draw (reparametrisation).
 
-Draws come from an explicit generator, outside any compiled region: `draw` makes them, `forward(x, noise)` uses them and
-compiles as one graph. `forward(x)` draws for itself, which breaks a compiled graph at that place and works otherwise.
+Draws are either handed in, `forward(x, noise)` with the `noise` of `draw`, or come from the layer's `NoiseStream`,
+whose draw is a registered operator. Both compile as one graph.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from labrig_surrogates.faults import refuse
+from labrig_surrogates.noise_stream import NoiseStream
 
 Sampling = Literal["training", "always", "never"]
 """When `forward(x)` adds noise: in training mode only, in both modes, or never (the mean)."""
@@ -42,14 +43,14 @@ class StochasticResidual(nn.Module):
     With a `loading` L the noise is `eps * H(x) + L z`, z ~ N(0, 1) of `rank` common modes: covariance
     diag(H**2) + L L^T, for what the columns of an array have in common (supply, reference).
 
-    Equal seeds give equal draws on any number of threads. A deep copy copies the generator with its state: give each
-    copy, and each process of a distributed training, a generator of its own. The layer has no running state: its
-    `state_dict` is that of F and H (and the loading).
+    Equal seeds give equal draws on any number of threads, whatever other layers draw. A deep copy continues the same
+    draws, and processes of a distributed training that were made of one seed draw alike: `reseed` them. No buffer
+    changes in a forward pass, and the `state_dict` is that of F and H (and the loading).
 
     Args:
         mean: F.
         spread: H, a module that takes the inputs and the weight of F.
-        generator: Source of all draws; its device may differ from the layer's.
+        generator: Source of the stream of draws.
         skip: Whether x is added.
         sampling: When `forward(x)` adds noise.
         weight: Name of F's parameter that H depends on (`"weight"`, `"0.weight"`), or `None`.
@@ -84,7 +85,7 @@ class StochasticResidual(nn.Module):
         refuse("stochastic residual layer", faults)
         self.mean = mean
         self.spread = spread
-        self.generator = generator
+        self.stream = NoiseStream(generator)
         self.skip = skip
         self.sampling: Sampling = sampling
         self.weight_name = weight
@@ -99,7 +100,7 @@ class StochasticResidual(nn.Module):
         """
         y: Tensor = self.mean(x)
         if noise is None and (self.sampling == "always" or (self.sampling == "training" and self.training)):
-            noise = self.draw(y.shape, x.device)
+            noise = self.draw(y)
         if noise is None:
             return x + y if self.skip else y
         residual = noise.independent * self.spread(x, self._weight())
@@ -111,26 +112,29 @@ class StochasticResidual(nn.Module):
         noisy: Tensor = (_wide(y) + residual).to(y.dtype)
         return x + noisy if self.skip else noisy
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
-    def draw(self, shape: torch.Size, device: torch.device | None = None) -> ResidualNoise:
-        """Draws the normal numbers of one forward pass; call it outside the compiled region.
+    def draw(self, like: Tensor) -> ResidualNoise:
+        """Draws the normal numbers of one forward pass.
 
         Args:
-            shape: Shape of F(x).
-            device: Where they are needed; the generator's device without it.
+            like: A tensor with the shape of F(x), on the device where they are needed.
         """
-        common = None if self.loading is None else self._normal((shape[0], self.loading.shape[1]), device)
-        return ResidualNoise(self._normal(tuple(shape), device), common)
-
-    def _normal(self, shape: tuple[int, ...], device: torch.device | None) -> Tensor:
-        numbers = torch.randn(shape, generator=self.generator, device=self.generator.device)
-        return numbers if device is None else numbers.to(device)
+        common = (
+            None if self.loading is None else self.stream.normal(like.new_empty(like.shape[0], self.loading.shape[1]))
+        )
+        return ResidualNoise(self.stream.normal(like), common)
 
     def _weight(self) -> Tensor | None:
         if self.weight_name is None:
             return None
         weight: Tensor = attrgetter(self.weight_name)(self.mean)
         return weight
+
+
+def reseed(model: nn.Module, generator: torch.Generator) -> None:
+    """Gives every stochastic residual layer of a model a stream of its own from one generator."""
+    for module in model.modules():
+        if isinstance(module, StochasticResidual):
+            module.stream = NoiseStream(generator)
 
 
 @contextmanager
