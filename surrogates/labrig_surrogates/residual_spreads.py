@@ -30,18 +30,20 @@ class HardwareSpread(nn.Module):
 
     Args:
         amplifier: Variance that does not depend on the signal.
-        shot: Variance for each unit of sum |x w|.
-        conductance: Relative variance of the conductances, a pure number.
+        shot: Variance for each unit of sum |x w|; zero leaves the term, and its product, out.
+        conductance: Relative variance of the conductances, a pure number; likewise.
         lsb: Step of the ADC.
         product: The layer's product.
+        differentiable: Whether gradients pass through the spread to inputs and weights. Each of the two terms costs a
+            product of its own; without gradients it costs that product's forward pass only.
 
     Raises:
         SurrogateError: A coefficient is negative, or nothing is left of the spread where the input is zero.
     """
 
     amplifier: Tensor
-    shot: Tensor
-    conductance: Tensor
+    shot: Tensor | None
+    conductance: Tensor | None
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class HardwareSpread(nn.Module):
         conductance: float = 0.0,
         lsb: float = 0.0,
         product: Product = nn.functional.linear,
+        differentiable: bool = True,
     ) -> None:
         super().__init__()
         numbers = {"amplifier": amplifier, "shot": shot, "conductance": conductance, "lsb": lsb}
@@ -60,22 +63,30 @@ class HardwareSpread(nn.Module):
             faults.append("amplifier and lsb are both zero: without input there would be no spread")
         refuse("spread of the hardware", faults)
         self.product = product
+        self.differentiable = differentiable
         self.register_buffer("amplifier", torch.tensor(amplifier + lsb**2 / 12.0))
-        self.register_buffer("shot", torch.tensor(float(shot)))
-        self.register_buffer("conductance", torch.tensor(float(conductance)))
+        self.register_buffer("shot", torch.tensor(float(shot)) if shot else None)
+        self.register_buffer("conductance", torch.tensor(float(conductance)) if conductance else None)
 
     def forward(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        """Standard deviations, the shape of the layer's output.
+        """Standard deviations, the shape of the layer's output, or one for all where nothing depends on the signal.
 
         Raises:
             SurrogateError: There is no weight.
         """
+        if self.shot is None and self.conductance is None:
+            return torch.sqrt(self.amplifier)
         if weight is None:
             raise SurrogateError("the spread of the hardware needs the layer's weight: name it with weight='...'")
         with torch.autocast(x.device.type, enabled=False):
+            if not self.differentiable:
+                x, weight = x.detach(), weight.detach()
             x, weight = _wide(x), _wide(weight)
-            squares = self.product(x * x, weight * weight)
-            variance = self.amplifier + self.conductance * squares + self.shot * self.product(x.abs(), weight.abs())
+            variance = self.amplifier
+            if self.conductance is not None:
+                variance = variance + self.conductance * self.product(x * x, weight * weight)
+            if self.shot is not None:
+                variance = variance + self.shot * self.product(x.abs(), weight.abs())
             return torch.sqrt(variance)
 
 

@@ -141,7 +141,7 @@ def reseed(model: nn.Module, generator: torch.Generator) -> None:
 def sampling(model: nn.Module, when: Sampling) -> Iterator[None]:
     """Sets when the stochastic residual layers of a model add noise; the former settings come back at the end."""
     layers = [module for module in model.modules() if isinstance(module, StochasticResidual)]
-    former = [layer.sampling for layer in layers]
+    former: list[Sampling] = [layer.sampling for layer in layers]
     try:
         for layer in layers:
             layer.sampling = when

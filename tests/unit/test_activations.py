@@ -29,7 +29,10 @@ EXTREME = [-1e4, -88.0, -1e-4, 0.0, 1e-4, 88.0, 1e4]
 CURVE = MonotoneSpline(torch.tensor([-2.0, -1.0, 0.5, 3.0]), torch.tensor([-1.2, -0.8, 0.2, 1.2]))
 
 
-def activations(channels: int = 1, orientation: Orientation = 1) -> list[nn.Module]:
+Activation = AsymmetricActivation | StretchedExponential | FittedActivation
+
+
+def activations(channels: int = 1, orientation: Orientation = 1) -> list[Activation]:
     return [
         AsymmetricActivation(channels, a=0.7, gain=1.3, offset=0.2, width=0.8, orientation=orientation),
         StretchedExponential(channels, beta=0.6, gain=1.3, offset=0.2, width=0.8, orientation=orientation),
@@ -125,14 +128,14 @@ def test_gradients_agree_with_finite_differences(
 def test_channels_have_parameters_of_their_own(kind: int) -> None:
     module = activations(3)[kind]
     with torch.no_grad():
-        module.place.gain.copy_(torch.tensor([1.0, 2.0, -3.0]))  # type: ignore[union-attr, operator]
-        module.place.offset.zero_()  # type: ignore[union-attr, operator]
+        module.place.gain.copy_(torch.tensor([1.0, 2.0, -3.0]))
+        module.place.offset.zero_()
     x = torch.full((2, 3, 4, 4), 0.3)
     y = module(x)
     torch.testing.assert_close(y[:, 1], 2.0 * y[:, 0])
     torch.testing.assert_close(y[:, 2], -3.0 * y[:, 0])
     last = copy.deepcopy(module)
-    last.place.channel_dim = -1  # type: ignore[union-attr, assignment]
+    last.place.channel_dim = -1
     torch.testing.assert_close(last(x.movedim(1, -1)).movedim(-1, 1), y)
 
 
@@ -140,13 +143,13 @@ def test_channels_have_parameters_of_their_own(kind: int) -> None:
 @pytest.mark.parametrize("orientation", [1, -1])
 def test_a_standardised_activation_keeps_the_spread_of_its_inputs(kind: int, orientation: Orientation) -> None:
     module = activations(2, orientation)[kind]
-    sign = float(torch.sign(module.place.gain.detach()[0]))  # type: ignore[union-attr, index]
-    module.standardise_(mean=0.5)  # type: ignore[operator]
+    sign = float(torch.sign(module.place.gain.detach()[0]))
+    module.standardise_(mean=0.5)
     x = torch.randn((200_000, 2), generator=torch.Generator().manual_seed(0))
     y = module(x)
     torch.testing.assert_close(y.std(dim=0), torch.ones(2), rtol=1e-2, atol=0.0)
     torch.testing.assert_close(y.mean(dim=0), torch.full((2,), 0.5), rtol=0.0, atol=1e-2)
-    assert float(torch.sign(module.place.gain.detach()[0])) == sign  # type: ignore[union-attr, index]
+    assert float(torch.sign(module.place.gain.detach()[0])) == sign
 
 
 @pytest.mark.parametrize("kind", range(3))
