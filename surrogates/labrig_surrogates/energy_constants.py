@@ -241,8 +241,12 @@ MACROS = {
 
 
 DIGITAL_MAC = {
-    "H100 fp8, peak": Constant.exactly(0.71e-12, "J", "data sheet: 700 W, 1,979 dense TOPS; never reached", "derived"),
-    "H100 bf16, peak": Constant.exactly(1.42e-12, "J", "data sheet: 700 W, 989 dense TOPS; never reached", "derived"),
+    "H100 fp8, peak": Constant.exactly(
+        0.71e-12, "J", "700 W and 1,979 dense TOPS, data sheet, not checked here; a peak is never reached", "derived"
+    ),
+    "H100 bf16, peak": Constant.exactly(
+        1.42e-12, "J", "700 W and 989 dense TOPS, data sheet, not checked here; a peak is never reached", "derived"
+    ),
     "A100 training ResNet-18": Constant.exactly(
         10.4e-12, "J", "32.3 PFLOP in 7 min (published) at the rated 400 W, not metered: 5.2 pJ/FLOP", "derived"
     ),

@@ -90,7 +90,7 @@ class NoiseSpec:
         refuse("noise", _word_faults(self) or _combination_faults(self))
 
     def __str__(self) -> str:
-        number = f"{self.level:g}" if self.definition == "abs" else f"{100 * self.level:g} %"
+        number = f"{self.level:.4g}" if self.definition == "abs" else f"{100 * self.level:.4g} %"
         words = _WORDS.get(self.definition, "absolute")
         per = "" if self.per == "tensor" else f" of each {self.per}"
         size = f", tiles of {self.tile_rows} rows" if self.tile_rows is not None else ""

@@ -3,6 +3,8 @@
 import copy
 import io
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -357,3 +359,35 @@ def test_a_forward_pass_changes_no_buffer() -> None:
 def test_misuse_is_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(SurrogateError, match=message):
         make()
+
+
+COMPILED = """
+import torch
+from torch import nn
+from labrig_surrogates.residual_spreads import HardwareSpread, TiedSpread
+from labrig_surrogates.stochastic_residual import StochasticResidual
+
+def model():
+    torch.manual_seed(0)
+    draws = torch.Generator().manual_seed(1)
+    spread = TiedSpread(HardwareSpread(amplifier=0.01, shot=0.02, conductance=0.03))
+    noisy = StochasticResidual(nn.Linear(3, 4), spread, generator=draws, weight="weight", loading=torch.ones(4, 1))
+    return nn.Sequential(noisy, AsymmetricActivation(4), StretchedExponential(4), nn.Linear(4, 2))
+
+plain, compiled = model(), torch.compile(model(), fullgraph=True)
+x = torch.linspace(-1.0, 1.0, 15).reshape(5, 3)
+for _ in range(2):
+    torch.testing.assert_close(compiled(x), plain(x), rtol=1e-4, atol=1e-5)
+compiled(x).sum().backward()
+plain(x).sum().backward()
+for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+def test_the_default_compiler_makes_one_graph_of_a_model_with_draws_of_its_own() -> None:
+    # In a process of its own: the compiler leaves its workers behind.
+    run = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False, timeout=580)
+    assert run.returncode == 0, run.stderr

@@ -18,7 +18,8 @@ from labrig_surrogates.stochastic_residual import StochasticResidual
 def one_process() -> Iterator[None]:
     if not distributed.is_gloo_available():
         pytest.skip("this build of torch has no gloo")
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    store = distributed.HashStore()  # type: ignore[attr-defined]  # its stubs do not export it
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 
