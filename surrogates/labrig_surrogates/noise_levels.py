@@ -227,12 +227,14 @@ class OutputScale:
         mean_magnitude: E|y|, for Poisson noise.
         full_scale: Bound of the ADC in the unit of the output, for `ofs`.
         input_times_weight: Largest input times largest weight, for `aihwkit`.
+        per: Over what they were taken.
     """
 
     std: Tensor
     mean_magnitude: Tensor
     full_scale: Tensor | None = None
     input_times_weight: Tensor | None = None
+    per: Literal["tensor", "column"] = "tensor"
 
     @classmethod
     def measure(
@@ -253,6 +255,7 @@ class OutputScale:
             mean_magnitude=wide.abs().mean(dim=axes, keepdim=True),
             full_scale=None if full_scale is None else wide.new_tensor(full_scale),
             input_times_weight=None if input_times_weight is None else wide.new_tensor(input_times_weight),
+            per=per,
         )
 
 
@@ -282,6 +285,10 @@ def output_sigma(spec: NoiseSpec, scale: OutputScale, output: Tensor | None = No
     elif unit is None:
         missing = "full_scale" if spec.definition == "ofs" else "input_times_weight"
         faults.append(f"{spec.definition} needs {missing} of the outputs' scale")
+    elif scale.per != ("column" if spec.per == "column" else "tensor"):
+        faults.append(f"the noise is per {spec.per}, the scale per {scale.per}: measure it likewise")
+    elif spec.per == "column" and unit.numel() != scale.std.numel():
+        faults.append(f"{spec.definition} per column needs a value for each of {scale.std.numel()} columns")
     if spec.law == "poisson" and output is None:
         faults.append("Poisson noise needs the outputs themselves")
     refuse("standard deviation of an output noise", faults)

@@ -97,8 +97,14 @@ class StochasticResidual(nn.Module):
         Args:
             x: Inputs.
             noise: Draws to use, whatever the mode; `None` draws where `sampling` says so.
+
+        Raises:
+            SurrogateError: With skip, inputs and outputs differ in shape; common modes and loading do not go together.
         """
         y: Tensor = self.mean(x)
+        if self.skip and x.shape != y.shape:
+            sizes = f"inputs {tuple(x.shape)} cannot be added to outputs {tuple(y.shape)}"
+            refuse("stochastic residual layer with skip", [sizes])
         if noise is None and (self.sampling == "always" or (self.sampling == "training" and self.training)):
             noise = self.draw(y)
         if noise is None:

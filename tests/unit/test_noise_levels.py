@@ -223,6 +223,13 @@ def test_misuse_of_the_functions_is_refused() -> None:
         output_sigma(on_weights(0.1, "wmax"), scale)
     with pytest.raises(SurrogateError, match=r"ofs needs full_scale.*Poisson noise needs the outputs"):
         output_sigma(on_layer(0.1, "ofs", law="poisson"), scale)
+    columns = OutputScale.measure(normal(9, 2), per="column", full_scale=3.0)
+    with pytest.raises(SurrogateError, match="the noise is per tensor, the scale per column"):
+        output_sigma(on_layer(0.1, "ostd"), columns)
+    with pytest.raises(SurrogateError, match="the noise is per column, the scale per tensor"):
+        output_sigma(on_layer(0.1, "ostd", per="column"), scale)
+    with pytest.raises(SurrogateError, match="ofs per column needs a value for each of 2 columns"):
+        output_sigma(on_layer(0.1, "ofs", per="column"), columns)
     with pytest.raises(SurrogateError, match=r"enters on the weights.*not 0"):
         accumulated_sigma(on_weights(0.1, "wmax"), torch.ones(()), 0)
     with pytest.raises(SurrogateError, match="does not fix it"):

@@ -350,6 +350,7 @@ def test_a_forward_pass_changes_no_buffer() -> None:
         ),
         (lambda: evaluate_samples(residual(), inputs(1, 3), 1), "1 samples have no spread"),
         (lambda: hardware()(inputs(1, 3), None), "needs the layer's weight"),
+        (lambda: residual(1, 4, skip=True)(inputs(2, 1)), r"inputs \(2, 1\) cannot be added to outputs \(2, 4\)"),
         (
             lambda: residual(loading=torch.ones(4, 1))(inputs(1, 3), ResidualNoise(inputs(1, 4))),
             "need a loading and draws of their own",
@@ -364,6 +365,7 @@ def test_misuse_is_refused(make: Callable[[], object], message: str) -> None:
 COMPILED = """
 import torch
 from torch import nn
+from labrig_surrogates.activations import AsymmetricActivation, StretchedExponential
 from labrig_surrogates.residual_spreads import HardwareSpread, TiedSpread
 from labrig_surrogates.stochastic_residual import StochasticResidual
 
