@@ -2,7 +2,7 @@
 
 `labrig_surrogates.residual_spreads` has the spreads H. The gradient passes through the draw (reparametrisation).
 
-Draws are either handed in, `forward(x, noise)` with the `noise` of `draw`, or come from the layer's `NoiseStream`,
+Draws are either handed in, `forward(x, noise)` with the `noise` of `draw`, or come from the layer's `NormalStream`,
 whose draw is a registered operator. Both compile as one graph.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from labrig_surrogates.faults import refuse
-from labrig_surrogates.noise_stream import NoiseStream
+from labrig_surrogates.normal_stream import NormalStream
 
 Sampling = Literal["training", "always", "never"]
 """When `forward(x)` adds noise: in training mode only, in both modes, or never (the mean)."""
@@ -85,7 +85,7 @@ class StochasticResidual(nn.Module):
         refuse("stochastic residual layer", faults)
         self.mean = mean
         self.spread = spread
-        self.stream = NoiseStream(generator)
+        self.stream = NormalStream(generator)
         self.skip = skip
         self.sampling: Sampling = sampling
         self.weight_name = weight
@@ -140,7 +140,7 @@ def reseed(model: nn.Module, generator: torch.Generator) -> None:
     """Gives every stochastic residual layer of a model a stream of its own from one generator."""
     for module in model.modules():
         if isinstance(module, StochasticResidual):
-            module.stream = NoiseStream(generator)
+            module.stream = NormalStream(generator)
 
 
 @contextmanager

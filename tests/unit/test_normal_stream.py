@@ -5,11 +5,11 @@ import copy
 import torch
 from torch.library import opcheck
 
-from labrig_surrogates.noise_stream import NoiseStream
+from labrig_surrogates.normal_stream import NormalStream
 
 
-def stream(seed: int = 0) -> NoiseStream:
-    return NoiseStream(torch.Generator().manual_seed(seed))
+def stream(seed: int = 0) -> NormalStream:
+    return NormalStream(torch.Generator().manual_seed(seed))
 
 
 def test_numbers_are_standard_normal_and_those_of_neighbours_unrelated() -> None:
@@ -27,7 +27,7 @@ def test_numbers_are_standard_normal_and_those_of_neighbours_unrelated() -> None
 
 def test_equal_seeds_give_equal_numbers_whatever_others_draw() -> None:
     generator = torch.Generator().manual_seed(0)
-    first, second = NoiseStream(generator), NoiseStream(generator)
+    first, second = NormalStream(generator), NormalStream(generator)
     like = torch.empty(7)
     alone = [stream().normal(like)]
     second.normal(like)
