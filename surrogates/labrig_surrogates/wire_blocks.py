@@ -175,7 +175,8 @@ def join(joint: Joint, grid: Tensor) -> tuple[Tensor, Joined]:
     c1, c2 = first.pick(one[..., first.cut, :]), second.pick(two[..., second.cut, :])
     cut = torch.matmul(a, b).neg_()
     cut.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    inverse = torch.linalg.inv_ex(cut).inverse
+    # LAPACK leaves columns behind one another; what is kept has the strides that the operator promises.
+    inverse = torch.linalg.inv_ex(cut).inverse.contiguous()
     x, w = b @ inverse, inverse @ a
     own1, own2 = c1.mT @ (x @ c1), c2.mT @ (w @ c2)
     cross = (inverse @ c1).mT @ c2

@@ -1,4 +1,4 @@
-"""Wire resistance to first order: a fixed-size correction of the conductances, cheap enough for every training step.
+"""Wire resistance to first order: a correction of the conductances that is cheap enough for every training step.
 
 To first order in the resistances, cell (i, j) loses what the currents of its own word line drop in the segments in
 front of it, and what those of its own bit line drop in the segments below it:
@@ -13,11 +13,14 @@ single cell, stays positive, and errs about ten times less (docs/guide/wires.md)
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from labrig_surrogates.errors import SurrogateError
-from labrig_surrogates.wire_inputs import Ohm, as_resistance, demand_array, working_type
+from labrig_surrogates.wire_inputs import Ohm, as_resistance, demand_array, full_precision, working_type
+from labrig_surrogates.wire_sums import LineSums
 
 
 def first_order_transfer(conductance_s: Tensor, word_line_ohm: Ohm, bit_line_ohm: Ohm) -> Tensor:
@@ -41,11 +44,11 @@ def first_order_transfer(conductance_s: Tensor, word_line_ohm: Ohm, bit_line_ohm
     cells = conductance_s.to(working_type(conductance_s))
     word, bit = as_resistance("word_line_ohm", word_line_ohm, cells), as_resistance("bit_line_ohm", bit_line_ohm, cells)
     rows, columns = cells.shape[-2:]
-    return _quotient(
-        cells,
-        word[..., None, None] * _shared_segments(columns, cells),
-        bit[..., None, None] * _shared_segments(rows, cells).flip(0, 1),
-    )
+    nothing = cells.new_zeros(())
+    with full_precision(cells.device):
+        along = LineSums.of(columns, cells).along(cells, nothing)
+        down = LineSums.of(rows, cells).turned().down(cells, nothing)
+        return cells / (1.0 + word[..., None, None] * along + bit[..., None, None] * down)
 
 
 class FirstOrderWires(nn.Module):
@@ -61,20 +64,20 @@ class FirstOrderWires(nn.Module):
         SurrogateError: A size below one, a resistance that is negative or not finite.
     """
 
-    word_ohm: Tensor
-    bit_ohm: Tensor
+    one: Tensor
 
     def __init__(self, rows: int, columns: int, *, word_line_ohm: float, bit_line_ohm: float) -> None:
         super().__init__()
         if min(rows, columns) < 1:
             raise SurrogateError(f"an array needs a row and a column, and is {rows} x {columns}")
         like = torch.empty(0)
-        word, bit = (
-            as_resistance("word_line_ohm", word_line_ohm, like),
-            as_resistance("bit_line_ohm", bit_line_ohm, like),
-        )
-        self.register_buffer("word_ohm", word * _shared_segments(columns, like), persistent=False)
-        self.register_buffer("bit_ohm", bit * _shared_segments(rows, like).flip(0, 1), persistent=False)
+        word = LineSums.of(columns, like).times(as_resistance("word_line_ohm", word_line_ohm, like))
+        bit = LineSums.of(rows, like).turned().times(as_resistance("bit_line_ohm", bit_line_ohm, like))
+        self.size = (rows, columns)
+        self.register_buffer("one", torch.ones(()), persistent=False)
+        for line, sums in (("word", word), ("bit", bit)):
+            for name, constant in sums._asdict().items():
+                self.register_buffer(f"{line}_{name}", constant, persistent=False)
 
     def forward(self, conductance_s: Tensor) -> Tensor:
         """Transfer in S from cell conductances in S, both `[..., rows, columns]`.
@@ -82,22 +85,17 @@ class FirstOrderWires(nn.Module):
         Raises:
             SurrogateError: The shape is not that of the array.
         """
-        demand_array(conductance_s)
-        size = (self.bit_ohm.shape[0], self.word_ohm.shape[0])
-        if conductance_s.shape[-2:] != size:
-            raise SurrogateError(f"wires of {size[0]} x {size[1]} cells got {tuple(conductance_s.shape)} conductances")
-        cells = conductance_s.to(working_type(conductance_s, self.word_ohm))
-        return _quotient(cells, self.word_ohm.to(cells.dtype), self.bit_ohm.to(cells.dtype))
+        if conductance_s.shape[-2:] != self.size:
+            raise SurrogateError(
+                f"wires of {self.size[0]} x {self.size[1]} cells got {tuple(conductance_s.shape)} conductances"
+            )
+        one, word, bit = self.one, self._sums("word"), self._sums("bit")
+        if conductance_s.dtype != one.dtype:
+            demand_array(conductance_s)
+            dtype = working_type(conductance_s, one)
+            conductance_s, one, word, bit = conductance_s.to(dtype), one.to(dtype), word.to(dtype), bit.to(dtype)
+        with full_precision(conductance_s.device):
+            return conductance_s / bit.down(conductance_s, word.along(conductance_s, one))
 
-
-def _shared_segments(cells: int, like: Tensor) -> Tensor:
-    """How many segments between the fed end and each of two cells of a line both currents flow through."""
-    place = torch.arange(1, cells + 1, device=like.device)
-    return torch.minimum(place[:, None], place).to(like.dtype)
-
-
-def _quotient(conductance_s: Tensor, word_ohm: Tensor, bit_ohm: Tensor) -> Tensor:
-    # Two small products are faster than the four cumulative sums that would do for arrays of up to 256 lines.
-    with torch.autocast(conductance_s.device.type, enabled=False):
-        drop = conductance_s @ word_ohm + bit_ohm @ conductance_s
-        return conductance_s / (1.0 + drop)
+    def _sums(self, line: Literal["word", "bit"]) -> LineSums:
+        return LineSums(*(getattr(self, f"{line}_{name}") for name in LineSums._fields))

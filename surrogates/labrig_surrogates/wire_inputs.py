@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -46,6 +47,13 @@ def working_type(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """Switches autocast off where it is on; without it, nothing is entered."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def as_resistance(name: str, ohm: Ohm, like: Tensor) -> Tensor:

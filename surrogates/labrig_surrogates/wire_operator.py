@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.wire_inputs import full_precision
 from labrig_surrogates.wire_network import Dissection, adjoint, solve
 
 
@@ -34,7 +35,7 @@ def crossbar_admittance(
                 raise SurrogateError(
                     f"resistance of a {line}-line segment: {ohm.tolist()} ohm; it has to be finite and not negative"
                 )
-    with torch.autocast(conductance_s.device.type, enabled=False):
+    with full_precision(conductance_s.device):
         return solve(conductance_s, word_line_ohm, bit_line_ohm, keep)
 
 
@@ -42,7 +43,7 @@ def crossbar_admittance(
 def _adjoint(
     conductance_s: Tensor, kept: Sequence[Tensor], cotangent: Tensor, resistances: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.autocast(conductance_s.device.type, enabled=False):
+    with full_precision(conductance_s.device):
         return adjoint(conductance_s, kept, cotangent, resistances)
 
 

@@ -24,6 +24,7 @@ from labrig_surrogates.wire_inputs import (
     broadcast_batch,
     demand_array,
     demand_voltages,
+    full_precision,
     working_type,
 )
 from labrig_surrogates.wire_operator import crossbar_admittance
@@ -107,7 +108,7 @@ def transfer_matrix(
         # A current out of the array is read, and the admittance counts those into it.
         return -admittance[..., :rows, rows:]
     driven, held = (torch.zeros(lines, dtype=torch.bool, device=conductance_s.device) for lines in (rows, columns))
-    with torch.autocast(conductance_s.device.type, enabled=False):
+    with full_precision(conductance_s.device):
         return _with_open_lines(
             admittance,
             driven if open_word_lines is None else open_word_lines,
@@ -152,7 +153,7 @@ def crossbar_currents(
         open_word_lines=open_word_lines,
         open_bit_lines=open_bit_lines,
     )
-    with torch.autocast(conductance_s.device.type, enabled=False):
+    with full_precision(conductance_s.device):
         return voltage_v.to(dtype) @ transfer
 
 

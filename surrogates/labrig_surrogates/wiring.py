@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from labrig_surrogates.crosstalk import apply_crosstalk
 from labrig_surrogates.wire_first_order import first_order_transfer
-from labrig_surrogates.wire_inputs import Ohm, demand_array, demand_voltages, working_type
+from labrig_surrogates.wire_inputs import Ohm, demand_array, demand_voltages, full_precision, working_type
 from labrig_surrogates.wires import transfer_matrix
 
 
@@ -92,5 +91,5 @@ def wiring_correction(conductance_s: Tensor, voltage_v: Tensor, wiring: Wiring) 
     demand_voltages(voltage_v, conductance_s.shape[-2])
     dtype = working_type(conductance_s, voltage_v)
     cells = conductance_s.to(dtype)
-    with torch.autocast(cells.device.type, enabled=False):
+    with full_precision(cells.device):
         return voltage_v.to(dtype) @ (wired_transfer(cells, wiring) - cells)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["acquisition", "calibration", "links", "mvm_path", "recording"])
+@pytest.mark.parametrize("name", ["acquisition", "calibration", "links", "mvm_path", "recording", "wires"])
 def test_quick_run(name: str, tmp_path: Path) -> None:
     output = tmp_path / "numbers.json"
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", str(output)]
