@@ -17,7 +17,11 @@ from labrig_surrogates.wire_inputs import full_precision
 from labrig_surrogates.wire_network import Dissection, adjoint, solve
 
 
-@torch.library.custom_op("labrig::crossbar_admittance", mutates_args=())
+@torch.library.custom_op(
+    "labrig::crossbar_admittance",
+    mutates_args=(),
+    schema="(Tensor conductance_s, Tensor word_line_ohm, Tensor bit_line_ohm, bool keep) -> (Tensor, Tensor[])",
+)
 def crossbar_admittance(
     conductance_s: Tensor, word_line_ohm: Tensor, bit_line_ohm: Tensor, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
@@ -39,7 +43,11 @@ def crossbar_admittance(
         return solve(conductance_s, word_line_ohm, bit_line_ohm, keep)
 
 
-@torch.library.custom_op("labrig::crossbar_admittance_adjoint", mutates_args=())
+@torch.library.custom_op(
+    "labrig::crossbar_admittance_adjoint",
+    mutates_args=(),
+    schema="(Tensor conductance_s, Tensor[] kept, Tensor cotangent, bool resistances) -> (Tensor, Tensor, Tensor)",
+)
 def _adjoint(
     conductance_s: Tensor, kept: Sequence[Tensor], cotangent: Tensor, resistances: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
