@@ -6,7 +6,7 @@ cells; further effects; integrator; output noise; ADC, clipped; tiles and slices
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,16 +74,28 @@ def composed_outputs(
         config: Which effects are on.
         state: Ranges, parameters and random numbers.
     """
-    values = [own_unit(one) for one in weights]
     total: Tensor | None = None
+    for _, output in tile_outputs(x, weights, blocks, product, config, state):
+        total = output if total is None else total + output
+    assert total is not None
+    return total
+
+
+def tile_outputs(
+    x: Tensor,
+    weights: list[ArrayWeights],
+    blocks: Sequence[Block],
+    product: Product,
+    config: AnalogConfig,
+    state: TileState,
+) -> Iterator[tuple[int, Tensor]]:
+    """Outputs of one tile and slice after another, with the number of the tile; see `composed_outputs`."""
+    values = [own_unit(one) for one in weights]
     for inputs, input_max, input_factor in _inputs(wide(x), product, config, state):
         for cells, value in zip(weights, values, strict=True):
             for tile, block in enumerate(blocks):
                 one = _Tile(product, tile, block, len(blocks), config, state, input_max)
-                output = one.output(inputs, value, cells) * (input_factor * cells.factor)
-                total = output if total is None else total + output
-    assert total is not None
-    return total
+                yield tile, one.output(inputs, value, cells) * (input_factor * cells.factor)
 
 
 def _inputs(

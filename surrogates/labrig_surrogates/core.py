@@ -6,7 +6,8 @@ hands it; the layer owns weights and biases under the names that the digital lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from labrig_surrogates.analog_config import AnalogConfig, composed_only
 from labrig_surrogates.backend import Backend
 from labrig_surrogates.backend_product import backend_faults, backend_outputs
 from labrig_surrogates.cells import ArrayWeights, WeightState, weight_limit
-from labrig_surrogates.composed import TileState, composed_outputs, full_scale
+from labrig_surrogates.composed import TileState, composed_outputs, full_scale, tile_outputs
+from labrig_surrogates.effect_settings import BackwardPass
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.fused import FusedPlan, InputConverter, OutputNoiseDraw, fused_outputs
 from labrig_surrogates.noise_stream import Draw, NoiseStream
@@ -32,6 +34,8 @@ from labrig_surrogates.programming import (
 from labrig_surrogates.quantization import wide
 from labrig_surrogates.range_start import RANGES, first_parameters, first_ranges, range_faults
 from labrig_surrogates.tilemap import ArrayGeometry, TileMap
+
+Drawer = Callable[[Sequence[int]], Draw]
 
 RangeObserver = Callable[["AnalogCore", Tensor, Tensor], None]
 """Sees a core, its inputs and its weights at every product; see `calibrate_ranges`."""
@@ -264,6 +268,13 @@ class AnalogCore(nn.Module):
         """Undoes `program`."""
         self._programmed = None
 
+    def held(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """The product with the weights as they stand in the arrays now, for many batches; see `forward`."""
+        if self._ideal or self.backend is not None or self.observer is not None:
+            return lambda x: self.forward(x, weight, bias)
+        weights = self.realise(weight)
+        return lambda x: self.multiply(x, weights, bias)
+
     def multiply(self, x: Tensor, weights: list[ArrayWeights], bias: Tensor | None = None) -> Tensor:
         """The product of one batch with realised weights; see `forward`."""
         if self.unmeasured:
@@ -275,8 +286,12 @@ class AnalogCore(nn.Module):
         return outputs.to(torch.get_autocast_dtype(x.device.type)) if _autocast(x) else outputs
 
     def _composed(self, x: Tensor, weights: list[ArrayWeights], bias: Tensor | None) -> Tensor:
-        uniform, normal = self._draws(x)
-        state = TileState(
+        state = self._tile_state(*self._draws(x))
+        outputs = composed_outputs(x, weights, self._blocks, self.product, self.config, state)
+        return outputs if bias is None else outputs + self.product.columns(bias)
+
+    def _tile_state(self, uniform: Drawer | None, normal: Drawer | None) -> TileState:
+        return TileState(
             input_max=self.input_max,
             input_step=self.input_step,
             output_max=self.output_max,
@@ -285,8 +300,24 @@ class AnalogCore(nn.Module):
             normal=normal,
             uniform=uniform,
         )
-        outputs = composed_outputs(x, weights, self._blocks, self.product, self.config, state)
-        return outputs if bias is None else outputs + self.product.columns(bias)
+
+    @torch.no_grad()
+    def clean_tile_outputs(self, x: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """What each tile puts out in front of integrator and ADC without any noise: number of the tile, outputs."""
+        clean = self.config.without(
+            "weight_noise",
+            "spread",
+            "weight_effects",
+            "read_noise",
+            "output_effects",
+            "saturation",
+            "output_noise",
+            "adc",
+        )
+        quiet = replace(clean, backward=BackwardPass(), path="auto")
+        state = WeightState(self.weight_max, self.weight_step, None, None, None, self._keep(weight))
+        weights = array_weights(weight, quiet, state)
+        yield from tile_outputs(x, weights, self._blocks, self.product, quiet, self._tile_state(None, None))
 
     def _fused(self, x: Tensor, weights: ArrayWeights, bias: Tensor | None) -> Tensor:
         dac, adc, product = self.config.dac, self.config.adc, self.product
@@ -294,9 +325,9 @@ class AnalogCore(nn.Module):
         rows = values if isinstance(product, ConvProduct) else values.reshape(-1, values.shape[-1])
         lsb: tuple[Number, ...] | None = None
         if adc is not None:
-            state = TileState(self.input_max, None, self.output_max, None, None, None, None)
+            state = self._tile_state(None, None)
             tops = [full_scale(adc, state, tile, weights.limit) for tile in range(self.tiles_of_an_output)]
-            lsb = tuple(number(torch.as_tensor(top)) / adc.highest for top in tops)
+            lsb = tuple(number(torch.as_tensor(top).reshape(-1)) / adc.highest for top in tops)
         plan = FusedPlan(
             product=product,
             blocks=self._blocks,
@@ -332,9 +363,8 @@ class AnalogCore(nn.Module):
             made.append(OutputNoiseDraw(self.stream.normal(shape, rows), sigma))
         return tuple(made)
 
-    def _draws(
-        self, like: Tensor
-    ) -> tuple[Callable[[Sequence[int]], Draw] | None, Callable[[Sequence[int]], Draw] | None]:
+    def _draws(self, like: Tensor) -> tuple[Drawer | None, Drawer | None]:
+        """Uniform and normal numbers; None where noise is switched off."""
         if not self.noise:
             return None, None
         values = wide(like.detach())
