@@ -35,7 +35,7 @@ def _(like: Tensor, state: Tensor) -> Tensor:
     return torch.empty(like.shape, device=like.device, dtype=torch.float32)
 
 
-class NoiseStream:
+class NormalStream:
     """A sequence of tensors of standard normal numbers, float32.
 
     A deep copy continues the same sequence: give a copy that is to differ, and each process of a distributed training,
