@@ -83,6 +83,14 @@ def viewers(session: nox.Session) -> None:
     session.run("pytest", "tests/integration/test_recording_viewers.py", *session.posargs)
 
 
+@nox.session(python="3.11")
+def badcrossbar(session: nox.Session) -> None:
+    """Exact wires against badcrossbar; it asks for pycairo, which has to be compiled and only draws, so without it."""
+    session.install("-c", "constraints.txt", "-e", ".[test]", "pathvalidate")
+    session.install("--no-deps", "badcrossbar")
+    session.run("pytest", "tests/integration/test_wires_against_badcrossbar.py", *session.posargs)
+
+
 @nox.session(python="3.12")
 def aihwkit(session: nox.Session) -> None:
     """The aihwkit board on the real toolkit; its wheels start at Python 3.12, so the constraints are left out."""

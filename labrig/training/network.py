@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from labrig.training.datasets import ImageSet
+from labrig_surrogates.analog_config import AnalogConfig
+from labrig_surrogates.effect_settings import DigitalColumns, Mapping
 from labrig_surrogates.layers import AnalogLinear, analog_layers
 from labrig_surrogates.tilemap import ArrayGeometry
 
@@ -24,10 +26,12 @@ def digital_network(pixels: int, hidden: int, classes: int, generator: torch.Gen
 def analog_network(pixels: int, hidden: int, classes: int, geometry: ArrayGeometry) -> nn.Sequential:
     """The same network on analog layers; its weights come from `deploy` or a checkpoint."""
     generator = torch.Generator().manual_seed(0)
+    # Everything else about the arrays is the business of the backend that the network runs on.
+    config = AnalogConfig(geometry=geometry, mapping=Mapping(weight_range="fixed"), digital=DigitalColumns(scale=True))
     return nn.Sequential(
-        AnalogLinear(pixels, hidden, geometry, name="hidden", generator=generator),
+        AnalogLinear(pixels, hidden, config=config, name="hidden", generator=generator),
         nn.ReLU(),
-        AnalogLinear(hidden, classes, geometry, name="output", generator=generator),
+        AnalogLinear(hidden, classes, config=config, name="output", generator=generator),
     )
 
 
@@ -67,6 +71,8 @@ def deploy(
     """
     linear = [module for module in digital if isinstance(module, nn.Linear)]
     for source, target, inputs in zip(linear, analog_layers(analog), layer_inputs(digital, data.train_x), strict=True):
+        assert target.bias is not None
+        assert target.scale is not None
         target.weight.copy_(source.weight)
         target.bias.copy_(source.bias)
         target.scale.fill_(1.0)

@@ -1,13 +1,16 @@
-"""`TileMap`: the one owner of weights -> tiles -> differential pairs -> conductances, and back."""
+"""`TileMap`: the one owner of weights -> tiles -> cells -> conductances, and back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from labrig_surrogates.errors import SurrogateError
+
+Scheme = Literal["differential_pair", "offset_column"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,19 @@ class ArrayGeometry:
     conductance_max_s: float
     voltage_max_v: float
 
+    @classmethod
+    def relative(cls, *, rows: int, columns: int) -> Self:
+        """Arrays of which only the size matters: conductances and voltages from 0 to 1."""
+        return cls(rows, columns, conductance_min_s=0.0, conductance_max_s=1.0, voltage_max_v=1.0)
+
     @property
     def conductance_span_s(self) -> float:
         """Conductance in S between the lowest and the highest level."""
         return self.conductance_max_s - self.conductance_min_s
+
+    def outputs_of(self, scheme: Scheme) -> int:
+        """Signed outputs of one array: two bit lines each, or one each and one for the reference."""
+        return self.columns // 2 if scheme == "differential_pair" else self.columns - 1
 
 
 @dataclass(frozen=True)
@@ -50,50 +62,94 @@ class Tile:
 
     @property
     def outputs(self) -> int:
-        """Signed outputs, each of two bit lines."""
+        """Signed outputs in use."""
         return self.last_out - self.first_out
 
 
 class TileMap:
     """Splits an `[outputs, inputs]` weight matrix over arrays and turns it into conductances.
 
-    A weight w is the pair `g_plus - g_minus = w / weight_max * span` on neighbouring columns 2k and 2k + 1; the idle
-    device of the pair, and every unused cell, sits at the lowest level (aihwkit's single-pair converter).
+    `differential_pair`: a weight w is the pair `g_plus - g_minus = w / weight_max * span` on neighbouring columns 2k
+    and 2k + 1; the idle device of the pair, and every unused cell, sits at the lowest level (aihwkit's single-pair
+    converter). `offset_column`: a weight is one cell, `g = g_min + (1 + w / weight_max) / 2 * span`, and the column
+    after the last output holds the middle level in every used row, as the reference that is subtracted.
 
     Args:
         outputs: Rows of the weight matrix.
         inputs: Columns of the weight matrix.
         geometry: The arrays.
+        scheme: How a weight lies on cells.
+        input_unit: Inputs that stay together on one array, such as the kernel positions of one channel; divides
+            `inputs`.
 
     Raises:
-        SurrogateError: A size is not positive, or an array has fewer than two columns.
+        SurrogateError: A size is not positive, an array has fewer than two columns or too few rows for one unit.
     """
 
-    def __init__(self, outputs: int, inputs: int, geometry: ArrayGeometry) -> None:
-        if min(outputs, inputs, geometry.rows) < 1 or geometry.columns < 2:
+    def __init__(
+        self,
+        outputs: int,
+        inputs: int,
+        geometry: ArrayGeometry,
+        *,
+        scheme: Scheme = "differential_pair",
+        input_unit: int = 1,
+    ) -> None:
+        if min(outputs, inputs, geometry.rows, input_unit) < 1 or geometry.columns < 2:
             raise SurrogateError(f"cannot map {outputs} x {inputs} weights to arrays of {geometry}")
+        if inputs % input_unit or geometry.rows < input_unit:
+            raise SurrogateError(
+                f"cannot map {inputs} inputs in units of {input_unit} to arrays of {geometry.rows} rows: "
+                "one unit has to fit on an array, and the units have to fill the inputs"
+            )
         self.outputs = outputs
         self.inputs = inputs
         self.geometry = geometry
-        pairs = geometry.columns // 2
-        self.tiles = tuple(
-            Tile(first_in, min(first_in + geometry.rows, inputs), first_out, min(first_out + pairs, outputs))
-            for first_in in range(0, inputs, geometry.rows)
-            for first_out in range(0, outputs, pairs)
-        )
+        self.scheme: Scheme = scheme
+        rows = geometry.rows // input_unit * input_unit
+        columns = geometry.outputs_of(scheme)
+        self.input_blocks = tuple((first, min(first + rows, inputs)) for first in range(0, inputs, rows))
+        self.output_blocks = tuple((first, min(first + columns, outputs)) for first in range(0, outputs, columns))
+        self.tiles = tuple(Tile(*rows_, *columns_) for rows_ in self.input_blocks for columns_ in self.output_blocks)
+
+    @property
+    def product_current_a(self) -> float:
+        """Current in A that the largest weight adds to a signed output at the largest voltage."""
+        span_a = self.geometry.conductance_span_s * self.geometry.voltage_max_v
+        return span_a if self.scheme == "differential_pair" else 0.5 * span_a
+
+    @property
+    def utilisation(self) -> float:
+        """Part of the cells of all tiles that hold a weight or belong to its pair."""
+        cells = 2 if self.scheme == "differential_pair" else 1
+        used = sum(tile.inputs * tile.outputs * cells for tile in self.tiles)
+        return used / (len(self.tiles) * self.geometry.rows * self.geometry.columns)
 
     def conductances(self, weight: Tensor, weight_max: Tensor | float) -> list[Tensor]:
         """Target conductances in S of every tile, `[rows, columns]` each; weights are clipped to `weight_max`."""
         geometry = self.geometry
-        scaled = torch.clamp(weight / weight_max, -1.0, 1.0) * geometry.conductance_span_s
+        relative = torch.clamp(weight / weight_max, -1.0, 1.0)
         targets = []
         for tile in self.tiles:
-            block = scaled[tile.first_out : tile.last_out, tile.first_in : tile.last_in].T
-            pair = torch.stack([torch.clamp(block, min=0.0), torch.clamp(-block, min=0.0)], dim=-1)
-            cells = pair.reshape(tile.inputs, 2 * tile.outputs)
-            padding = (0, geometry.columns - 2 * tile.outputs, 0, geometry.rows - tile.inputs)
-            targets.append(torch.nn.functional.pad(cells, padding) + geometry.conductance_min_s)
+            cells = self._cells(relative[tile.first_out : tile.last_out, tile.first_in : tile.last_in].T)
+            padding = (0, geometry.columns - cells.shape[1], 0, geometry.rows - tile.inputs)
+            padded = torch.nn.functional.pad(cells * geometry.conductance_span_s, padding)
+            targets.append(padded + geometry.conductance_min_s)
         return targets
+
+    def _cells(self, block: Tensor) -> Tensor:
+        """Relative conductances `[inputs, used columns]` of relative weights `[inputs, outputs]`."""
+        if self.scheme == "offset_column":
+            return torch.cat([0.5 * (1.0 + block), torch.full_like(block[:, :1], 0.5)], dim=1)
+        pair = torch.stack([torch.clamp(block, min=0.0), torch.clamp(-block, min=0.0)], dim=-1)
+        return pair.reshape(block.shape[0], 2 * block.shape[1])
+
+    def _signed(self, columns: Tensor, outputs: int) -> Tensor:
+        """Differences `[..., outputs]` of the columns of a tile."""
+        if self.scheme == "offset_column":
+            return columns[..., :outputs] - columns[..., outputs : outputs + 1]
+        used = columns[..., : 2 * outputs]
+        return used[..., 0::2] - used[..., 1::2]
 
     def voltages(self, tile: Tile, scaled_input: Tensor) -> Tensor:
         """Line voltages in V of one tile, `[batch, rows]`, from inputs scaled to -1 .. 1, `[batch, inputs]`."""
@@ -105,16 +161,15 @@ class TileMap:
         batch = currents_a[0].shape[0]
         total = currents_a[0].new_zeros(batch, self.outputs)
         for tile, current_a in zip(self.tiles, currents_a, strict=True):
-            used = current_a[:, : 2 * tile.outputs]
-            difference = used[:, 0::2] - used[:, 1::2]
+            difference = self._signed(current_a, tile.outputs)
             total = total + torch.nn.functional.pad(difference, (tile.first_out, self.outputs - tile.last_out))
         return total
 
     def weight(self, conductances_s: list[Tensor], weight_max: Tensor | float) -> Tensor:
         """The weights `[outputs, inputs]` that a set of conductances stands for; inverse of `conductances`."""
-        weight = conductances_s[0].new_zeros(self.outputs, self.inputs)
+        relative = conductances_s[0].new_zeros(self.outputs, self.inputs)
+        full = self.geometry.conductance_span_s * (1.0 if self.scheme == "differential_pair" else 0.5)
         for tile, cells in zip(self.tiles, conductances_s, strict=True):
-            used = cells[: tile.inputs, : 2 * tile.outputs]
-            block = (used[:, 0::2] - used[:, 1::2]).T / self.geometry.conductance_span_s * weight_max
-            weight[tile.first_out : tile.last_out, tile.first_in : tile.last_in] = block
-        return weight
+            block = self._signed(cells[: tile.inputs], tile.outputs).T / full
+            relative[tile.first_out : tile.last_out, tile.first_in : tile.last_in] = block
+        return relative * weight_max

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.array_surrogate import ArraySurrogate
 from labrig_surrogates.backend import DigitalBackend, NominalBackend, SurrogateBackend
+from labrig_surrogates.effect_settings import DigitalColumns, Mapping
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.layers import AnalogLinear, set_backend
 from labrig_surrogates.parameters import ArrayParameters, ConverterRange, Estimate
@@ -53,8 +55,11 @@ def parameters(rows: int = 8, columns: int = 6, seed: int = 0) -> ArrayParameter
 
 
 def layer(inputs: int = 10, outputs: int = 5) -> AnalogLinear:
-    made = AnalogLinear(inputs, outputs, GEOMETRY, name="layer", generator=torch.Generator().manual_seed(0))
+    config = AnalogConfig(geometry=GEOMETRY, mapping=Mapping(weight_range="fixed"), digital=DigitalColumns(scale=True))
+    made = AnalogLinear(inputs, outputs, config=config, name="layer", generator=torch.Generator().manual_seed(0))
+    made.core.use_backend(DigitalBackend())
     with torch.no_grad():
+        assert made.bias is not None
         made.bias.uniform_(-1, 1)
     return made
 
@@ -86,6 +91,7 @@ def test_inputs_and_weights_beyond_the_range_are_clipped() -> None:
     analog = layer(2, 1)
     with torch.no_grad():
         analog.weight.copy_(torch.tensor([[3.0, 0.5]]))
+        assert analog.bias is not None
         analog.bias.zero_()
     analog.set_ranges(weight_max=1.0, input_max=1.0)
     assert analog.weight.tolist() == [[1.0, 0.5]]

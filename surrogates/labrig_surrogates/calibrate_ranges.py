@@ -1,0 +1,122 @@
+"""Ranges of DACs and ADCs from data: how large inputs and outputs really are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from labrig_surrogates.core import AnalogCore
+from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.layers import weight_matrices
+from labrig_surrogates.model_tools import noise_off
+
+SAMPLE = 2**14
+"""Values that are kept of a tensor in one batch, evenly spaced."""
+
+
+class _Record:
+    """What one core saw."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
+        self.outputs: dict[int, list[Tensor]] = {}
+
+    def see_inputs(self, x: Tensor) -> None:
+        self.inputs.append(_sample(x))
+
+    def see_outputs(self, tile: int, outputs: Tensor) -> None:
+        self.outputs.setdefault(tile, []).append(_sample(outputs))
+
+
+def _sample(x: Tensor) -> Tensor:
+    flat = x.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLE)].float().cpu()
+
+
+@torch.no_grad()
+def calibrate_ranges(
+    model: nn.Module, batches: Iterable[Tensor], *, input_quantile: float = 0.999, output_quantile: float = 0.9999
+) -> None:
+    """Sets the ranges of all converters from a few batches, and the standard deviation that output noise refers to.
+
+    First the ranges of the DACs: the quantile of the absolute inputs. Then, with DACs and levels of the weights on and
+    without noise, those of the ADCs of each tile (calibrated and learned ones) and `output_std`. Activations are those
+    of the digital twin.
+
+    Args:
+        model: A model with analog layers.
+        batches: Inputs of the model; gone through twice.
+        input_quantile: Part of the inputs that is not clipped, 0 to 1.
+        output_quantile: Part of the outputs of each tile that is not clipped.
+
+    Raises:
+        SurrogateError: No analog layer, no batch, a quantile out of range, or a layer that no batch reached.
+    """
+    kept = list(batches)
+    cores = [matrix.core for matrix in weight_matrices(model)]
+    faults = [
+        f"{name} = {value} must lie above 0 and not above 1"
+        for name, value in (("input_quantile", input_quantile), ("output_quantile", output_quantile))
+        if not 0.0 < value <= 1.0
+    ]
+    faults += [] if cores else ["there is no analog layer"]
+    faults += [] if kept else ["there is no batch"]
+    if faults:
+        raise SurrogateError("ranges cannot be calibrated:\n  " + "\n  ".join(faults))
+    records = _observe(model, cores, kept, outputs=False)
+    unreached = [core.name for core in cores if not records[core].inputs]
+    if unreached:
+        raise SurrogateError(f"no batch reached the layers {unreached}: their ranges stay unknown")
+    for core in cores:
+        if core.config.dac is not None:
+            core.set_ranges(input_max=_positive_quantile(records[core].inputs, input_quantile))
+    records = _observe(model, cores, kept, outputs=True)
+    for core in cores:
+        _set_outputs(core, records[core], output_quantile)
+
+
+def _observe(
+    model: nn.Module, cores: list[AnalogCore], batches: list[Tensor], *, outputs: bool
+) -> dict[AnalogCore, _Record]:
+    records = {core: _Record() for core in cores}
+
+    def observe(core: AnalogCore, x: Tensor, weight: Tensor) -> None:
+        records[core].see_inputs(x)
+        if outputs:
+            for tile, found in core.clean_tile_outputs(x, weight):
+                records[core].see_outputs(tile, found)
+
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with noise_off(model):
+            for core in cores:
+                core.observer = observe
+            for batch in batches:
+                model(batch)
+    finally:
+        for core in cores:
+            core.observer = None
+        for module, mode in training.items():
+            module.training = mode
+    return records
+
+
+def _positive_quantile(samples: list[Tensor], quantile: float) -> float:
+    values = torch.cat(samples).abs()
+    # `torch.quantile` refuses many values; the order statistic next to it is as good.
+    rank = max(1, min(values.numel(), round(quantile * values.numel())))
+    return max(float(values.kthvalue(rank).values), 1e-12)
+
+
+def _set_outputs(core: AnalogCore, record: _Record, quantile: float) -> None:
+    tiles = sorted(record.outputs)
+    adc = core.config.adc
+    if adc is not None and adc.range != "products":
+        tops = [_positive_quantile(record.outputs[tile], quantile) for tile in tiles]
+        core.set_ranges(output_max=torch.tensor(tops).reshape(-1, 1))
+    if core.output_std is not None:
+        spreads = [max(float(torch.cat(record.outputs[tile]).std()), 1e-12) for tile in tiles]
+        core.set_ranges(output_std=torch.tensor(spreads).reshape(-1, 1))

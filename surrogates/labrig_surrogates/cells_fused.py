@@ -1,0 +1,94 @@
+"""The fast way from weights to cells: scaled, rounded, clipped and made noisy in one buffer, piece by piece."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labrig_surrogates.analog_config import AnalogConfig
+from labrig_surrogates.cells import ArrayWeights, WeightState, add_noise, noise_draw, noise_sigma
+from labrig_surrogates.effect_settings import WeightNoise
+from labrig_surrogates.noise_stream import Draw
+from labrig_surrogates.passes import HALF_LEVEL, SLACK, Number, pieces
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the fast path does with the weights; `unit` is a number, or has one element for each output."""
+
+    unit: Number
+    levels: float
+    rounds: bool
+    clips: bool
+    uniform: Draw | None
+    noise: WeightNoise | None
+    draw: Draw | None
+    backward: str
+    backward_draw: Draw | None
+
+    def known_sigma(self) -> float | None:
+        """Standard deviation of the noise in levels, where it does not depend on the weights."""
+        noise, unit = self.noise, self.unit
+        if noise is None:
+            return None
+        alike = isinstance(unit, float) or noise.per_column
+        if noise.relative_to == "range" or (noise.relative_to == "wmax" and not self.clips and alike):
+            return noise.level * self.levels
+        return noise.level / unit if noise.relative_to == "absolute" and isinstance(unit, float) else None
+
+
+def _fused_codes(weight: Tensor, plan: _Plan) -> tuple[Tensor, Tensor | None]:
+    """Scales, rounds, clips and adds noise in one buffer; the second result is for the backward pass."""
+    codes = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    inverse, first, sigma = 1.0 / plan.unit, 0, plan.known_sigma()
+    factors = pieces(inverse, weight) if isinstance(inverse, Tensor) and inverse.dim() else None
+    at_once = plan.draw is not None and sigma is not None and plan.backward == "same"
+    for index, (source, part) in enumerate(zip(pieces(weight), pieces(codes), strict=True)):
+        torch.mul(source, inverse if factors is None else factors[index], out=part)
+        if plan.uniform is not None:
+            plan.uniform.add_to(part, first=first)
+            part.floor_()
+        elif plan.rounds:
+            part.round_()
+        if plan.clips:
+            part.clamp_(-plan.levels, plan.levels)
+        if at_once:
+            plan.draw.add_to(part, sigma, first=first)  # type: ignore[union-attr,arg-type]
+        first += part.numel()
+    if plan.noise is None or at_once:
+        return codes, None
+    other = codes.clone() if plan.backward != "same" else None
+    width: Number | None = sigma
+    if sigma is None and plan.noise.relative_to != "wmult":
+        width = noise_sigma(plan.noise, codes, plan.unit)
+    for target, draw in ((codes, plan.draw), (other, plan.backward_draw)):
+        if target is not None and draw is not None:
+            add_noise(target, plan.noise, draw, width)
+    return codes, other
+
+
+def fused_cells(weight: Tensor, config: AnalogConfig, state: WeightState, limit: Number) -> ArrayWeights:
+    """Cells of weights that need no more than clipping, quantisation and Gaussian noise; see `array_weights`."""
+    quantization, noise = config.weight_quantization, config.drawn_weight_noise if state.fresh is not None else None
+    clips = config.mapping.weight_range != "max"
+    if quantization is None and noise is None and not clips:
+        return ArrayWeights(weight, weight.detach(), 1.0, limit)
+    levels = 1.0 if quantization is None else float(quantization.highest)
+    stochastic = quantization is not None and quantization.rounding == "stochastic"
+    backward = "same" if noise is None else config.backward.weights
+    plan = _Plan(
+        unit=limit / levels,
+        levels=levels,
+        rounds=quantization is not None,
+        clips=clips,
+        uniform=state.uniform(weight.shape) if stochastic and state.uniform is not None else None,
+        noise=noise,
+        draw=None if noise is None else noise_draw(noise, weight.shape, state),
+        backward=backward,
+        backward_draw=state.fresh(weight.shape) if backward == "fresh" and state.fresh is not None else None,
+    )
+    codes, other = _fused_codes(weight.detach(), plan)
+    bound = levels + HALF_LEVEL if plan.rounds else levels * (1.0 + SLACK)
+    return ArrayWeights(weight, codes, plan.unit, limit, bound if clips else None, other)

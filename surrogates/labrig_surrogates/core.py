@@ -1,0 +1,393 @@
+"""`AnalogCore`: the arrays of one weight matrix. Every analog layer has one for each of its matrices.
+
+It holds ranges, converters' parameters and the source of noise, and computes products with weights that the layer
+hands it; the layer owns weights and biases under the names that the digital layer gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from labrig_surrogates.analog_config import AnalogConfig, composed_only
+from labrig_surrogates.backend import Backend
+from labrig_surrogates.backend_product import backend_faults, backend_outputs
+from labrig_surrogates.cells import ArrayWeights, WeightState, weight_limit
+from labrig_surrogates.composed import TileState, composed_outputs, full_scale, tile_outputs
+from labrig_surrogates.effect_settings import BackwardPass
+from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.fused import FusedPlan, InputConverter, OutputNoiseDraw, fused_outputs
+from labrig_surrogates.noise_stream import Draw, NoiseStream
+from labrig_surrogates.passes import Number, number
+from labrig_surrogates.products import Block, ConvProduct, LinearProduct
+from labrig_surrogates.programming import (
+    StoredWeights,
+    WeightPrior,
+    array_weights,
+    composed_weights_only,
+    store_weights,
+    weight_prior,
+)
+from labrig_surrogates.quantization import wide
+from labrig_surrogates.range_start import RANGES, first_parameters, first_ranges, range_faults
+from labrig_surrogates.tilemap import ArrayGeometry, TileMap
+
+Drawer = Callable[[Sequence[int]], Draw]
+
+RangeObserver = Callable[["AnalogCore", Tensor, Tensor], None]
+"""Sees a core, its inputs and its weights at every product; see `calibrate_ranges`."""
+
+
+class AnalogCore(nn.Module):
+    """The arrays of one weight matrix or kernel.
+
+    Args:
+        weight: The weights, whose shape and size decide ranges; not kept.
+        product: What the arrays compute.
+        config: Which effects are on.
+        name: First part of the names of the tiles.
+        seed: Of the noise; shared by the layers of a model.
+        stream: Number of this core among those with the same seed.
+
+    Raises:
+        SurrogateError: The weights cannot be mapped to the arrays of the config, or a table of converters does not
+            fit; every fault is listed.
+    """
+
+    weight_max: Tensor | None
+    input_max: Tensor
+    output_max: Tensor | None
+    output_std: Tensor | None
+    weight_step: nn.Parameter | None
+    log_spread: nn.Parameter | None
+    input_step: nn.Parameter | None
+    output_step: nn.Parameter | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        product: LinearProduct | ConvProduct,
+        config: AnalogConfig,
+        *,
+        name: str,
+        seed: int,
+        stream: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.product = product
+        self.name = name
+        self.shape = tuple(weight.shape)
+        self.backend: Backend | None = None
+        self.noise = True
+        self.observer: RangeObserver | None = None
+        self.stream = NoiseStream(config.draws.source, config.draws.pool_size, seed=seed, stream=stream)
+        self.tile_map = self._map()
+        self._blocks = self._channel_blocks()
+        self._kept: dict[str, Tensor] = {}
+        self._programmed: list[StoredWeights] | None = None
+        self._refuse_tables()
+        self._add_tensors(weight)
+        self._ideal = not config.effects_on and config.mapping.weight_range == "max"
+        self._composed_only = config.path == "composed" or bool(composed_only(config))
+        self.unmeasured: list[str] = []
+        self.note_ranges()
+        self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
+
+    def _map(self) -> TileMap:
+        outputs, inputs, unit = self.shape[0] // self.product.groups, 1, 1
+        for size in self.shape[1:]:
+            inputs *= size
+        for size in self.shape[2:]:
+            unit *= size
+        scheme = self.config.mapping.scheme
+        columns = 2 * outputs if scheme == "differential_pair" else outputs + 1
+        geometry = self.config.geometry or ArrayGeometry.relative(rows=inputs, columns=columns)
+        return TileMap(outputs, inputs, geometry, scheme=scheme, input_unit=unit)
+
+    def _channel_blocks(self) -> tuple[Block, ...]:
+        """Blocks of input channels (of one group), one for each tile that an output is made of."""
+        unit = 1
+        for size in self.shape[2:]:
+            unit *= size
+        return tuple((first // unit, last // unit) for first, last in self.tile_map.input_blocks)
+
+    def _refuse_tables(self) -> None:
+        dac, adc, faults = self.config.dac, self.config.adc, []
+        sizes = (("dac", dac, self.shape[1] * self.product.groups), ("adc", adc, self.shape[0]))
+        for kind, converter, count in sizes:
+            table = () if converter is None or converter.nonlinearity is None else converter.nonlinearity.table_lsb
+            if len(table) > 1 and len(table) != count:
+                faults.append(f"{kind}.nonlinearity.table_lsb has {len(table)} rows for {count} converters")
+        if faults:
+            raise SurrogateError(f"layer {self.name!r} cannot honour its config:\n  " + "\n  ".join(faults))
+
+    def _add_tensors(self, weight: Tensor) -> None:
+        ranges = first_ranges(weight, self.config, self.tiles_of_an_output)
+        for name, value in ranges.items():
+            self.register_buffer(name, value)
+        for name, value in first_parameters(weight, self.config, self.tiles_of_an_output, ranges).items():
+            self.register_parameter(name, None if value is None else nn.Parameter(value))
+
+    def note_ranges(self) -> None:
+        """Looks which ranges have no value yet; whoever changes the buffers calls it."""
+        candidates = {"output_max": self.output_max, "output_std": self.output_std}
+        self.unmeasured = [
+            name for name, value in candidates.items() if value is not None and bool(torch.isnan(value).any())
+        ]
+
+    @property
+    def tiles_of_an_output(self) -> int:
+        """How many tiles' outputs are added up for one output."""
+        return len(self.tile_map.input_blocks)
+
+    @property
+    def path(self) -> str:
+        """What computes the products: `digital`, `fused`, `composed`, or the name of a backend."""
+        if self.backend is not None:
+            return type(self.backend).__name__
+        if self._ideal:
+            return "digital"
+        if self._composed_only:
+            return "composed"
+        return "composed weights, fused" if composed_weights_only(self.config) else "fused"
+
+    def use_backend(self, backend: Backend | None) -> None:
+        """Has a backend compute the products; None: the model of the config.
+
+        Raises:
+            SurrogateError: The config has effects on that only its own model knows, or names no arrays.
+        """
+        faults = [] if backend is None else [*backend_faults(self.config)]
+        if faults:
+            raise SurrogateError(f"layer {self.name!r} cannot run on a backend:\n  " + "\n  ".join(faults))
+        self.backend = backend
+
+    @torch.no_grad()
+    def set_ranges(
+        self,
+        *,
+        weight_max: float | Tensor | None = None,
+        input_max: float | None = None,
+        output_max: float | Tensor | None = None,
+        output_std: float | Tensor | None = None,
+    ) -> None:
+        """Sets ranges; what is None stays.
+
+        Args:
+            weight_max: Weight that uses the full conductance range, one or one for each output (`[outputs, 1, ...]`).
+            input_max: Input that uses the full range of the DAC, in the unit of the inputs.
+            output_max: Full scale of the ADC in the unit of the outputs, one, or `[tiles, 1]`, or `[tiles, outputs]`.
+            output_std: Standard deviation of the clean outputs, one or `[tiles, 1]`.
+
+        Raises:
+            SurrogateError: The config does not use such a range; every fault is listed.
+        """
+        wanted = {"weight_max": weight_max, "input_max": input_max, "output_max": output_max, "output_std": output_std}
+        given = {name: torch.as_tensor(value) for name, value in wanted.items() if value is not None}
+        in_use = {name: getattr(self, name) for name in RANGES}
+        in_use["output_max"] = self.output_max if self.output_step is None else self.output_step
+        if faults := range_faults(given, in_use):
+            raise SurrogateError(f"layer {self.name!r} cannot take these ranges:\n  " + "\n  ".join(faults))
+        for name, value in given.items():
+            if name == "input_max" and self.input_step is not None and self.config.dac is not None:
+                self.input_step.copy_(value / self.config.dac.highest)
+            if name == "output_max" and self.output_step is not None and self.config.adc is not None:
+                self.output_step.copy_(value / self.config.adc.highest)
+            else:
+                old = getattr(self, name)
+                setattr(self, name, value.to(old) + torch.zeros_like(old))
+        self.note_ranges()
+
+    @torch.no_grad()
+    def clip(self, weight: Tensor) -> None:
+        """Clips weights in place to what the conductances can express; does nothing where the range follows them."""
+        if self.config.mapping.weight_range != "max":
+            limit = torch.as_tensor(self.weight_limit(weight)).to(weight)
+            weight.copy_(torch.minimum(torch.maximum(weight, -limit), limit))
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The product of one batch with one draw of the weights.
+
+        Args:
+            x: Inputs.
+            weight: The weights, of the shape that the core was made for.
+            bias: Digital bias, `[outputs]`.
+
+        Raises:
+            SurrogateError: A range was never measured.
+        """
+        if self.observer is not None:
+            self.observer(self, x, weight)
+        if self.backend is None and (self._ideal or self.observer is not None):
+            return self.product.plain(x, weight, bias)
+        if self.backend is not None:
+            return backend_outputs(self.backend, self, x, weight, bias)
+        return self.multiply(x, self.realise(weight), bias)
+
+    def weight_limit(self, weight: Tensor) -> Number:
+        """The weight that the whole conductance range stands for: one number, or one for each output."""
+        return weight_limit(weight, self.config, self.weight_max, self.weight_step)
+
+    def realise(self, weight: Tensor) -> list[ArrayWeights]:
+        """The weights as they stand in the arrays now, for one or several calls of `multiply`."""
+        state = self._weight_state(weight)
+        if self._programmed is not None and not self.training:
+            return [one.read(wide(weight), state.fresh) for one in self._programmed]
+        return array_weights(weight, self.config, state)
+
+    def _weight_state(self, weight: Tensor) -> WeightState:
+        uniform, normal = self._draws(weight)
+        return WeightState(self.weight_max, self.weight_step, self.log_spread, uniform, normal, self._keep(weight))
+
+    @torch.no_grad()
+    def prior(self, weight: Tensor) -> WeightPrior:
+        """What the hardware makes likely of each weight; see `labrig_surrogates.programming.weight_prior`."""
+        state = WeightState(self.weight_max, self.weight_step, None, None, None, self._keep(weight))
+        return weight_prior(weight, self.config, state)
+
+    @torch.no_grad()
+    def new_write(self, weight: Tensor) -> None:
+        """Draws the errors of programming anew; a programmed core is programmed again with these weights."""
+        self._kept.clear()
+        programmed = self._programmed is not None
+        self._programmed = None
+        self.realise(weight)  # makes the draws now, so that none has to be made in a compiled region
+        if programmed:
+            self.program(weight)
+
+    @torch.no_grad()
+    def program(self, weight: Tensor) -> None:
+        """Programs the weights: in evaluation they stay as they are now, whatever happens to `weight`."""
+        self._programmed = store_weights(weight, self.config, self._weight_state(weight))
+
+    def erase(self) -> None:
+        """Undoes `program`."""
+        self._programmed = None
+
+    def held(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """The product with the weights as they stand in the arrays now, for many batches; see `forward`."""
+        if self._ideal or self.backend is not None or self.observer is not None:
+            return lambda x: self.forward(x, weight, bias)
+        weights = self.realise(weight)
+        return lambda x: self.multiply(x, weights, bias)
+
+    def multiply(self, x: Tensor, weights: list[ArrayWeights], bias: Tensor | None = None) -> Tensor:
+        """The product of one batch with realised weights; see `forward`."""
+        if self.unmeasured:
+            raise SurrogateError(
+                f"layer {self.name!r} has no value for {', '.join(self.unmeasured)}: run calibrate_ranges or set_ranges"
+            )
+        fused = not self._composed_only and not torch.compiler.is_compiling()
+        outputs = self._fused(x, weights[0], bias) if fused else self._composed(x, weights, bias)
+        return outputs.to(torch.get_autocast_dtype(x.device.type)) if _autocast(x) else outputs
+
+    def _composed(self, x: Tensor, weights: list[ArrayWeights], bias: Tensor | None) -> Tensor:
+        state = self._tile_state(*self._draws(x))
+        outputs = composed_outputs(x, weights, self._blocks, self.product, self.config, state)
+        return outputs if bias is None else outputs + self.product.columns(bias)
+
+    def _tile_state(self, uniform: Drawer | None, normal: Drawer | None) -> TileState:
+        return TileState(
+            input_max=self.input_max,
+            input_step=self.input_step,
+            output_max=self.output_max,
+            output_step=self.output_step,
+            output_std=self.output_std,
+            normal=normal,
+            uniform=uniform,
+        )
+
+    @torch.no_grad()
+    def clean_tile_outputs(self, x: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """What each tile puts out in front of integrator and ADC without any noise: number of the tile, outputs."""
+        clean = self.config.without(
+            "weight_noise",
+            "spread",
+            "weight_effects",
+            "read_noise",
+            "output_effects",
+            "saturation",
+            "output_noise",
+            "adc",
+        )
+        quiet = replace(clean, backward=BackwardPass(), path="auto")
+        state = WeightState(self.weight_max, self.weight_step, None, None, None, self._keep(weight))
+        weights = array_weights(weight, quiet, state)
+        yield from tile_outputs(x, weights, self._blocks, self.product, quiet, self._tile_state(None, None))
+
+    def _fused(self, x: Tensor, weights: ArrayWeights, bias: Tensor | None) -> Tensor:
+        dac, adc, product = self.config.dac, self.config.adc, self.product
+        values = wide(x)
+        rows = values if isinstance(product, ConvProduct) else values.reshape(-1, values.shape[-1])
+        lsb: tuple[Number, ...] | None = None
+        if adc is not None:
+            state = self._tile_state(None, None)
+            tops = [full_scale(adc, state, tile, weights.limit) for tile in range(self.tiles_of_an_output)]
+            lsb = tuple(number(torch.as_tensor(top).reshape(-1)) / adc.highest for top in tops)
+        plan = FusedPlan(
+            product=product,
+            blocks=self._blocks,
+            dac=None if dac is None else InputConverter(number(self.input_max) / dac.highest, dac.lowest, dac.highest),
+            unit=weights.unit,
+            lsb=lsb,
+            highest=0 if adc is None else adc.highest,
+            compute=torch.get_autocast_dtype(x.device.type) if _autocast(x) else None,
+            learns=torch.is_grad_enabled()
+            and (x.requires_grad or weights.source.requires_grad or (bias is not None and bias.requires_grad)),
+        )
+        outputs = fused_outputs(rows, weights, bias, plan, self._output_noise(rows, weights.limit, lsb))
+        return outputs if rows is values else outputs.view(*x.shape[:-1], outputs.shape[-1])
+
+    def _output_noise(self, rows: Tensor, limit: Number, lsb: tuple[Number, ...] | None) -> tuple[OutputNoiseDraw, ...]:
+        noise = self.config.output_noise
+        if noise is None or not self.noise:
+            return ()
+        shape = self.product.output_shape(rows, self.shape)
+        made = []
+        for tile in range(self.tiles_of_an_output):
+            level = 1.0 if lsb is None else lsb[tile]
+            if noise.relative_to == "full_scale":
+                assert self.config.adc is not None
+                sigma: Number = noise.level * self.config.adc.highest
+            elif noise.relative_to == "absolute":
+                sigma = noise.level / level
+            elif noise.relative_to == "output_std":
+                assert self.output_std is not None
+                sigma = noise.level * number(self.output_std[tile]) / level
+            else:
+                sigma = noise.level * limit * number(self.input_max) / level
+            made.append(OutputNoiseDraw(self.stream.normal(shape, rows), sigma))
+        return tuple(made)
+
+    def _draws(self, like: Tensor) -> tuple[Drawer | None, Drawer | None]:
+        """Uniform and normal numbers; None where noise is switched off."""
+        if not self.noise:
+            return None, None
+        values = wide(like.detach())
+        return (lambda shape: self.stream.uniform(shape, values)), (lambda shape: self.stream.normal(shape, values))
+
+    def _keep(self, like: Tensor) -> Callable[[str, Sequence[int]], Tensor]:
+        def kept(name: str, shape: Sequence[int]) -> Tensor:
+            values = wide(like.detach())
+            found = self._kept.get(name)
+            if found is None or found.shape != tuple(shape):
+                found = self._kept[name] = self.stream.normal(shape, values).tensor()
+            return found.to(values)
+
+        return kept
+
+
+def _autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def _after_loading(module: nn.Module, incompatible_keys: object) -> None:
+    """Loaded ranges count as measured, and weights that were programmed are no longer those of the layer."""
+    del incompatible_keys
+    assert isinstance(module, AnalogCore)
+    module.erase()
+    module.note_ranges()

@@ -1,0 +1,69 @@
+"""What one does to all analog layers of a model at once: noise, programming, clipping of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from labrig_surrogates.layers import weight_matrices
+
+
+@contextmanager
+def noise_off(model: nn.Module) -> Iterator[None]:
+    """Switches all noise off for a while; stochastic rounding becomes rounding to the nearest.
+
+    Noise is otherwise on in training and in evaluation alike, as on a chip.
+    """
+    cores = [matrix.core for matrix in weight_matrices(model)]
+    before = [core.noise for core in cores]
+    for core in cores:
+        core.noise = False
+    try:
+        yield
+    finally:
+        for core, noise in zip(cores, before, strict=True):
+            core.noise = noise
+
+
+def seed_noise(model: nn.Module, seed: int) -> None:
+    """Begins the noise of all layers anew: two models seeded alike draw alike. Programming errors are drawn anew.
+
+    In a data-parallel training give every process a seed of its own.
+    """
+    for stream, matrix in enumerate(weight_matrices(model)):
+        matrix.core.stream.restart(seed, stream)
+        matrix.core.new_write(matrix.weight)
+
+
+def new_write(model: nn.Module) -> None:
+    """Draws all errors of programming (`timing="program"`) anew, as writing the chip again does."""
+    for matrix in weight_matrices(model):
+        matrix.core.new_write(matrix.weight)
+
+
+def program(model: nn.Module) -> None:
+    """Programs the arrays: in evaluation the weights stay what they are now, and only noise of reading is added.
+
+    That is what a chip does, and it saves quantising the weights at every pass. Training goes on with the layers'
+    own weights; `erase` undoes it, and so does loading a checkpoint.
+    """
+    for matrix in weight_matrices(model):
+        matrix.core.program(matrix.weight)
+
+
+def erase(model: nn.Module) -> None:
+    """Undoes `program`."""
+    for matrix in weight_matrices(model):
+        matrix.core.erase()
+
+
+def clip_weights(model: nn.Module) -> None:
+    """Clips all weights to what the conductances can express; call it after each optimiser step.
+
+    Only mappings with a range of their own (`fixed`, `sigma`) clip anything. Without it weights beyond the range stay
+    there without a gradient.
+    """
+    for matrix in weight_matrices(model):
+        matrix.core.clip(matrix.weight)
