@@ -33,7 +33,8 @@ class _Plan:
         noise, unit = self.noise, self.unit
         if noise is None:
             return None
-        alike = isinstance(unit, float) or noise.per_column
+        # The largest level is that of the tensor, or that of each column: the same as the noise asks for.
+        alike = (isinstance(unit, float) or unit.numel() == 1) != noise.per_column
         if noise.relative_to == "range" or (noise.relative_to == "wmax" and not self.clips and alike):
             return noise.level * self.levels
         return noise.level / unit if noise.relative_to == "absolute" and isinstance(unit, float) else None
