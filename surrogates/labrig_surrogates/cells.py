@@ -112,7 +112,8 @@ def weight_limit(weight: Tensor, config: AnalogConfig, weight_max: Tensor | None
         found = sigma_bound(values, mapping.clip_sigmas, per_column=mapping.per_column)
     else:
         found = largest(values, per_column=mapping.per_column)
-    limit, least = number(found), torch.finfo(values.dtype).tiny
+    # Weights that are all zero have a range that is no number's neighbour, so that its reciprocal is one too.
+    limit, least = number(found), 1e8 * torch.finfo(values.dtype).tiny
     return max(limit, least) if isinstance(limit, float) else torch.clamp(limit, min=least)
 
 

@@ -255,7 +255,9 @@ class AnalogCore(nn.Module):
         self._kept.clear()
         programmed = self._programmed is not None
         self._programmed = None
-        self.realise(weight)  # makes the draws now, so that none has to be made in a compiled region
+        noise = self.config.weight_noise
+        if self.config.weight_effects or (noise is not None and noise.timing == "program"):
+            self.realise(weight)  # makes the draws now, so that none has to be made in a compiled region
         if programmed:
             self.program(weight)
 

@@ -58,7 +58,7 @@ CONFIGS = {
     "programmed": replace(RUNG, weight_noise=WeightNoise(0.05, timing="program")),
 }
 
-SHAPES = {
+SHAPES: dict[str, tuple[LinearProduct | ConvProduct, tuple[int, ...], tuple[int, ...], int]] = {
     "linear": (LinearProduct(), (5, 6), (7, 6), 4),
     "sequence": (LinearProduct(), (3, 4, 6), (7, 6), 4),
     "conv2d": (ConvProduct((1, 2), (1, 0), (1, 1)), (3, 4, 6, 5), (6, 4, 3, 2), 12),
@@ -182,7 +182,7 @@ def test_in_single_precision_both_paths_differ_by_rare_single_levels_only() -> N
     x, weight = made((64, 96), 1).float(), made((80, 96), 2).float()
     outputs = []
     for path in ("fused", "composed"):
-        core = core_of(replace(RUNG, path=path), LinearProduct(), weight)  # type: ignore[arg-type]
+        core = core_of(replace(RUNG, path=path), LinearProduct(), weight)
         with torch.no_grad():
             outputs.append(core(x, weight))
     lsb = 3.0 * 1.5 * weight.abs().max() / 127

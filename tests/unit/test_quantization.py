@@ -120,7 +120,7 @@ def test_learning_the_step_lowers_the_error() -> None:
     for _ in range(60):
         optimiser.zero_grad()
         error = (quantize_learned(x, step, -7, 7, 1) - x).square().mean()
-        error.backward()
+        torch.autograd.backward(error)
         optimiser.step()
         errors.append(float(error.detach()))
     assert errors[-1] < 0.5 * errors[0]
