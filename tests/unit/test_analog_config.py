@@ -70,7 +70,7 @@ def test_every_fault_is_listed() -> None:
         ({"adc": Adc()}, "needs a dac for the input range"),
         ({"saturation": Saturation(1.0)}, "saturation.limit_products counts products"),
         ({"output_noise": OutputNoise(0.1, "products")}, "needs a dac"),
-        ({"output_noise": OutputNoise(0.1, "full_scale")}, "needs an adc"),
+        ({"output_noise": OutputNoise(0.1, "ofs")}, "needs an adc"),
         ({"backward": BackwardPass("fresh")}, "needs weight_noise"),
         (
             {"backward": BackwardPass("clean"), "weight_noise": WeightNoise(0.1), "spread": WeightSpread()},
@@ -88,8 +88,8 @@ def test_every_fault_is_listed() -> None:
         ),
         ({"dac": Dac(slice_bits=1), "adc": Adc(range="calibrated")}, "converted one by one"),
         (
-            {"dac": Dac(slice_bits=1), "output_noise": OutputNoise(0.1, "absolute")},
-            "relative_to='absolute' has no meaning",
+            {"dac": Dac(slice_bits=1), "output_noise": OutputNoise(0.1, "abs")},
+            "relative_to='abs' has no meaning",
         ),
         ({"dac": Dac(slice_bits=1, nonlinearity=Nonlinearity((0.1,)))}, "exclude one another"),
         ({"adc": Adc(nonlinearity=Nonlinearity()), "dac": Dac()}, "needs either polynomial_lsb or table_lsb"),

@@ -39,7 +39,7 @@ RUNG = AnalogConfig(
     adc=Adc(),
     weight_quantization=WeightQuantization(4),
     weight_noise=WeightNoise(0.05),
-    output_noise=OutputNoise(0.01, "full_scale"),
+    output_noise=OutputNoise(0.01, "ofs"),
 )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.analog_effects import ProgrammedWeights, TileOutput
 from labrig_surrogates.core import AnalogCore
+from labrig_surrogates.draws import Source
 from labrig_surrogates.effect_settings import (
     Adc,
     Dac,
@@ -24,7 +25,6 @@ from labrig_surrogates.effect_settings import (
     WeightReference,
     WeightSpread,
 )
-from labrig_surrogates.noise_stream import Source
 from labrig_surrogates.products import ConvProduct, LinearProduct
 from labrig_surrogates.tilemap import ArrayGeometry
 
@@ -53,22 +53,22 @@ def demand_normal(errors: Tensor, sigma: Tensor | float) -> None:
 
 
 @pytest.mark.parametrize("source", ["pool", "exact"])
-@pytest.mark.parametrize("relative_to", ["wmax", "range", "wrange", "wmult", "wrms", "absolute"])
+@pytest.mark.parametrize("relative_to", ["wmax", "range", "wrange", "wmult", "wrms", "abs"])
 def test_weight_noise(relative_to: WeightReference, source: Source) -> None:
     weight = 0.3 * torch.randn((SIDE, SIDE), generator=torch.Generator().manual_seed(0)) + 0.1
     config = AnalogConfig(
         mapping=Mapping("sigma", 2.5), weight_noise=WeightNoise(0.1, relative_to), draws=NoiseDraws(source)
     )
     core = core_of(config, weight)
-    limit = 2.5 * weight.square().mean().sqrt()
+    limit = 2.5 * weight.std(correction=0)
     clean = weight.clamp(-limit, limit)
     sizes = {
         "wmax": clean.abs().max(),
         "range": limit,
         "wrange": clean.max() - clean.min(),
         "wmult": clean.abs(),
-        "wrms": clean.square().mean().sqrt(),
-        "absolute": torch.tensor(1.0),
+        "wrms": clean.std(correction=0),
+        "abs": torch.tensor(1.0),
     }
     demand_normal(standing(core, weight) - clean, 0.1 * sizes[relative_to])
 
@@ -140,7 +140,7 @@ def test_read_noise_of_zero_inputs_is_zero_and_has_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("source", ["pool", "exact"])
-@pytest.mark.parametrize("relative_to", ["output_std", "full_scale", "products", "absolute"])
+@pytest.mark.parametrize("relative_to", ["ostd", "ofs", "products", "abs"])
 def test_output_noise(relative_to: OutputReference, source: Source) -> None:
     config = AnalogConfig(
         dac=Dac(input_max=2.0),
@@ -150,16 +150,16 @@ def test_output_noise(relative_to: OutputReference, source: Source) -> None:
     )
     weight = torch.full((SIDE, 2), 0.5)
     core = core_of(config, weight)
-    if relative_to == "output_std":
+    if relative_to == "ostd":
         core.set_ranges(output_std=3.0)
-    sigma = {"output_std": 0.15, "full_scale": 0.05 * 4.0, "products": 0.05, "absolute": 0.05}[relative_to]
+    sigma = {"ostd": 0.15, "ofs": 0.05 * 4.0, "products": 0.05, "abs": 0.05}[relative_to]
     with torch.no_grad():
         errors = core(torch.zeros((SIDE, 2)), weight)
     lsb = 4.0 * 2.0 * 0.5 / 127
     assert errors.std().item() == pytest.approx(np.sqrt(sigma**2 + lsb**2 / 12), rel=0.02)
-    bare = core_of(replace(config, adc=None), weight) if relative_to != "full_scale" else None
+    bare = core_of(replace(config, adc=None), weight) if relative_to != "ofs" else None
     if bare is not None:
-        if relative_to == "output_std":
+        if relative_to == "ostd":
             bare.set_ranges(output_std=3.0)
         with torch.no_grad():
             demand_normal(bare(torch.zeros((SIDE, 2)), weight), sigma)
@@ -168,7 +168,7 @@ def test_output_noise(relative_to: OutputReference, source: Source) -> None:
 @pytest.mark.parametrize("tiles", [1, 4, 9])
 def test_noise_of_tiles_adds_as_the_square_root_of_their_number(tiles: int) -> None:
     config = AnalogConfig(
-        output_noise=OutputNoise(0.1, "absolute"), geometry=ArrayGeometry.relative(rows=4, columns=2 * SIDE)
+        output_noise=OutputNoise(0.1, "abs"), geometry=ArrayGeometry.relative(rows=4, columns=2 * SIDE)
     )
     weight = torch.zeros((SIDE, 4 * tiles))
     core = core_of(config, weight)

@@ -31,7 +31,7 @@ RUNG = AnalogConfig(
     adc=Adc(bound_products=3.0),
     weight_quantization=WeightQuantization(4),
     weight_noise=WeightNoise(0.05),
-    output_noise=OutputNoise(0.02, "full_scale"),
+    output_noise=OutputNoise(0.02, "ofs"),
 )
 
 CONFIGS = {
@@ -47,11 +47,11 @@ CONFIGS = {
     "wrms of each column": replace(RUNG, weight_noise=WeightNoise(0.1, "wrms", per_column=True)),
     "wrange": replace(RUNG, weight_noise=WeightNoise(0.1, "wrange"), mapping=Mapping(per_column=True)),
     "wmax, columns apart": replace(RUNG, mapping=Mapping(per_column=True)),
-    "absolute": replace(RUNG, weight_noise=WeightNoise(0.01, "absolute")),
+    "abs": replace(RUNG, weight_noise=WeightNoise(0.01, "abs")),
     "unsigned inputs": replace(RUNG, dac=Dac(input_max=1.5, signed=False)),
-    "no DAC": replace(RUNG, dac=None, adc=Adc(range="calibrated"), output_noise=OutputNoise(0.1, "output_std")),
+    "no DAC": replace(RUNG, dac=None, adc=Adc(range="calibrated"), output_noise=OutputNoise(0.1, "ostd")),
     "no ADC": replace(RUNG, adc=None, output_noise=OutputNoise(0.1, "products")),
-    "output noise alone": AnalogConfig(output_noise=OutputNoise(0.1, "absolute")),
+    "output noise alone": AnalogConfig(output_noise=OutputNoise(0.1, "abs")),
     "spread": replace(RUNG, spread=WeightSpread()),
     "learned step": replace(RUNG, weight_quantization=WeightQuantization(4, learned_step=True)),
     "exact draws": replace(RUNG, draws=NoiseDraws("exact")),
@@ -155,7 +155,7 @@ def test_gradients_agree_with_finite_differences_of_the_physics(
 
 
 def test_gradients_of_smooth_effects_agree_with_finite_differences() -> None:
-    config = AnalogConfig(output_noise=OutputNoise(0.1, "absolute"), weight_noise=WeightNoise(0.05, "absolute"))
+    config = AnalogConfig(output_noise=OutputNoise(0.1, "abs"), weight_noise=WeightNoise(0.05, "abs"))
     for product, x_shape, weight_shape, _ in SHAPES.values():
         x, weight, bias = made(x_shape, 1), made(weight_shape, 2), made(weight_shape[:1], 3)
         core = core_of(config, product, weight)

@@ -8,18 +8,18 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from labrig_surrogates.draws import DrawStream, Source
 from labrig_surrogates.noise_pool import WINDOW, draw_key, normal_pool, uniform_pool
-from labrig_surrogates.noise_stream import NoiseStream, Source
 
 LIKE = torch.zeros(1)
 POOL = 2**20
 
 
-def stream(source: Source = "pool", seed: int = 1, number: int = 0) -> NoiseStream:
-    return NoiseStream(source, POOL, seed=seed, stream=number)
+def stream(source: Source = "pool", seed: int = 1, number: int = 0) -> DrawStream:
+    return DrawStream(source, POOL, seed=seed, stream=number)
 
 
-def numbers(source: NoiseStream, *shape: int) -> Tensor:
+def numbers(source: DrawStream, *shape: int) -> Tensor:
     return source.normal(shape, LIKE).tensor()
 
 
