@@ -90,8 +90,8 @@ class AnalogConfig:
                 yield "weight_quantization.symmetric=False needs mapping.weight_range='max'"
         if learned and self.mapping.weight_range != "max":
             yield "weight_quantization.learned_step decides the range: leave mapping.weight_range='max'"
-        if self.output_noise is not None and self.output_noise.relative_to == "full_scale" and self.adc is None:
-            yield "output_noise.relative_to='full_scale' needs an adc"
+        if self.output_noise is not None and self.output_noise.relative_to == "ofs" and self.adc is None:
+            yield "output_noise.relative_to='ofs' needs an adc"
         if self.dac is None:
             yield from self._without_input_range()
         if self.backward.weights != "same" and self.weight_noise is None:
@@ -123,7 +123,7 @@ class AnalogConfig:
             yield "weight_quantization.slice_bits needs backward.weights='same'"
         if (of_weights or of_inputs) and adc is not None and adc.range != "products":
             yield f"slices are converted one by one: adc.range={adc.range!r} must be 'products'"
-        if (of_weights or of_inputs) and output is not None and output.relative_to not in {"full_scale", "products"}:
+        if (of_weights or of_inputs) and output is not None and output.relative_to not in {"ofs", "products"}:
             yield f"slices are converted one by one: output_noise.relative_to={output.relative_to!r} has no meaning"
 
     def without(self, *effects: str) -> AnalogConfig:

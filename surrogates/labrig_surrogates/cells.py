@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from labrig_surrogates.analog_config import AnalogConfig
+from labrig_surrogates.draws import Draw, TensorDraw
 from labrig_surrogates.effect_settings import WeightNoise
-from labrig_surrogates.noise_stream import Draw, TensorDraw
 from labrig_surrogates.passes import Number, applied, clipped, inside_pass, number
 from labrig_surrogates.quantization import largest, sigma_bound, wide
 
@@ -112,7 +112,8 @@ def weight_limit(weight: Tensor, config: AnalogConfig, weight_max: Tensor | None
         found = sigma_bound(values, mapping.clip_sigmas, per_column=mapping.per_column)
     else:
         found = largest(values, per_column=mapping.per_column)
-    limit, least = number(found), torch.finfo(values.dtype).tiny
+    # Weights that are all zero have a range that is no number's neighbour, so that its reciprocal is one too.
+    limit, least = number(found), 1e8 * torch.finfo(values.dtype).tiny
     return max(limit, least) if isinstance(limit, float) else torch.clamp(limit, min=least)
 
 
@@ -124,7 +125,7 @@ def noise_sigma(noise: WeightNoise, clean: Tensor, unit: Number) -> Number:
         clean: Weights after clipping and quantisation, in units of `unit`; detached.
         unit: In the unit of the weights.
     """
-    if noise.relative_to == "absolute":
+    if noise.relative_to == "abs":
         return noise.level / unit
     one_unit = isinstance(unit, float) or unit.numel() == 1
     # Per tensor means per tensor in the unit of the weights, also where every column has a unit of its own.
@@ -140,7 +141,7 @@ def _size(noise: WeightNoise, values: Tensor) -> Tensor:
     elif noise.relative_to == "wrange":
         size = rows.amax(dim=1) - rows.amin(dim=1)
     else:
-        size = rows.square().mean(dim=1).sqrt()
+        size = rows.std(dim=1, correction=0)
     return size.reshape(-1, *[1] * (values.dim() - 1)) if noise.per_column else size.reshape(())
 
 

@@ -11,8 +11,8 @@ from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.analog_effects import ProgrammedWeights
 from labrig_surrogates.bit_slicing import slice_weights, slices_of
 from labrig_surrogates.cells import ArrayWeights, WeightState, noise_draw, noise_sigma
+from labrig_surrogates.draws import Draw
 from labrig_surrogates.effect_settings import WeightNoise
-from labrig_surrogates.noise_stream import Draw
 from labrig_surrogates.passes import SLACK, Number, clipped
 from labrig_surrogates.quantization import affine_levels, quantize, quantize_learned, wide
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.cells import ArrayWeights, WeightState, add_noise, noise_draw, noise_sigma
+from labrig_surrogates.draws import Draw
 from labrig_surrogates.effect_settings import WeightNoise
-from labrig_surrogates.noise_stream import Draw
 from labrig_surrogates.passes import HALF_LEVEL, SLACK, Number, pieces
 
 
@@ -33,10 +33,11 @@ class _Plan:
         noise, unit = self.noise, self.unit
         if noise is None:
             return None
-        alike = isinstance(unit, float) or noise.per_column
+        # The largest level is that of the tensor, or that of each column: the same as the noise asks for.
+        alike = (isinstance(unit, float) or unit.numel() == 1) != noise.per_column
         if noise.relative_to == "range" or (noise.relative_to == "wmax" and not self.clips and alike):
             return noise.level * self.levels
-        return noise.level / unit if noise.relative_to == "absolute" and isinstance(unit, float) else None
+        return noise.level / unit if noise.relative_to == "abs" and isinstance(unit, float) else None
 
 
 def _fused_codes(weight: Tensor, plan: _Plan) -> tuple[Tensor, Tensor | None]:

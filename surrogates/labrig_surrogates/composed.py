@@ -17,8 +17,8 @@ from labrig_surrogates.analog_effects import TileOutput
 from labrig_surrogates.bit_slicing import slice_weights, slices_of
 from labrig_surrogates.cells import ArrayWeights, own_unit
 from labrig_surrogates.converters import saturate
+from labrig_surrogates.draws import Draw
 from labrig_surrogates.effect_settings import Adc, Dac
-from labrig_surrogates.noise_stream import Draw
 from labrig_surrogates.passes import Number
 from labrig_surrogates.products import Block, Product, multiply
 from labrig_surrogates.quantization import quantize, quantize_learned, wide
@@ -189,12 +189,12 @@ class _Tile:
     def _output_sigma(self, limit: Number) -> Number:
         noise = self.config.output_noise
         assert noise is not None
-        if noise.relative_to == "absolute":
+        if noise.relative_to == "abs":
             return noise.level
-        if noise.relative_to == "output_std":
+        if noise.relative_to == "ostd":
             assert self.state.output_std is not None
             return noise.level * self._columns(self.state.output_std[self.tile])
-        if noise.relative_to == "full_scale":
+        if noise.relative_to == "ofs":
             assert self.config.adc is not None
             return noise.level * self._full_scale(self.config.adc, limit)
         assert self.input_max is not None

@@ -156,7 +156,9 @@ def _walk(module: nn.Module, digital: set[str], name: str) -> Iterator[tuple[str
     yield name, module
     if type(module) in _PLAIN:
         return
-    for part, child in module.named_children():
+    for part, child in module._modules.items():
+        if child is None:
+            continue
         yield from _walk(child, digital, f"{name}.{part}" if name else part)
 
 
@@ -269,8 +271,9 @@ def _replaced(model: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
     if id(model) in made:
         return made[id(model)]
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if id(child) in made:
+        # `named_children` leaves out a second name of the same module.
+        for name, child in list(module._modules.items()):
+            if child is not None and id(child) in made:
                 setattr(module, name, made[id(child)])
     return model
 

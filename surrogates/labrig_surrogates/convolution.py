@@ -17,6 +17,7 @@ from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.core import AnalogCore
 from labrig_surrogates.layers import WeightMatrix, noise_seed
 from labrig_surrogates.products import ConvProduct
+from labrig_surrogates.programming import WeightPrior
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -180,9 +181,13 @@ class AnalogConv2d(nn.Module):
         return [WeightMatrix(self.core, self.weight)]
 
     @property
-    def log_spread(self) -> nn.Parameter | None:
-        """Logarithm of the learnable spread of the weights, where the config has one."""
+    def log_weight_spread(self) -> nn.Parameter | None:
+        """Logarithm of the learnable spread of the weights, where the config has one; broadcasts against `weight`."""
         return self.core.log_spread
+
+    def weight_prior(self) -> WeightPrior:
+        """What the hardware makes likely of each weight; see `labrig_surrogates.programming.weight_prior`."""
+        return self.core.prior(self.weight)
 
     def extra_repr(self) -> str:
         """Sizes and path."""
@@ -259,9 +264,13 @@ class AnalogConv1d(nn.Module):
         return [WeightMatrix(self.core, self.weight)]
 
     @property
-    def log_spread(self) -> nn.Parameter | None:
-        """Logarithm of the learnable spread of the weights, where the config has one."""
+    def log_weight_spread(self) -> nn.Parameter | None:
+        """Logarithm of the learnable spread of the weights, where the config has one; broadcasts against `weight`."""
         return self.core.log_spread
+
+    def weight_prior(self) -> WeightPrior:
+        """What the hardware makes likely of each weight; see `labrig_surrogates.programming.weight_prior`."""
+        return self.core.prior(self.weight)
 
     def extra_repr(self) -> str:
         """Sizes and path."""

@@ -17,10 +17,10 @@ from labrig_surrogates.backend import Backend
 from labrig_surrogates.backend_product import backend_faults, backend_outputs
 from labrig_surrogates.cells import ArrayWeights, WeightState, weight_limit
 from labrig_surrogates.composed import TileState, composed_outputs, full_scale, tile_outputs
+from labrig_surrogates.draws import Draw, DrawStream
 from labrig_surrogates.effect_settings import BackwardPass
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.fused import FusedPlan, InputConverter, OutputNoiseDraw, fused_outputs
-from labrig_surrogates.noise_stream import Draw, NoiseStream
 from labrig_surrogates.passes import Number, number
 from labrig_surrogates.products import Block, ConvProduct, LinearProduct
 from labrig_surrogates.programming import (
@@ -84,7 +84,7 @@ class AnalogCore(nn.Module):
         self.backend: Backend | None = None
         self.noise = True
         self.observer: RangeObserver | None = None
-        self.stream = NoiseStream(config.draws.source, config.draws.pool_size, seed=seed, stream=stream)
+        self.stream = DrawStream(config.draws.source, config.draws.pool_size, seed=seed, stream=stream)
         self.tile_map = self._map()
         self._blocks = self._channel_blocks()
         self._kept: dict[str, Tensor] = {}
@@ -255,7 +255,9 @@ class AnalogCore(nn.Module):
         self._kept.clear()
         programmed = self._programmed is not None
         self._programmed = None
-        self.realise(weight)  # makes the draws now, so that none has to be made in a compiled region
+        noise = self.config.weight_noise
+        if self.config.weight_effects or (noise is not None and noise.timing == "program"):
+            self.realise(weight)  # makes the draws now, so that none has to be made in a compiled region
         if programmed:
             self.program(weight)
 
@@ -350,12 +352,12 @@ class AnalogCore(nn.Module):
         made = []
         for tile in range(self.tiles_of_an_output):
             level = 1.0 if lsb is None else lsb[tile]
-            if noise.relative_to == "full_scale":
+            if noise.relative_to == "ofs":
                 assert self.config.adc is not None
                 sigma: Number = noise.level * self.config.adc.highest
-            elif noise.relative_to == "absolute":
+            elif noise.relative_to == "abs":
                 sigma = noise.level / level
-            elif noise.relative_to == "output_std":
+            elif noise.relative_to == "ostd":
                 assert self.output_std is not None
                 sigma = noise.level * number(self.output_std[tile]) / level
             else:

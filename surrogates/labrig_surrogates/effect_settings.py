@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from labrig_surrogates.converters import Nonlinearity
+from labrig_surrogates.draws import Source
 from labrig_surrogates.noise_pool import WINDOW
-from labrig_surrogates.noise_stream import Source
 from labrig_surrogates.quantization import FEWEST_BITS, MOST_BITS, Rounding
 from labrig_surrogates.tilemap import Scheme
 
 WeightRange = Literal["max", "fixed", "sigma"]
 InputRange = Literal["fixed", "learned"]
 OutputRange = Literal["products", "calibrated", "learned"]
-WeightReference = Literal["wmax", "range", "wrange", "wmult", "wrms", "absolute"]
-OutputReference = Literal["output_std", "full_scale", "products", "absolute"]
+WeightReference = Literal["wmax", "range", "wrange", "wmult", "wrms", "abs"]
+OutputReference = Literal["ostd", "ofs", "products", "abs"]
 Timing = Literal["program", "read"]
 
 
@@ -34,7 +34,7 @@ class Mapping:
     Attributes:
         weight_range: What uses the full conductance range. `max`: the largest |weight|, at every forward pass.
             `fixed`: the buffer `weight_max`, set at conversion and by `set_ranges`. `sigma`: `clip_sigmas` times the
-            root mean square of the weights. Weights beyond the range are clipped and get no gradient.
+            standard deviation of the weights. Weights beyond the range are clipped and get no gradient.
         clip_sigmas: For `weight_range="sigma"`, 2 to 3 is usual.
         per_column: Whether every output column has a range of its own, undone by a digital scale.
         scheme: Two cells for each weight (`differential_pair`) or one and a common reference (`offset_column`).
@@ -176,7 +176,7 @@ class WeightNoise:
         level: Standard deviation, relative to what `relative_to` names.
         relative_to: `wmax`: the largest |weight| after clipping and quantisation. `range`: the largest weight that
             the conductances can express. `wrange`: largest minus smallest weight. `wmult`: each weight itself.
-            `wrms`: the root mean square of the weights. `absolute`: one.
+            `wrms`: the standard deviation of the weights. `abs`: one.
         per_column: Whether `wmax`, `wrange` and `wrms` are taken of each output column.
         timing: `read`: a fresh draw at every forward pass. `program`: one draw, kept until `new_write`.
     """
@@ -240,12 +240,12 @@ class OutputNoise:
 
     Attributes:
         level: Standard deviation, relative to what `relative_to` names.
-        relative_to: `output_std`: the standard deviation of the clean outputs, which `calibrate_ranges` measures
-            (buffer `output_std`). `full_scale`: the ADC's. `products`: one product. `absolute`: one.
+        relative_to: `ostd`: the standard deviation of the tile's clean outputs, which `calibrate_ranges` measures
+            (buffer `output_std`). `ofs`: the full scale of the ADC. `products`: one product. `abs`: one.
     """
 
     level: float
-    relative_to: OutputReference = "output_std"
+    relative_to: OutputReference = "ostd"
 
     def faults(self) -> Iterator[str]:
         """What is wrong with the values."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from labrig_surrogates.cells import ArrayWeights
-from labrig_surrogates.noise_stream import Draw
+from labrig_surrogates.draws import Draw
 from labrig_surrogates.passes import HALF_LEVEL, Number, applied, code_pass, inside_pass, pieces
 from labrig_surrogates.products import Block, ConvProduct, LinearProduct
 

@@ -170,12 +170,12 @@ class AnalogLinear(nn.Module):
         return self.core.input_max
 
     @property
-    def log_spread(self) -> nn.Parameter | None:
-        """Logarithm of the learnable spread of the weights, where the config has one."""
+    def log_weight_spread(self) -> nn.Parameter | None:
+        """Logarithm of the learnable spread of the weights, where the config has one; broadcasts against `weight`."""
         return self.core.log_spread
 
     def weight_prior(self) -> WeightPrior:
-        """What the hardware makes likely of each weight."""
+        """What the hardware makes likely of each weight; see `labrig_surrogates.programming.weight_prior`."""
         return self.core.prior(self.weight)
 
     def set_ranges(self, *, weight_max: float, input_max: float) -> None:

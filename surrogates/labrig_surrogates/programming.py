@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.cells import ArrayWeights, WeightState, add_noise, noise_sigma, weight_limit
 from labrig_surrogates.cells_composed import composed_cells
 from labrig_surrogates.cells_fused import fused_cells
+from labrig_surrogates.draws import Draw
 from labrig_surrogates.effect_settings import BackwardPass, WeightNoise
 from labrig_surrogates.errors import SurrogateError
-from labrig_surrogates.noise_stream import Draw
 from labrig_surrogates.passes import Number
 from labrig_surrogates.quantization import wide
 
@@ -91,8 +92,7 @@ def _reading_sigma(noise: WeightNoise, cells: ArrayWeights) -> Number | None:
     return noise_sigma(noise, cells.codes.detach(), cells.unit)
 
 
-@dataclass(frozen=True)
-class WeightPrior:
+class WeightPrior(NamedTuple):
     """What the hardware makes likely of each weight: the p(W) of a KL term, without a gradient.
 
     Attributes:

@@ -215,9 +215,9 @@ def largest(x: Tensor, *, per_column: bool = False) -> Tensor:
 
 
 def sigma_bound(x: Tensor, sigmas: float, *, per_column: bool = False) -> Tensor:
-    """Clipping bound `sigmas` times the root mean square of `x`, never beyond the largest |x|."""
+    """Clipping bound `sigmas` times the standard deviation of `x`, never beyond the largest |x|."""
     values = wide(x.detach())
     rows = values.reshape(values.shape[0] if per_column else 1, -1)
-    rms = rows.square().mean(dim=1).sqrt()
-    bound = rms.reshape(-1, *[1] * (x.dim() - 1)) if per_column else rms.reshape(())
+    spread = rows.std(dim=1, correction=0)
+    bound = spread.reshape(-1, *[1] * (x.dim() - 1)) if per_column else spread.reshape(())
     return torch.minimum(sigmas * bound, largest(values, per_column=per_column))

@@ -30,7 +30,7 @@ def first_ranges(weight: Tensor, config: AnalogConfig, tiles: int) -> dict[str, 
     values = wide(weight)
     fixed = config.mapping.weight_range == "fixed"
     calibrated = config.adc is not None and config.adc.range == "calibrated"
-    by_std = config.output_noise is not None and config.output_noise.relative_to == "output_std"
+    by_std = config.output_noise is not None and config.output_noise.relative_to == "ostd"
     unknown = values.new_full((tiles, 1), float("nan"))
     return {
         "weight_max": largest(values, per_column=config.mapping.per_column) if fixed else None,

@@ -1,4 +1,4 @@
-"""Where the randomness of a layer comes from: a `NoiseStream` with a seed of its own, and the draws that it hands out.
+"""Where the randomness of a layer comes from: a `DrawStream` with a seed of its own, and the draws that it hands out.
 
 A stream is a seed, a number and a counter; draw number k of a stream is the same on any number of threads and
 whatever other layers do. In eager mode a draw of pooled noise is not even copied: it is added to its target window by
@@ -86,7 +86,7 @@ class TensorDraw:
 Draw = PooledDraw | TensorDraw
 
 
-class NoiseStream:
+class DrawStream:
     """One layer's source of random numbers.
 
     Args:
@@ -104,8 +104,8 @@ class NoiseStream:
         self._position = torch.tensor([seed, stream, 0], dtype=torch.int64)
         self._generator_state = _start_of(seed, stream)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> NoiseStream:
-        copied = NoiseStream(self.source, self.pool_size, seed=0, stream=0)
+    def __deepcopy__(self, memo: dict[int, object]) -> DrawStream:
+        copied = DrawStream(self.source, self.pool_size, seed=0, stream=0)
         copied._position.copy_(self._position)
         copied._generator_state.copy_(self._generator_state)
         memo[id(self)] = copied
