@@ -156,7 +156,9 @@ def test_options_are_checked_by_name_and_value() -> None:
         plan_by_name("noise", colour=1, shape=2)
     with pytest.raises(ConfigError, match="reads is 0, must be above zero; batch is -1"):
         plan_by_name("noise", reads=0, batch=-1)
-    with pytest.raises(ConfigError, match="canary, energy, iv, mvm, noise, retention, transfer, writes, or your own as FILE"):
+    with pytest.raises(
+        ConfigError, match="canary, energy, iv, mvm, noise, retention, transfer, writes, or your own as FILE"
+    ):
         plan_by_name("moon")
 
 

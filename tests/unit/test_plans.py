@@ -89,7 +89,7 @@ def test_plans_by_name() -> None:
     described = plan.describe()
     assert json.loads(json.dumps(described)) == described
     assert described["seed"] == 3
-    with pytest.raises(ConfigError, match="no plan named 'moon'; there are: canary, mvm, noise"):
+    with pytest.raises(ConfigError, match="no plan named 'moon'; there are: canary, energy, iv, mvm, noise"):
         plan_by_name("moon")
     with pytest.raises(ConfigError, match="colour"):
         plan_by_name("mvm", colour=1)

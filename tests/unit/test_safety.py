@@ -17,6 +17,7 @@ from labrig.guarded_board import GuardedBoard
 from labrig.guarded_source_meter import CURRENT_RAMP_STEPS, RAMP_STEP_S, GuardedSourceMeter
 from labrig.safety import BoardEnvelope, BoardLimits, SourceEnvelope, SourceLimits
 from labrig_drivers.capabilities import CELL_SWEEP, READ_CONDUCTANCE, TEMPERATURE, TRANSPOSED_MVM
+from labrig_drivers.commanded import COMMANDED
 from labrig_drivers.errors import CapabilityError, LinkLostError, SafetyError, StateError
 from labrig_drivers.instrument import Identity
 from labrig_drivers.mock.board import MOCK_CAPABILITIES, MockBoard
@@ -412,7 +413,7 @@ async def test_only_what_passes_the_guard_is_declared_behind_it() -> None:
     ):
         guarded = GuardedBoard(MockBoard(ChipSettings(rows=4, columns=2), capabilities=declared), BOARD)
         async with guarded:
-            assert guarded.info.capabilities == behind
+            assert guarded.info.capabilities == behind | {COMMANDED}
             if TEMPERATURE in behind:
                 assert await guarded.temperature_k() == 300.0
             else:
