@@ -114,7 +114,7 @@ def weight_limit(weight: Tensor, config: AnalogConfig, weight_max: Tensor | None
         found = largest(values, per_column=mapping.per_column)
     # Weights that are all zero have a range that is no number's neighbour, so that its reciprocal is one too.
     limit, least = number(found), 1e8 * torch.finfo(values.dtype).tiny
-    return max(limit, least) if isinstance(limit, float) else torch.clamp(limit, min=least)
+    return max(limit, least) if isinstance(limit, int | float) else torch.clamp(limit, min=least)
 
 
 def noise_sigma(noise: WeightNoise, clean: Tensor, unit: Number) -> Number:
@@ -127,7 +127,7 @@ def noise_sigma(noise: WeightNoise, clean: Tensor, unit: Number) -> Number:
     """
     if noise.relative_to == "abs":
         return noise.level / unit
-    one_unit = isinstance(unit, float) or unit.numel() == 1
+    one_unit = isinstance(unit, int | float) or unit.numel() == 1
     # Per tensor means per tensor in the unit of the weights, also where every column has a unit of its own.
     alike = one_unit or noise.per_column
     size = number(_size(noise, clean if alike else clean * unit))

@@ -34,10 +34,10 @@ class _Plan:
         if noise is None:
             return None
         # The largest level is that of the tensor, or that of each column: the same as the noise asks for.
-        alike = (isinstance(unit, float) or unit.numel() == 1) != noise.per_column
+        alike = (isinstance(unit, int | float) or unit.numel() == 1) != noise.per_column
         if noise.relative_to == "range" or (noise.relative_to == "wmax" and not self.clips and alike):
             return noise.level * self.levels
-        return noise.level / unit if noise.relative_to == "abs" and isinstance(unit, float) else None
+        return noise.level / unit if noise.relative_to == "abs" and isinstance(unit, int | float) else None
 
 
 def _fused_codes(weight: Tensor, plan: _Plan) -> tuple[Tensor, Tensor | None]:

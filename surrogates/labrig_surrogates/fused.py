@@ -145,7 +145,7 @@ def _convert(
                 result.copy_(part)
             continue
         torch.round(part, out=result).clamp_(-plan.highest, plan.highest)
-        if bias is not None and isinstance(lsb, float):
+        if bias is not None and isinstance(lsb, int | float):
             torch.add(bias, result, alpha=lsb, out=result)
         else:
             result.mul_(lsb)
@@ -171,7 +171,7 @@ def _through_dac(grad: Tensor, x: Tensor, plan: FusedPlan, target: Tensor | None
 
 def _scaled_product(a: Tensor, b: Tensor, scale: Number) -> Tensor:
     """`scale * (a @ b)`, the scale of one element, or one for each column of the result."""
-    if isinstance(scale, float):
+    if isinstance(scale, int | float):
         return torch.addmm(a.new_empty(()), a, b, beta=0, alpha=scale)
     product = a @ b
     return product * (scale.reshape(-1) if scale.numel() > 1 else scale)

@@ -49,7 +49,7 @@ def working_type(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Switches autocast off where it is on; without it, nothing is entered."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
