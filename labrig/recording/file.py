@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -110,6 +111,7 @@ class RecordingFile:
         streams = run_streams(info, capacity, supply_capacity, beside or BesideCapacity(), axis_units or {})
         medium = FileSystem() if medium is None else medium
         self._path = path
+        self._medium = medium
         self._durability = durability
         if resume:
             self._file = reopen_file(path, header, info, streams, medium)
@@ -256,16 +258,15 @@ class RecordingFile:
             stream.committed = stream.written
 
     def close(self, status: str) -> None:
-        """Cuts off the rows that were reserved and not used, notes end and status, and closes."""
+        """Notes end and status, cuts off the rows that were reserved and not used, and closes."""
         dataset_at(self._file, "entry/end_time")[()] = np.bytes_(utc_now())
         dataset_at(self._file, "entry/status")[()] = np.bytes_(status)
         self._sync(force=True)
-        for stream in self._streams():
-            self._resize(stream.layout.dataset_paths, stream.committed)
-        for journal in self._journals.values():
-            self._resize([journal.path], journal.blocks)
-        self._sync(force=True)
-        self._file.close()
+        with self._medium.trimming(self._file) as file:
+            for stream in self._streams():
+                _resize(file, stream.layout.dataset_paths, stream.committed)
+            for journal in self._journals.values():
+                _resize(file, [journal.path], journal.blocks)
 
     def abandon(self) -> None:
         """Closes the file after a failed write, with nothing more written than HDF5 itself insists on."""
@@ -346,7 +347,7 @@ class RecordingFile:
         if journal.blocks == journal.reserved:
             journal.reserved = max(2 * journal.blocks, 64)
             journal.table = None
-            self._resize([journal.path], journal.reserved)
+            _resize(self._file, [journal.path], journal.reserved)
             self._sync(force=True)
         if journal.table is None:
             journal.table = locate_table(self._file, journal.path)
@@ -359,15 +360,10 @@ class RecordingFile:
     def _extend(self, stream: _OpenStream, rows: int) -> None:
         """Large steps, and all on disk before the next row: the only structure that changes in a run."""
         before, stream.reserved, stream.tables = stream.reserved, rows, None
-        self._resize(stream.layout.dataset_paths, rows)
+        _resize(self._file, stream.layout.dataset_paths, rows)
         index = dataset_at(self._file, f"{stream.layout.path}/{stream.layout.axis}")
         index[before:rows] = np.arange(before, rows, dtype=np.int32)
         self._sync(force=True)
-
-    def _resize(self, paths: Iterable[str], rows: int) -> None:
-        # Opened for this alone: HDF5 fills up the last chunk, and must take its rows from the file, not from memory.
-        for path in paths:
-            dataset_at(self._file, path).resize(rows, axis=0)
 
     def _sync(self, *, force: bool = False) -> None:
         """Brings everything to the disk; between two rows only where that is promised, since HDF5 holds nothing."""
@@ -375,3 +371,9 @@ class RecordingFile:
             self._file.flush()
         if force or self._durability == "power":
             self._disk.sync()
+
+
+def _resize(file: h5py.File, paths: Iterable[str], rows: int) -> None:
+    # Opened for this alone: HDF5 fills up the last chunk, and must take its rows from the file, not from memory.
+    for path in paths:
+        dataset_at(file, path).resize(rows, axis=0)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol, TypedDict
 
 import h5py
 
 from labrig.recording.disk import Disk, disk_of
+from labrig.recording.late_cut import LateCut
 from labrig.recording.layout import FileSize
 from labrig_drivers.errors import StorageError
 
@@ -43,6 +47,14 @@ class Medium(Protocol):
         """The bytes under a file that this medium opened."""
         ...
 
+    def trimming(self, file: h5py.File) -> AbstractContextManager[h5py.File]:
+        """Closes a file and opens it anew to cut off what is not used; its end goes last of all.
+
+        Raises:
+            OSError: It cannot be written, or another program has it open; it is closed then.
+        """
+        ...
+
     def keep_name(self, path: Path) -> None:
         """Returns when the name of a new file is safe, as its content is after `Disk.sync`."""
         ...
@@ -71,6 +83,19 @@ class FileSystem:
     def disk(self, file: h5py.File) -> Disk:
         """The descriptor that HDF5 has open."""
         return disk_of(file)
+
+    @contextmanager
+    def trimming(self, file: h5py.File) -> Iterator[h5py.File]:
+        """Goes through Python, since HDF5's own driver shortens a file before the structure says so."""
+        # The same file, whatever its name is by now.
+        with os.fdopen(os.dup(int(file.id.get_vfd_handle())), "r+b", buffering=0) as content:
+            file.close()
+            # HDF5's lock stays with the descriptor, unless a version of it gives the lock up.
+            fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            late = LateCut(content, lambda: os.fsync(content.fileno()))
+            with h5py.File(late, "r+") as again:
+                yield again
+            late.finish()
 
     def keep_name(self, path: Path) -> None:
         """Brings the folder's entry to the disk."""

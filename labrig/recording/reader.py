@@ -70,7 +70,8 @@ class Recording:
         path = Path(path)
         source, description = open_source(path)
         try:
-            return cls(path, source, description)
+            with believed(path):
+                return cls(path, source, description)
         except BaseException:
             source.close()
             raise

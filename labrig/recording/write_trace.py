@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labrig.recording.disk import Disk
+from labrig.recording.late_cut import LateCut
 from labrig.recording.layout import FileSize
 from labrig.recording.medium import creation_options
 
@@ -154,6 +156,15 @@ class TracedMedium:
     def disk(self, file: h5py.File) -> Disk:  # noqa: ARG002
         """The trace itself."""
         return self.trace
+
+    @contextmanager
+    def trimming(self, file: h5py.File) -> Iterator[h5py.File]:
+        """Cuts the trace last."""
+        file.close()
+        late = LateCut(self.trace, self.trace.sync)
+        with h5py.File(late, "r+") as again:
+            yield again
+        late.finish()
 
     def keep_name(self, path: Path) -> None:
         """The one file needs no name."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from labrig.testing.driver_contract import check_crossbar_board
 from labrig_drivers.capabilities import STREAMING, TEMPERATURE
+from labrig_drivers.commanded import COMMANDED
 from labrig_drivers.crossbar import BoardInfo, CrossbarBoard, MvmResult, ProgramReport
 from labrig_drivers.instrument import Identity
 from labrig_drivers.links.serial import SerialLink
@@ -57,8 +58,9 @@ async def test_wire_and_process_give_the_same_codes(server: BoardServer) -> None
         MockBoard(SETTINGS) as board,
         WireBoard(TcpLink("127.0.0.1", await server.start_tcp())) as wire,
     ):
-        # The line adds streaming, whatever board is behind it, and has no message for a temperature.
-        assert wire.info == replace(board.info, capabilities=board.info.capabilities - {TEMPERATURE} | {STREAMING})
+        # The line adds streaming, whatever board is behind it, and has no message for temperature or clock.
+        capabilities = board.info.capabilities - {TEMPERATURE, COMMANDED} | {STREAMING}
+        assert wire.info == replace(board.info, capabilities=capabilities)
         assert wire.identity == board.identity
         assert await wire.program(1, target_s) == await board.program(1, target_s)
         over_wire, here = await wire.mvm(1, line_v), await board.mvm(1, line_v)

@@ -46,7 +46,7 @@ def test_errors_on_the_command_line_are_one_message_and_code_2(tmp_path: Path) -
     assert "Traceback" not in wrong.stderr
     unknown = labrig(tmp_path, "sweep", shipped_rig("mock"), "--plan", "moon")
     assert unknown.returncode == 2
-    assert unknown.stderr.startswith("labrig: error: there is no plan named 'moon'; there are: canary, mvm, noise, ")
+    assert unknown.stderr.startswith("labrig: error: there is no plan named 'moon'; there are: canary, energy, iv, ")
     assert [path.name for path in tmp_path.iterdir()] == ["rig.toml"]
 
 
