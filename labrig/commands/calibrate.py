@@ -27,9 +27,13 @@ def calibrate(
     from labrig.calibrating import calibrate_recordings, report_conditions
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
+    from labrig.recording.whole_files import unwritable
     from labrig.threads import one_thread
+    from labrig_drivers.errors import StorageError
     from labrig_surrogates.io import save_chip
 
+    if faults := unwritable([output, *([] if report is None else [report])]):
+        raise StorageError("; ".join(faults))
     bus = EventBus()
     with interruptible(), one_thread(), ProgressListener() as progress:
         bus.subscribe(progress)

@@ -23,8 +23,24 @@ def refusals(paths: Iterable[Path]) -> list[str]:
     for path in paths:
         if path.exists() or path.is_symlink():
             faults.append(f"{path}: exists already and is not overwritten; choose another name")
-        elif not path.parent.is_dir():
-            faults.append(f"{path}: there is no folder {path.parent}")
+        else:
+            faults += unwritable([path])
+    return faults
+
+
+def unwritable(paths: Iterable[Path]) -> list[str]:
+    """Why these files cannot be written, one text each; empty where nothing speaks against them.
+
+    To be asked before long work whose result they take; they may be there already.
+    """
+    faults = []
+    for path in paths:
+        if not path.parent.is_dir():
+            faults.append(f"{path}: cannot be written: there is no folder {path.parent}")
+        elif path.is_dir():
+            faults.append(f"{path}: cannot be written: is a folder")
+        elif not os.access(path if path.exists() else path.parent, os.W_OK):
+            faults.append(f"{path}: cannot be written: permission denied")
     return faults
 
 

@@ -229,32 +229,34 @@ def _sources(config: TrainConfig, bus: EventBus) -> _Sources:
     if faults:
         raise ConfigError(f"{config.path}: " + "; ".join(faults))
     rig = None if config.rig is None else load_rig(config.rig)
-    chip = None
-    if method != "digital":
-        chip = _chip(config, bus)
-    if rig is not None and chip is not None and method == "in-loop":
-        asyncio.run(_demand_chip(rig, chip.chip_id))
+    if method == "digital":
+        return _Sources(rig, None)
+    chip = None if config.calibration is None else load_chip(config.calibration)
+    chip_id = _chip_id(config, chip)
+    if rig is not None and method == "in-loop":
+        asyncio.run(_demand_chip(rig, chip_id))
+    if chip is None:
+        assert config.recording is not None
+        chip = calibrate_recordings([config.recording], config.file.run.seed, bus).chip
     return _Sources(rig, chip)
 
 
-def _chip(config: TrainConfig, bus: EventBus) -> ChipParameters:
-    if config.calibration is None:
-        assert config.recording is not None
-        return calibrate_recordings([config.recording], config.file.run.seed, bus).chip
-    chip = load_chip(config.calibration)
-    if config.recording is not None:
-        with Recording.open(config.recording) as recording:
-            if recording.info.chip_id != chip.chip_id:
-                raise IdentityError(
-                    f"chip {chip.chip_id!r} of {config.calibration}",
-                    f"chip {recording.info.chip_id!r}",
-                    str(config.recording),
-                )
-    return chip
+def _chip_id(config: TrainConfig, chip: ChipParameters | None) -> str:
+    """The chip that calibration and recording, of which there is one at least, are of."""
+    if config.recording is None:
+        assert chip is not None
+        return chip.chip_id
+    with Recording.open(config.recording) as recording:
+        recorded = recording.info.chip_id
+    if chip is not None and chip.chip_id != recorded:
+        raise IdentityError(
+            f"chip {chip.chip_id!r} of {config.calibration}", f"chip {recorded!r}", str(config.recording)
+        )
+    return recorded
 
 
 async def _demand_chip(rig: RigConfig, chip_id: str) -> None:
-    """Opens the rig once before anything is trained or made, and compares; no output is touched."""
+    """Opens the rig once before anything is fitted, trained or made, and compares; no output is touched."""
     _, info = await identify(rig)
     if info.chip_id != chip_id:
         raise IdentityError(f"chip {chip_id!r} of the calibration", f"chip {info.chip_id!r}", str(rig.path))

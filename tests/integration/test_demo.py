@@ -89,7 +89,7 @@ def test_the_demo_leaves_what_it_promises(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("moment", ["at once", "sweep", "fit", "on the chip"])
+@pytest.mark.parametrize("moment", ["at once", "sweep", "fit", pytest.param("on the chip", marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_everything_safe(tmp_path: Path, moment: str) -> None:
     folder = tmp_path / "labrig-demo"
     process = start_demo(folder, "--network-seeds", "1")

@@ -55,7 +55,9 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a rig file, a recording and a calibration of chip SIM-0001."""
     folder = tmp_path_factory.mktemp("measured")
-    shutil.copy(shipped_rig("mock"), folder / "mock.toml")
+    # Just as large as the network needs.
+    rig = shipped_rig("mock").read_text().replace("seed = 1\n", "seed = 1\ncolumns = 32\n")
+    (folder / "mock.toml").write_text(rig)
     for arguments in (
         ["sweep", folder / "mock.toml", "--plan", "mvm", "-o", folder / "run.h5", "--writes", "2"],
         ["calibrate", folder / "run.h5", "-o", folder / "chip.safetensors", "--report", folder / "report.html"],

@@ -42,7 +42,8 @@ class Bench:
     """A chip, its board for blocking code, and its calibration."""
 
     def __init__(self, portal: LoopPortal, settings: ChipSettings) -> None:
-        self.board = MockBoard(settings)
+        # Just as large as the network needs.
+        self.board = MockBoard(replace(settings, columns=2 * RECIPE.hidden))
         portal.call(self.board.open())
         self.blocking = PortalBoard(portal, self.board)
         datasets = portal.call(measure_dataset(self.board, MvmCalibrationPlan(writes=2)))
@@ -88,7 +89,7 @@ def test_a_physical_pass_has_measured_values_and_the_surrogates_gradient(bench: 
     layer = analog_layers(network)[0]
     target_s = layer.target_conductances()["hidden/0"].detach().requires_grad_()
     voltage_v = (0.2 * torch.rand((5, 64))).requires_grad_()
-    seed = torch.randn((5, 64))
+    seed = torch.randn((5, bench.board.info.columns))
     measured = physical.currents("hidden/0", target_s, voltage_v)
     physical_gradients = torch.autograd.grad((measured * seed).sum(), (target_s, voltage_v))
     mean = surrogate.mean_currents("hidden/0", target_s, voltage_v)
