@@ -27,6 +27,9 @@ class ProgrammedWeights:
         fresh: Standard normal numbers of a shape, new at every call.
         kept: Standard normal numbers of a shape that stay the same until the next `new_write`; the name tells several
             of one layer apart.
+        of_chip: The same, but they stay the same until the next `new_chip`.
+        age_s: Time in s since the weights were programmed; see `set_age`.
+        quiet: Whether noise is switched off: all numbers are zero then.
     """
 
     limit: Tensor
@@ -34,6 +37,9 @@ class ProgrammedWeights:
     geometry: ArrayGeometry | None
     fresh: Callable[[Sequence[int]], Tensor]
     kept: Callable[[str, Sequence[int]], Tensor]
+    of_chip: Callable[[str, Sequence[int]], Tensor]
+    age_s: float = 0.0
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,11 @@ class TileOutput:
 
 class WeightEffect(Protocol):
     """Something that happens to weights when they are programmed, kept or read."""
+
+    @property
+    def fresh_at_read(self) -> bool:
+        """Whether it draws new numbers at every reading: such weights cannot be programmed once for many passes."""
+        ...
 
     def on_weights(self, weights: Tensor, known: ProgrammedWeights) -> Tensor:
         """The weights that stand in the array instead of `weights`, same shape and unit, differentiable."""

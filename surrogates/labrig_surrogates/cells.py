@@ -83,6 +83,8 @@ class WeightState:
         uniform: Uniform numbers of a shape, new at every call; None rounds to the nearest.
         fresh: Normal numbers of a shape, new at every call; None switches noise off.
         kept: Normal numbers that stay until the next `new_write`, by name.
+        of_chip: Normal numbers that stay until the next `new_chip`, by name.
+        age_s: Time in s since the weights were programmed.
     """
 
     weight_max: Tensor | None
@@ -91,6 +93,8 @@ class WeightState:
     uniform: Callable[[Sequence[int]], Draw] | None
     fresh: Callable[[Sequence[int]], Draw] | None
     kept: Callable[[str, Sequence[int]], Tensor]
+    of_chip: Callable[[str, Sequence[int]], Tensor]
+    age_s: float = 0.0
 
 
 def weight_limit(weight: Tensor, config: AnalogConfig, weight_max: Tensor | None, step: Tensor | None) -> Number:

@@ -99,4 +99,13 @@ def _known(values: Tensor, config: AnalogConfig, state: WeightState, limit: Numb
     def kept(name: str, shape: Sequence[int]) -> Tensor:
         return values.new_zeros(tuple(shape)) if state.fresh is None else state.kept(name, shape)
 
-    return ProgrammedWeights(torch.as_tensor(limit).to(values), config.mapping.scheme, config.geometry, fresh, kept)
+    return ProgrammedWeights(
+        limit=torch.as_tensor(limit).to(values),
+        scheme=config.mapping.scheme,
+        geometry=config.geometry,
+        fresh=fresh,
+        kept=kept,
+        of_chip=state.of_chip,
+        age_s=state.age_s,
+        quiet=state.fresh is None,
+    )

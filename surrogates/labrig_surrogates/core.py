@@ -88,6 +88,9 @@ class AnalogCore(nn.Module):
         self.tile_map = self._map()
         self._blocks = self._channel_blocks()
         self._kept: dict[str, Tensor] = {}
+        self._of_chip: dict[str, Tensor] = {}
+        self._age_s = 0.0
+        self._output_factor: Tensor | None = None
         self._programmed: list[StoredWeights] | None = None
         self._refuse_tables()
         self._add_tensors(weight)
@@ -241,18 +244,31 @@ class AnalogCore(nn.Module):
 
     def _weight_state(self, weight: Tensor) -> WeightState:
         uniform, normal = self._draws(weight)
-        return WeightState(self.weight_max, self.weight_step, self.log_spread, uniform, normal, self._keep(weight))
+        return WeightState(
+            weight_max=self.weight_max,
+            step=self.weight_step,
+            log_spread=self.log_spread,
+            uniform=uniform,
+            fresh=normal,
+            kept=self._keep(weight, self._kept),
+            of_chip=self._keep(weight, self._of_chip),
+            age_s=self._age_s,
+        )
+
+    def _quiet_state(self, weight: Tensor) -> WeightState:
+        state = self._weight_state(weight)
+        return replace(state, log_spread=None, uniform=None, fresh=None)
 
     @torch.no_grad()
     def prior(self, weight: Tensor) -> WeightPrior:
         """What the hardware makes likely of each weight; see `labrig_surrogates.programming.weight_prior`."""
-        state = WeightState(self.weight_max, self.weight_step, None, None, None, self._keep(weight))
-        return weight_prior(weight, self.config, state)
+        return weight_prior(weight, self.config, self._quiet_state(weight))
 
     @torch.no_grad()
     def new_write(self, weight: Tensor) -> None:
         """Draws the errors of programming anew; a programmed core is programmed again with these weights."""
         self._kept.clear()
+        self._age_s, self._output_factor = 0.0, None
         programmed = self._programmed is not None
         self._programmed = None
         noise = self.config.weight_noise
@@ -262,8 +278,36 @@ class AnalogCore(nn.Module):
             self.program(weight)
 
     @torch.no_grad()
+    def new_chip(self, weight: Tensor) -> None:
+        """Draws anew what belongs to the chip whatever is written on it, such as stuck cells, and the next write."""
+        self._of_chip.clear()
+        self.new_write(weight)
+
+    @torch.no_grad()
+    def set_age(self, weight: Tensor, age_s: float) -> None:
+        """Lets the cells be as old as that since they were programmed; the errors of programming stay what they are."""
+        if not age_s >= 0.0:
+            raise SurrogateError(f"layer {self.name!r}: an age of {age_s} s lies before programming")
+        self._age_s = age_s
+        if self._programmed is not None:
+            self.program(weight)
+
+    def set_output_factor(self, factor: Tensor | None) -> None:
+        """Multiplies all outputs, after their conversion and before the bias, until the next write; None: not."""
+        self._output_factor = factor
+
+    @torch.no_grad()
     def program(self, weight: Tensor) -> None:
-        """Programs the weights: in evaluation they stay as they are now, whatever happens to `weight`."""
+        """Programs the weights: in evaluation they stay as they are now, whatever happens to `weight`.
+
+        Raises:
+            SurrogateError: An effect is drawn anew at every reading.
+        """
+        if fresh := [type(one).__name__ for one in self.config.weight_effects if one.fresh_at_read]:
+            raise SurrogateError(
+                f"layer {self.name!r}: {', '.join(fresh)} draws new numbers at every reading and cannot be programmed "
+                "once: choose the timing 'program', or leave `program` out"
+            )
         self._programmed = store_weights(weight, self.config, self._weight_state(weight))
 
     def erase(self) -> None:
@@ -283,8 +327,14 @@ class AnalogCore(nn.Module):
             raise SurrogateError(
                 f"layer {self.name!r} has no value for {', '.join(self.unmeasured)}: run calibrate_ranges or set_ranges"
             )
+        factor, inner = self._output_factor, bias
+        if factor is not None:
+            inner = None
         fused = not self._composed_only and not torch.compiler.is_compiling()
-        outputs = self._fused(x, weights[0], bias) if fused else self._composed(x, weights, bias)
+        outputs = self._fused(x, weights[0], inner) if fused else self._composed(x, weights, inner)
+        if factor is not None:
+            outputs = outputs * (factor if factor.dim() == 0 else self.product.columns(factor))
+            outputs = outputs if bias is None else outputs + self.product.columns(bias)
         return outputs.to(torch.get_autocast_dtype(x.device.type)) if _autocast(x) else outputs
 
     def _composed(self, x: Tensor, weights: list[ArrayWeights], bias: Tensor | None) -> Tensor:
@@ -317,8 +367,7 @@ class AnalogCore(nn.Module):
             "adc",
         )
         quiet = replace(clean, backward=BackwardPass(), path="auto")
-        state = WeightState(self.weight_max, self.weight_step, None, None, None, self._keep(weight))
-        weights = array_weights(weight, quiet, state)
+        weights = array_weights(weight, quiet, self._quiet_state(weight))
         yield from tile_outputs(x, weights, self._blocks, self.product, quiet, self._tile_state(None, None))
 
     def _fused(self, x: Tensor, weights: ArrayWeights, bias: Tensor | None) -> Tensor:
@@ -372,12 +421,12 @@ class AnalogCore(nn.Module):
         values = wide(like.detach())
         return (lambda shape: self.stream.uniform(shape, values)), (lambda shape: self.stream.normal(shape, values))
 
-    def _keep(self, like: Tensor) -> Callable[[str, Sequence[int]], Tensor]:
+    def _keep(self, like: Tensor, where: dict[str, Tensor]) -> Callable[[str, Sequence[int]], Tensor]:
         def kept(name: str, shape: Sequence[int]) -> Tensor:
             values = wide(like.detach())
-            found = self._kept.get(name)
+            found = where.get(name)
             if found is None or found.shape != tuple(shape):
-                found = self._kept[name] = self.stream.normal(shape, values).tensor()
+                found = where[name] = self.stream.normal(shape, values).tensor()
             return found.to(values)
 
         return kept

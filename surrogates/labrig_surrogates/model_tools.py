@@ -43,6 +43,28 @@ def new_write(model: nn.Module) -> None:
         matrix.core.new_write(matrix.weight)
 
 
+def new_chip(model: nn.Module) -> None:
+    """Puts another chip of the same kind in place: what belongs to a chip, such as its stuck cells, is drawn anew."""
+    for matrix in weight_matrices(model):
+        matrix.core.new_chip(matrix.weight)
+
+
+def set_age(model: nn.Module, age_s: float) -> None:
+    """Lets the arrays be as old as that since they were programmed, for drift and relaxation of their devices.
+
+    The devices stay the same ones: an age of zero brings back what was programmed, and `new_write` starts at zero.
+
+    Args:
+        model: With analog layers.
+        age_s: Time in s since programming.
+
+    Raises:
+        SurrogateError: The age is negative.
+    """
+    for matrix in weight_matrices(model):
+        matrix.core.set_age(matrix.weight, age_s)
+
+
 def program(model: nn.Module) -> None:
     """Programs the arrays: in evaluation the weights stay what they are now, and only noise of reading is added.
 

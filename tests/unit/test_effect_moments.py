@@ -190,6 +190,8 @@ def test_stochastic_levels_of_weights_are_right_on_average() -> None:
 class Halve:
     """A weight effect with a programming error of its own."""
 
+    fresh_at_read = False
+
     def on_weights(self, weights: Tensor, known: ProgrammedWeights) -> Tensor:
         return 0.5 * weights + 0.1 * known.limit * known.kept("halve", weights.shape)
 
