@@ -36,9 +36,9 @@ def unwritable(paths: Iterable[Path]) -> list[str]:
     faults = []
     for path in paths:
         if not path.parent.is_dir():
-            faults.append(f"{path}: cannot be written: there is no folder {path.parent}")
+            faults.append(f"{path}: there is no folder {path.parent}")
         elif path.is_dir():
-            faults.append(f"{path}: cannot be written: is a folder")
+            faults.append(f"{path}: is a folder")
         elif not os.access(path if path.exists() else path.parent, os.W_OK):
             faults.append(f"{path}: cannot be written: permission denied")
     return faults
