@@ -1,7 +1,7 @@
 """Published devices, each with the constants of its fit and where they are from. One factory for each.
 
 The constants are those of the code named in each docstring, which fitted them to the paper named with it; equations are
-tested against the equations, not against that code, whose defects are known (`docs/guide/devices.md`).
+tested against the equations, not against that code, whose defects are known (see the page on devices in the guide).
 """
 
 from __future__ import annotations
