@@ -15,12 +15,13 @@ from labrig.cleanup import finish
 from labrig.recording import layout, streams
 from labrig.recording.array_rows import ArrayRows, stacked
 from labrig.recording.description import Description
-from labrig.recording.mvms import MvmBlock, mvm_dataset
+from labrig.recording.mvms import MvmBlock, mvm_dataset, temperature_of
 from labrig.recording.opening import believed, open_source
 from labrig.recording.other_rows import OtherRows, other_streams
 from labrig.recording.source import RowSource
 from labrig.recording.summary import RecordingSummary, SupplyTrace
 from labrig_calibration.dataset import MvmDataset
+from labrig_drivers.crossbar import FloatArray
 from labrig_drivers.errors import StorageError
 
 _SUPPLY = layout.supply_stream(0).path
@@ -51,6 +52,7 @@ class Recording:
         self.arrays = description.arrays
         self._source = source
         self._rows = {array: ArrayRows(path, source, array, self.info) for array in self.arrays}
+        self._axis_units = description.axis_units
         others = other_streams(source, description.axis_units)
         self._others = {name: OtherRows(path, source, *one) for name, one in others.items()}
         self._counts: dict[str, int] = {}
@@ -156,7 +158,8 @@ class Recording:
             return self._part(array, mvms, start).mvms
         pattern = mvms["write"].astype(np.int64)
         with believed(self.path):
-            return mvm_dataset(self.info, array, mvms, self.write_columns(array), pattern)
+            writes_of_array, temperature_k = self.write_columns(array), self._temperature_k(mvms)
+            return mvm_dataset(self.info, array, mvms, writes_of_array, pattern, temperature_k)
 
     def iter_mvms(
         self, array: int = 0, start: int = 0, stop: int | None = None, *, rows: int = streams.MOST_ROWS
@@ -308,8 +311,9 @@ class Recording:
         if not len(pattern):
             raise StorageError(f"{self.path}: no MVM was committed of write {', '.join(map(str, writes))}")
         targets = stacked([rows.write_columns(write, write + 1) for write in writes])
+        together = stacked(mvms)
         with believed(self.path):
-            return mvm_dataset(self.info, array, stacked(mvms), targets, pattern)
+            return mvm_dataset(self.info, array, together, targets, pattern, self._temperature_k(together))
 
     def _part(self, array: int, mvms: streams.Columns, start: int) -> MvmBlock:
         """Some MVMs with the writes that they read."""
@@ -317,7 +321,12 @@ class Recording:
         first, last = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, -1)
         with believed(self.path):
             writes = self._array(array).write_columns(first, last + 1)
-            return MvmBlock(start, first, mvm_dataset(self.info, array, mvms, writes, numbers - first))
+            temperature_k = self._temperature_k(mvms)
+            return MvmBlock(start, first, mvm_dataset(self.info, array, mvms, writes, numbers - first, temperature_k))
+
+    def _temperature_k(self, mvms: streams.Columns) -> FloatArray | None:
+        settings = self._others.get(layout.SETTINGS)
+        return None if settings is None else temperature_of(mvms, settings.columns(), self._axis_units)
 
     def _range(self, array: int, what: str, count: int, start: int, stop: int | None) -> tuple[int, int]:
         stop = count if stop is None else stop

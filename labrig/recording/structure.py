@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -103,7 +104,7 @@ def reopen_file(
         differs = [
             f"{meaning} ({difference(text_attribute(file, name), wanted[name])})"
             for name, meaning in _SAME_WHEN_RESUMED.items()
-            if text_attribute(file, name) != wanted[name]
+            if not _is_same(name, text_attribute(file, name), wanted[name])
         ]
         if not differs:
             for stream in streams:
@@ -124,6 +125,17 @@ def reopen_file(
             "start a new recording"
         )
     return file
+
+
+def _is_same(name: str, recorded: str, wanted: str) -> bool:
+    """Whether a run may go on with what was recorded: a rig is the same whoever is told about its runs."""
+    if name != "rig_toml" or recorded == wanted:
+        return recorded == wanted
+    try:
+        there, here = tomllib.loads(recorded), tomllib.loads(wanted)
+    except tomllib.TOMLDecodeError:
+        return False
+    return {**there, "telemetry": None} == {**here, "telemetry": None}
 
 
 def _root_attributes(header: RecordingHeader, info: BoardInfo) -> dict[str, str]:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["acquisition", "calibration", "compaction", "links", "mvm_path", "recording", "telemetry", "wires"]
+    "name",
+    ["acquisition", "calibration", "compaction", "links", "mvm_path", "recording", "surrogates", "telemetry", "wires"],
 )
 def test_quick_run(name: str, tmp_path: Path) -> None:
     output = tmp_path / "numbers.json"

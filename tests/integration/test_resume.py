@@ -240,6 +240,15 @@ async def test_another_rig_plan_or_chip_is_refused_by_name_and_nothing_changes(t
     assert not (tmp_path / "absent.h5").exists()
 
 
+async def test_who_is_told_about_a_run_may_change_while_it_rests(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    await interrupted(path, 5)
+    text = RIG.format(seed=1)
+    told = parse_rig(f'# now with a broker\n{text}\n[telemetry]\nbroker = "mqtt://127.0.0.1:1"\n', Path("rig.toml"))
+    await run_sweep(told, PLAN, path, EventBus(), resume=True)
+    assert committed(path) == collections.Counter(point.hash for point in await planned_points(rig()))
+
+
 def measured(path: Path) -> bool:
     """True as soon as a sweep has committed something; it goes on."""
     if not path.exists():

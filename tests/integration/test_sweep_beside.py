@@ -100,6 +100,13 @@ async def test_a_plan_over_an_axis_is_recorded_with_the_setting_of_each_row(tmp_
             setting = recording.column(f"entry/array_{array}", "setting")
             assert setting.tolist() == np.repeat(np.arange(6), 32).tolist()
             assert recording.column(f"entry/array_{array}/writes", "setting").tolist() == list(range(6))
+            # The data set has it as the chip's temperature, whole, in part and by writes.
+            for mvms, first in ((recording.dataset(array), 0), (recording.dataset(array, 40, 150), 40)):
+                assert mvms.temperature_k is not None
+                assert mvms.temperature_k.tolist() == np.repeat(read_k, 32)[first : first + len(mvms)].tolist()
+            by_write = recording.dataset(array, writes=[3, 1]).temperature_k
+            assert by_write is not None
+            assert by_write.tolist() == np.repeat(read_k[[3, 1]], 32).tolist()
     arrived = [event for event in events if isinstance(event, AxesArrived)]
     assert [event.values["temperature"] for event in arrived] == pytest.approx(read_k)
     # Readable without labrig.
@@ -144,6 +151,8 @@ async def test_axes_are_recorded_in_the_order_of_the_plan_whatever_their_names(t
         recording.verify()
         assert recording.column(layout.SETTINGS, "zeta_set").tolist() == [290.0, 300.0]
         assert recording.column(layout.SETTINGS, "alpha_set").tolist() == [350.0, 350.0]
+        # Which of two is the chip's, nobody said.
+        assert recording.dataset(0).temperature_k is None
 
 
 async def test_one_write_is_measured_at_all_temperatures(tmp_path: Path) -> None:
