@@ -30,6 +30,7 @@ class ProgrammedWeights:
         of_chip: The same, but they stay the same until the next `new_chip`.
         age_s: Time in s since the weights were programmed; see `set_age`.
         quiet: Whether noise is switched off: all numbers are zero then.
+        groups: Groups of a convolution, each on tiles of its own.
     """
 
     limit: Tensor
@@ -40,6 +41,7 @@ class ProgrammedWeights:
     of_chip: Callable[[str, Sequence[int]], Tensor]
     age_s: float = 0.0
     quiet: bool = False
+    groups: int = 1
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class WeightState:
         kept: Normal numbers that stay until the next `new_write`, by name.
         of_chip: Normal numbers that stay until the next `new_chip`, by name.
         age_s: Time in s since the weights were programmed.
+        groups: Groups of a convolution.
     """
 
     weight_max: Tensor | None
@@ -95,6 +96,7 @@ class WeightState:
     kept: Callable[[str, Sequence[int]], Tensor]
     of_chip: Callable[[str, Sequence[int]], Tensor]
     age_s: float = 0.0
+    groups: int = 1
 
 
 def weight_limit(weight: Tensor, config: AnalogConfig, weight_max: Tensor | None, step: Tensor | None) -> Number:

@@ -108,4 +108,5 @@ def _known(values: Tensor, config: AnalogConfig, state: WeightState, limit: Numb
         of_chip=state.of_chip,
         age_s=state.age_s,
         quiet=state.fresh is None,
+        groups=state.groups,
     )

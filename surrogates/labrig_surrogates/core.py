@@ -253,6 +253,7 @@ class AnalogCore(nn.Module):
             kept=self._keep(weight, self._kept),
             of_chip=self._keep(weight, self._of_chip),
             age_s=self._age_s,
+            groups=self.product.groups,
         )
 
     def _quiet_state(self, weight: Tensor) -> WeightState:
