@@ -24,6 +24,7 @@ from benchmarks.report import Script, Suite, main
 from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.convert import to_analog
 from labrig_surrogates.effect_settings import Adc, Dac, NoiseDraws, OutputNoise, WeightNoise, WeightQuantization
+from labrig_surrogates.model_tools import program
 
 INPUT_MAX = 3.0
 WEIGHT_NOISE, OUTPUT_NOISE, BOUND = 0.05, 0.06, 10.0
@@ -123,13 +124,23 @@ def layers_of(problem: Problem, *, compiled: bool) -> dict[str, nn.Module]:
         "plain": problem.layer,
         "labrig": to_analog(problem.layer, CONFIG),
         "labrig, every number drawn": to_analog(problem.layer, exact),
+        "labrig, programmed once": _programmed(to_analog(problem.layer, CONFIG)),
         "straight-through": StraightThrough(problem.layer),
         "aihwkit-lightning": lightning(problem),
     }
     if compiled:
+        # One forward, compiled for three layers in two modes with and without gradients.
+        dynamo: Any = importlib.import_module("torch._dynamo")
+        dynamo.config.recompile_limit = 64
         found["labrig, compiled"] = torch.compile(to_analog(problem.layer, CONFIG), fullgraph=True)  # type: ignore[assignment]
         found["straight-through, compiled"] = torch.compile(StraightThrough(problem.layer))  # type: ignore[assignment]
     return {name: layer for name, layer in found.items() if layer is not None}
+
+
+def _programmed(layer: nn.Module) -> nn.Module:
+    """In evaluation with the weights that were written once, as on a chip; noise of reading as ever."""
+    program(layer)
+    return layer
 
 
 @torch.no_grad()
