@@ -306,7 +306,6 @@ class KeysightB2900Dialect:
         """
         channel, own, sourced, count = self.channel, self._own, SCPI_NAME[source], len(levels)
         channel.recovery_command = self._abort
-        deadline_s = time.monotonic() + timeout_s
         commands = []
         for start in range(0, count, _LIST_PIECE):
             piece = ",".join(format_float(level) for level in levels[start : start + _LIST_PIECE])
@@ -322,7 +321,8 @@ class KeysightB2900Dialect:
             ]
         )
         await channel.write(f":INIT (@{self._number})", answered_by="*OPC?", timeout_s=timeout_s)
-        await self._wait_until_idle(deadline_s)
+        # Counted from here: on a slow line or machine, sending the list may take as long as the sweep.
+        await self._wait_until_idle(time.monotonic() + timeout_s)
         values = await self._query_doubles(f":FETC:ARR? (@{self._number})", timeout_s)
         await self._back_to_fixed(source, levels[-1])
         return _readings(values, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from labrig_drivers.mock.instrument_server import InstrumentServer
 from labrig_drivers.mock.keysight_b2900 import SimulatedKeysightB2900
 from labrig_drivers.mock.loads import ResistorLoad
 from labrig_drivers.mock.output_event import OutputEvent
+from labrig_drivers.scpi import ScpiChannel
 
 STEP_V = 0.05
 
@@ -68,6 +70,24 @@ async def test_a_sweep_that_takes_too_long_is_aborted() -> None:
                 await meter.sweep(voltage_v=[0.0, 0.01] * 40)
             assert instrument.output_on
         assert not instrument.output_on
+
+
+async def test_a_list_that_takes_its_time_on_the_way_leaves_the_sweep_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_all = ScpiChannel.write_all
+
+    async def slowly(self: ScpiChannel, commands: Sequence[str]) -> None:
+        await write_all(self, commands)
+        if any(":LIST:" in command for command in commands):
+            await asyncio.sleep(1.5)
+
+    async with (
+        InstrumentServer(SimulatedKeysightB2900(ResistorLoad(1e3))) as server,
+        KeysightB2900(TcpLink("127.0.0.1", server.port), ramp_v_per_s=100.0, timeout_s=0.3) as meter,
+    ):
+        await switched_on(meter)
+        monkeypatch.setattr(ScpiChannel, "write_all", slowly)
+        readings = await meter.sweep(voltage_v=[0.0, 0.01])
+        assert [one.current_a for one in readings] == pytest.approx([0.0, 1e-5], abs=1e-9)
 
 
 async def test_a_new_driver_ends_the_sweep_of_a_program_that_died() -> None:
