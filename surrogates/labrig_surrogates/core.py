@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from labrig_surrogates.analog_config import AnalogConfig, composed_only
+from labrig_surrogates.analog_config import EFFECTS, AnalogConfig, composed_only
+from labrig_surrogates.array_layout import channel_blocks, table_faults, tile_map_of
 from labrig_surrogates.backend import Backend
 from labrig_surrogates.backend_product import backend_faults, backend_outputs
 from labrig_surrogates.cells import ArrayWeights, WeightState, weight_limit
@@ -22,7 +23,7 @@ from labrig_surrogates.effect_settings import BackwardPass
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.fused import FusedPlan, InputConverter, OutputNoiseDraw, fused_outputs
 from labrig_surrogates.passes import Number, number
-from labrig_surrogates.products import Block, ConvProduct, LinearProduct
+from labrig_surrogates.products import ConvProduct, LinearProduct
 from labrig_surrogates.programming import (
     StoredWeights,
     WeightPrior,
@@ -33,7 +34,7 @@ from labrig_surrogates.programming import (
 )
 from labrig_surrogates.quantization import wide
 from labrig_surrogates.range_start import RANGES, first_parameters, first_ranges, range_faults
-from labrig_surrogates.tilemap import ArrayGeometry, TileMap
+from labrig_surrogates.tile_noise import NoiseScales, tile_sigma
 
 Drawer = Callable[[Sequence[int]], Draw]
 
@@ -85,48 +86,21 @@ class AnalogCore(nn.Module):
         self.noise = True
         self.observer: RangeObserver | None = None
         self.stream = DrawStream(config.draws.source, config.draws.pool_size, seed=seed, stream=stream)
-        self.tile_map = self._map()
-        self._blocks = self._channel_blocks()
+        self.tile_map = tile_map_of(self.shape, product.groups, config)
+        self._blocks = channel_blocks(self.tile_map, self.shape)
         self._kept: dict[str, Tensor] = {}
         self._of_chip: dict[str, Tensor] = {}
         self._age_s = 0.0
         self._output_factor: Tensor | None = None
         self._programmed: list[StoredWeights] | None = None
-        self._refuse_tables()
+        if faults := table_faults(self.shape, product.groups, config):
+            raise SurrogateError(f"layer {name!r} cannot honour its config:\n  " + "\n  ".join(faults))
         self._add_tensors(weight)
         self._ideal = not config.effects_on and config.mapping.weight_range == "max"
         self._composed_only = config.path == "composed" or bool(composed_only(config))
         self.unmeasured: list[str] = []
         self.note_ranges()
         self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
-
-    def _map(self) -> TileMap:
-        outputs, inputs, unit = self.shape[0] // self.product.groups, 1, 1
-        for size in self.shape[1:]:
-            inputs *= size
-        for size in self.shape[2:]:
-            unit *= size
-        scheme = self.config.mapping.scheme
-        columns = 2 * outputs if scheme == "differential_pair" else outputs + 1
-        geometry = self.config.geometry or ArrayGeometry.relative(rows=inputs, columns=columns)
-        return TileMap(outputs, inputs, geometry, scheme=scheme, input_unit=unit)
-
-    def _channel_blocks(self) -> tuple[Block, ...]:
-        """Blocks of input channels (of one group), one for each tile that an output is made of."""
-        unit = 1
-        for size in self.shape[2:]:
-            unit *= size
-        return tuple((first // unit, last // unit) for first, last in self.tile_map.input_blocks)
-
-    def _refuse_tables(self) -> None:
-        dac, adc, faults = self.config.dac, self.config.adc, []
-        sizes = (("dac", dac, self.shape[1] * self.product.groups), ("adc", adc, self.shape[0]))
-        for kind, converter, count in sizes:
-            table = () if converter is None or converter.nonlinearity is None else converter.nonlinearity.table_lsb
-            if len(table) > 1 and len(table) != count:
-                faults.append(f"{kind}.nonlinearity.table_lsb has {len(table)} rows for {count} converters")
-        if faults:
-            raise SurrogateError(f"layer {self.name!r} cannot honour its config:\n  " + "\n  ".join(faults))
 
     def _add_tensors(self, weight: Tensor) -> None:
         ranges = first_ranges(weight, self.config, self.tiles_of_an_output)
@@ -137,10 +111,8 @@ class AnalogCore(nn.Module):
 
     def note_ranges(self) -> None:
         """Looks which ranges have no value yet; whoever changes the buffers calls it."""
-        candidates = {"output_max": self.output_max, "output_std": self.output_std}
-        self.unmeasured = [
-            name for name, value in candidates.items() if value is not None and bool(torch.isnan(value).any())
-        ]
+        found = {"output_max": self.output_max, "output_std": self.output_std}
+        self.unmeasured = [name for name, one in found.items() if one is not None and bool(torch.isnan(one).any())]
 
     @property
     def tiles_of_an_output(self) -> int:
@@ -328,9 +300,8 @@ class AnalogCore(nn.Module):
             raise SurrogateError(
                 f"layer {self.name!r} has no value for {', '.join(self.unmeasured)}: run calibrate_ranges or set_ranges"
             )
-        factor, inner = self._output_factor, bias
-        if factor is not None:
-            inner = None
+        factor = self._output_factor
+        inner = bias if factor is None else None
         fused = not self._composed_only and not torch.compiler.is_compiling()
         outputs = self._fused(x, weights[0], inner) if fused else self._composed(x, weights, inner)
         if factor is not None:
@@ -357,16 +328,7 @@ class AnalogCore(nn.Module):
     @torch.no_grad()
     def clean_tile_outputs(self, x: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
         """What each tile puts out in front of integrator and ADC without any noise: number of the tile, outputs."""
-        clean = self.config.without(
-            "weight_noise",
-            "spread",
-            "weight_effects",
-            "read_noise",
-            "output_effects",
-            "saturation",
-            "output_noise",
-            "adc",
-        )
+        clean = self.config.without(*(effect for effect in EFFECTS if effect not in {"dac", "weight_quantization"}))
         quiet = replace(clean, backward=BackwardPass(), path="auto")
         weights = array_weights(weight, quiet, self._quiet_state(weight))
         yield from tile_outputs(x, weights, self._blocks, self.product, quiet, self._tile_state(None, None))
@@ -395,25 +357,13 @@ class AnalogCore(nn.Module):
         return outputs if rows is values else outputs.view(*x.shape[:-1], outputs.shape[-1])
 
     def _output_noise(self, rows: Tensor, limit: Number, lsb: tuple[Number, ...] | None) -> tuple[OutputNoiseDraw, ...]:
-        noise = self.config.output_noise
-        if noise is None or not self.noise:
+        if self.config.output_noise is None or not self.noise:
             return ()
-        shape = self.product.output_shape(rows, self.shape)
-        made = []
-        for tile in range(self.tiles_of_an_output):
-            level = 1.0 if lsb is None else lsb[tile]
-            if noise.relative_to == "ofs":
-                assert self.config.adc is not None
-                sigma: Number = noise.level * self.config.adc.highest
-            elif noise.relative_to == "abs":
-                sigma = noise.level / level
-            elif noise.relative_to == "ostd":
-                assert self.output_std is not None
-                sigma = noise.level * number(self.output_std[tile]) / level
-            else:
-                sigma = noise.level * limit * number(self.input_max) / level
-            made.append(OutputNoiseDraw(self.stream.normal(shape, rows), sigma))
-        return tuple(made)
+        shape, scales = self.product.output_shape(rows, self.shape), NoiseScales(limit, self.input_max, self.output_std)
+        return tuple(
+            OutputNoiseDraw(self.stream.normal(shape, rows), tile_sigma(self.config, tile, scales, lsb))
+            for tile in range(self.tiles_of_an_output)
+        )
 
     def _draws(self, like: Tensor) -> tuple[Drawer | None, Drawer | None]:
         """Uniform and normal numbers; None where noise is switched off."""

@@ -119,7 +119,8 @@ def fault_of(path: Path, promised: Acknowledged) -> str:
     try:
         with Recording.open(path) as recording:
             rows, hashes, supply = read_rows(recording, 0), recording.point_hashes(0), recording.supply()
-    except StorageError:
+    except StorageError as error:
+        print(f"refused: {error}")
         return "refused"
     if len(rows.pulses) < promised.writes or len(rows.code) < promised.mvms or len(supply.time_s) < promised.readings:
         return "lost"
@@ -146,6 +147,8 @@ def outcomes(images: Iterable[CrashImage], promised: list[Acknowledged], folder:
         known = [one for one in promised if one.after <= image.after]
         path.write_bytes(image.data)
         fault = fault_of(path, known[-1] if known else Acknowledged(0, "create"))
+        if fault:
+            print(f"{fault} after {image.after} operations, {image.how}")
         found[image.how, known[-1].phase if known else "create", fault] += 1
     return found
 
