@@ -162,8 +162,8 @@ def test_under_power_no_power_cut_loses_what_was_acknowledged(tmp_path: Path, ea
     images += crash_images(operations, np.random.default_rng(0), each=each, first=first)
     found = outcomes(images, promised, tmp_path)
     print(dict(found))
-    # Seen once, not understood and not seen again: one image of a closing file that was refused. Of many images none may
-    # be; of few, `recover` must give all of it.
+    # Seen once, not understood and not seen again: one image of a closing file that was refused. Of many images none
+    # may be; of few, `recover` must give all of it.
     refused = found["prefix", "close", "refused"] + found["reordered", "close", "refused"]
     assert {fault for (_, phase, fault) in found if phase != "close" or fault != "refused"} == {""}
     assert refused <= (1 if each == 1 else 0)
