@@ -10,13 +10,30 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import h5py
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-# What a disk writes whole or not at all. The superblock lies in the first.
-_SECTOR_BYTES = 512
+SECTOR_BYTES = 512
+"""What a disk writes whole or not at all. The superblock lies in the first."""
+
+
+@contextmanager
+def trimmed(content: io.RawIOBase, sync: Callable[[], None]) -> Iterator[h5py.File]:
+    """Opens a file to cut off what is not used; on leaving, all of it is written in its order.
+
+    Args:
+        content: The file, unbuffered; who opened it closes it.
+        sync: Returns when everything that was written is on the medium.
+    """
+    late = LateCut(content, sync)
+    with h5py.File(late, "r+") as file:
+        yield file
+    late.finish()
 
 
 class LateCut(io.RawIOBase):
@@ -39,18 +56,6 @@ class LateCut(io.RawIOBase):
         self._sectors: dict[int, bytearray] = {}
         self._starts: dict[int, int] = {}
 
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def writable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Moves to a place in the file; returns it."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._length}[whence]
@@ -64,7 +69,7 @@ class LateCut(io.RawIOBase):
         found = self._stored(start, count)
         for sector, first, stop in _pieces(start, count):
             if sector in self._sectors:
-                base = sector * _SECTOR_BYTES
+                base = sector * SECTOR_BYTES
                 found[base + first - start : base + stop - start] = self._sectors[sector][first:stop]
         view[:count] = found
         self._place += count
@@ -75,9 +80,9 @@ class LateCut(io.RawIOBase):
         content = memoryview(data).cast("B")
         start, count = self._place, len(content)
         for sector, first, stop in _pieces(start, count):
-            base = sector * _SECTOR_BYTES
+            base = sector * SECTOR_BYTES
             if sector not in self._sectors:
-                self._sectors[sector] = self._stored(base, _SECTOR_BYTES)
+                self._sectors[sector] = self._stored(base, SECTOR_BYTES)
             self._sectors[sector][first:stop] = content[base + first - start : base + stop - start]
         self._starts[start] = max(count, self._starts.get(start, 0))
         self._place = start + count
@@ -97,7 +102,7 @@ class LateCut(io.RawIOBase):
                 self._put(start, self._sectors[sector][first:stop])
         self._sync()
         for first, stop in _runs(self._sectors.keys() - {0}):
-            self._put(first * _SECTOR_BYTES, b"".join(self._sectors[sector] for sector in range(first, stop)))
+            self._put(first * SECTOR_BYTES, b"".join(self._sectors[sector] for sector in range(first, stop)))
         self._sync()
         if 0 in self._sectors:
             self._put(0, self._sectors[0])
@@ -127,8 +132,8 @@ def _pieces(start: int, count: int) -> Iterator[tuple[int, int, int]]:
     """Sectors that so many bytes from `start` on lie in, each with the first of them in it and the end of the last."""
     stop = start + count
     while start < stop:
-        sector, first = divmod(start, _SECTOR_BYTES)
-        end = min(first + stop - start, _SECTOR_BYTES)
+        sector, first = divmod(start, SECTOR_BYTES)
+        end = min(first + stop - start, SECTOR_BYTES)
         yield sector, first, end
         start += end - first
 

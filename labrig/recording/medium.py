@@ -13,7 +13,7 @@ from typing import Protocol, TypedDict
 import h5py
 
 from labrig.recording.disk import Disk, disk_of
-from labrig.recording.late_cut import LateCut
+from labrig.recording.late_cut import trimmed
 from labrig.recording.layout import FileSize
 from labrig_drivers.errors import StorageError
 
@@ -92,10 +92,8 @@ class FileSystem:
             file.close()
             # HDF5's lock stays with the descriptor, unless a version of it gives the lock up.
             fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            late = LateCut(content, lambda: os.fsync(content.fileno()))
-            with h5py.File(late, "r+") as again:
+            with trimmed(content, lambda: os.fsync(content.fileno())) as again:
                 yield again
-            late.finish()
 
     def keep_name(self, path: Path) -> None:
         """Brings the folder's entry to the disk."""

@@ -18,11 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labrig.recording.disk import Disk
-from labrig.recording.late_cut import LateCut
+from labrig.recording.late_cut import SECTOR_BYTES, trimmed
 from labrig.recording.layout import FileSize
 from labrig.recording.medium import creation_options
-
-SECTOR_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -161,10 +159,8 @@ class TracedMedium:
     def trimming(self, file: h5py.File) -> Iterator[h5py.File]:
         """Cuts the trace last."""
         file.close()
-        late = LateCut(self.trace, self.trace.sync)
-        with h5py.File(late, "r+") as again:
+        with trimmed(self.trace, self.trace.sync) as again:
             yield again
-        late.finish()
 
     def keep_name(self, path: Path) -> None:
         """The one file needs no name."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from labrig_surrogates.analog_effects import TileOutput
+from labrig_surrogates.cell_pairs import weight_cells
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.tilemap import ArrayGeometry
 
@@ -45,14 +45,14 @@ def tile_cells(known: TileOutput, geometry: ArrayGeometry, effect: str) -> TileC
         raise SurrogateError(
             f"{effect} is a law of volts and amperes: the config needs a dac, which says what inputs are"
         )
-    relative = torch.clamp(known.weights / known.limit, -1.0, 1.0)
-    low_s, span_s = geometry.conductance_min_s, geometry.conductance_span_s
-    scale = known.limit * known.input_max / (span_s * geometry.voltage_max_v)
+    cells = weight_cells(
+        known.weights, known.limit, "differential_pair", None, geometry.conductance_min_s, geometry.conductance_max_s
+    )
     return TileCells(
-        plus_s=low_s + span_s * torch.clamp(relative, min=0.0),
-        minus_s=low_s + span_s * torch.clamp(-relative, min=0.0),
+        plus_s=cells.of_weights,
+        minus_s=cells.of_references,
         voltage_v=known.inputs * (geometry.voltage_max_v / known.input_max),
-        output_per_a=scale,
+        output_per_a=cells.weight_per_s * (known.input_max / geometry.voltage_max_v),
     )
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from labrig.plans import StreamCapacity
 from labrig.recording import Recording, RecordingHeader
 from labrig.recording.file import BlockLabel, Durability, RecordingFile
+from labrig.recording.late_cut import SECTOR_BYTES
 from labrig.recording.recovery import recover_recording
 from labrig.recording.refusal import refusal_here
 from labrig.recording.rows import read_rows
 from labrig.recording.write_trace import (
-    SECTOR_BYTES,
     CrashImage,
     Operation,
     Sync,
