@@ -8,16 +8,22 @@ from types import TracebackType
 from typing import Final, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from labrig.cleanup import finish
 from labrig.safety import BoardEnvelope
 from labrig_drivers.capabilities import (
     CELL_SWEEP,
+    FLOATING_LINES,
     READ_CONDUCTANCE,
     TEMPERATURE,
+    TRANSPOSED_MVM,
     CellSweep,
+    FloatingLines,
     TemperatureSensor,
+    TransposedMvm,
     check_cell_sweep_request,
+    check_transposed_request,
     require_capability,
 )
 from labrig_drivers.commanded import COMMANDED, CommandedBoard, PastWrite, commanded
@@ -34,8 +40,10 @@ from labrig_drivers.errors import CapabilityError, SafetyError
 from labrig_drivers.instrument import Identity
 from labrig_drivers.source_meter import Reading
 
-# Those that are checked here, and those that drive nothing.
-_GUARDED_CAPABILITIES: Final = frozenset({CELL_SWEEP, COMMANDED, READ_CONDUCTANCE, TEMPERATURE})
+# Those that are checked here, and those that drive nothing. Streaming is left out: a plan waits for a whole block.
+_GUARDED_CAPABILITIES: Final = frozenset(
+    {CELL_SWEEP, COMMANDED, FLOATING_LINES, READ_CONDUCTANCE, TEMPERATURE, TRANSPOSED_MVM}
+)
 
 
 class GuardedBoard:
@@ -119,6 +127,43 @@ class GuardedBoard:
         reasons += self._envelope.read_reasons(array, voltage_v)
         await self._admit(reasons)
         return await self._inner.mvm(array, voltage_v)
+
+    @property
+    def transposed_full_scale_a(self) -> tuple[float, ...]:
+        """Current in A at the upper end of the ADC of each word line; see `TransposedMvm`."""
+        require_capability(self.info, TRANSPOSED_MVM)
+        return cast(TransposedMvm, self._inner).transposed_full_scale_a
+
+    async def mvm_transposed(self, array: int, voltage_v: FloatArray) -> MvmResult:
+        """Measures one batch from the bit lines to the word lines; see `TransposedMvm`.
+
+        Raises:
+            SafetyError: A voltage lies outside the envelope or the board's range; every reason at once.
+        """
+        reasons: list[str] = []
+        try:
+            check_transposed_request(self.info, array, voltage_v)
+        except SafetyError as error:
+            reasons += error.reasons
+        reasons += self._envelope.read_reasons(array, voltage_v, "bit line voltages")
+        await self._admit(reasons)
+        return await cast(TransposedMvm, self._inner).mvm_transposed(array, voltage_v)
+
+    async def mvm_floating(self, array: int, voltage_v: FloatArray, driven: NDArray[np.bool_]) -> MvmResult:
+        """Measures one batch with some word lines left open; see `FloatingLines`.
+
+        Raises:
+            SafetyError: A voltage lies outside the envelope or the board's range; every reason at once.
+        """
+        require_capability(self.info, FLOATING_LINES)
+        reasons: list[str] = []
+        try:
+            check_mvm_request(self._inner.info, array, voltage_v)
+        except SafetyError as error:
+            reasons += error.reasons
+        reasons += self._envelope.read_reasons(array, voltage_v)
+        await self._admit(reasons)
+        return await cast(FloatingLines, self._inner).mvm_floating(array, voltage_v, driven)
 
     async def read_conductance(self, array: int) -> FloatArray:
         """Reads every cell; see `CrossbarBoard.read_conductance`."""

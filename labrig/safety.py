@@ -84,7 +84,7 @@ class BoardLimits:
 
     Attributes:
         where: The table in the rig file, for messages.
-        max_read_voltage_v: Voltage in V of the word lines, either sign.
+        max_read_voltage_v: Voltage in V of the lines that a read drives, either sign.
         min_conductance_s: Lowest conductance in S that may be programmed.
         max_conductance_s: Highest conductance in S that may be programmed.
     """
@@ -94,18 +94,15 @@ class BoardLimits:
     min_conductance_s: float | None = None
     max_conductance_s: float | None = None
 
-    def read_reasons(self, voltage_v: FloatArray) -> Iterator[str]:
-        """What these word line voltages would violate."""
+    def read_reasons(self, voltage_v: FloatArray, what: str) -> Iterator[str]:
+        """What these voltages of lines, called `what` in messages, would violate."""
         limit = self.max_read_voltage_v
         if limit is None:
             return
         over = int((np.abs(voltage_v) > limit * (1 + _SLACK)).sum())
         if over:
             largest_v = np.nanmax(np.abs(voltage_v))
-            yield (
-                f"{over} word line voltages exceed {self.where}.max_read_voltage_v = {limit:g} V "
-                f"(largest {largest_v:g} V)"
-            )
+            yield (f"{over} {what} exceed {self.where}.max_read_voltage_v = {limit:g} V (largest {largest_v:g} V)")
 
     def program_reasons(self, conductance_s: FloatArray) -> Iterator[str]:
         """What these targets would violate."""
@@ -141,9 +138,9 @@ class BoardEnvelope:
         own = self.arrays.get(array)
         return self.limits if own is None else (*self.limits, own)
 
-    def read_reasons(self, array: int, voltage_v: FloatArray) -> list[str]:
-        """Every limit that these word line voltages would violate."""
-        return [reason for one in self.of_array(array) for reason in one.read_reasons(voltage_v)]
+    def read_reasons(self, array: int, voltage_v: FloatArray, what: str = "word line voltages") -> list[str]:
+        """Every limit that these voltages of lines, called `what` in messages, would violate."""
+        return [reason for one in self.of_array(array) for reason in one.read_reasons(voltage_v, what)]
 
     def cell_sweep_reasons(self, array: int, level_v: FloatArray, limit_a: float | None) -> list[str]:
         """Every limit that the curve of a cell would violate; a limit of the board's own was judged elsewhere."""

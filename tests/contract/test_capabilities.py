@@ -181,7 +181,7 @@ def test_a_rig_file_chooses_what_the_mock_offers() -> None:
     chosen = MockBoard.from_settings({"capabilities": ["cell-sweep"], "seed": 4}, ExpectedIdentity(), "board")
     assert (chosen.capabilities - {COMMANDED}, chosen.chip_id) == (frozenset({CELL_SWEEP}), "SIM-0004")
     usual = MockBoard.from_settings({}, ExpectedIdentity(), "board")
-    assert usual.capabilities == frozenset({CELL_SWEEP, COMMANDED, READ_CONDUCTANCE, TEMPERATURE})
+    assert usual.capabilities == MOCK_CAPABILITIES | {COMMANDED}
     for wrong in ("cell-sweep", ["levitation"], [1]):
         with pytest.raises(ConfigError, match=r"board\.settings\.capabilities: .* is not a list out of \['cell-sweep'"):
             MockBoard.from_settings({"capabilities": wrong}, ExpectedIdentity(), "board")

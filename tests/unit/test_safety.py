@@ -5,19 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from labrig.cleanup import finish
 from labrig.guarded_board import GuardedBoard
 from labrig.guarded_source_meter import CURRENT_RAMP_STEPS, RAMP_STEP_S, GuardedSourceMeter
 from labrig.safety import BoardEnvelope, BoardLimits, SourceEnvelope, SourceLimits
-from labrig_drivers.capabilities import CELL_SWEEP, READ_CONDUCTANCE, TEMPERATURE, TRANSPOSED_MVM
+from labrig_drivers.capabilities import (
+    CELL_SWEEP,
+    FLOATING_LINES,
+    READ_CONDUCTANCE,
+    STREAMING,
+    TEMPERATURE,
+    TRANSPOSED_MVM,
+)
 from labrig_drivers.commanded import COMMANDED
+from labrig_drivers.crossbar import BoardInfo, MvmResult
 from labrig_drivers.errors import CapabilityError, LinkLostError, SafetyError, StateError
 from labrig_drivers.instrument import Identity
 from labrig_drivers.mock.board import MOCK_CAPABILITIES, MockBoard
@@ -406,14 +416,27 @@ async def test_limits_of_one_array_apply_to_it_alone() -> None:
     assert driven == ["watched"]
 
 
+class _Declaring(MockBoard):
+    """A mock that declares what it is told to; its open lines are lines at 0 V."""
+
+    def __init__(self, declared: frozenset[str]) -> None:
+        super().__init__(ChipSettings(rows=4, columns=2), capabilities=MOCK_CAPABILITIES)
+        self._declared = declared
+
+    @property
+    def info(self) -> BoardInfo:
+        return replace(super().info, capabilities=self._declared)
+
+    async def mvm_floating(self, array: int, voltage_v: NDArray[np.float64], driven: NDArray[np.bool_]) -> MvmResult:
+        return await self.mvm(array, voltage_v * driven)
+
+
 async def test_only_what_passes_the_guard_is_declared_behind_it() -> None:
-    for declared, behind in (
-        (MOCK_CAPABILITIES, {CELL_SWEEP, READ_CONDUCTANCE, TEMPERATURE}),
-        (frozenset({TRANSPOSED_MVM}), set()),
-    ):
-        guarded = GuardedBoard(MockBoard(ChipSettings(rows=4, columns=2), capabilities=declared), BOARD)
+    usual = {CELL_SWEEP, READ_CONDUCTANCE, TEMPERATURE, TRANSPOSED_MVM, COMMANDED}
+    for declared, behind in ((usual | {STREAMING}, usual), ({STREAMING, COMMANDED}, {COMMANDED})):
+        guarded = GuardedBoard(_Declaring(frozenset(declared)), BOARD)
         async with guarded:
-            assert guarded.info.capabilities == behind | {COMMANDED}
+            assert guarded.info.capabilities == behind
             if TEMPERATURE in behind:
                 assert await guarded.temperature_k() == 300.0
             else:
@@ -421,6 +444,37 @@ async def test_only_what_passes_the_guard_is_declared_behind_it() -> None:
                     await guarded.temperature_k()
                 with pytest.raises(CapabilityError, match="does not declare 'cell-sweep'"):
                     await guarded.sweep_cell(0, 0, 0, [0.1])
+                with pytest.raises(CapabilityError, match="does not declare 'transposed-mvm'"):
+                    await guarded.mvm_transposed(0, np.zeros((1, 2)))
+                with pytest.raises(CapabilityError, match="does not declare 'floating-lines'"):
+                    await guarded.mvm_floating(0, np.zeros((1, 4)), np.ones(4, dtype=np.bool_))
+
+
+async def test_lines_driven_backwards_or_left_open_are_held_against_the_envelope() -> None:
+    driven: list[str] = []
+
+    async def before_drive() -> None:
+        driven.append("watched")
+
+    declared = frozenset({FLOATING_LINES, TRANSPOSED_MVM})
+    async with GuardedBoard(_Declaring(declared), BOARD, before_drive) as board:
+        with pytest.raises(SafetyError) as caught:
+            await board.mvm_transposed(0, np.array([[0.25, 0.5]]))
+        assert caught.value.reasons == (
+            "1 bit line voltages outside -0.3 to 0.3 V, or not finite",
+            "2 bit line voltages exceed safety.max_read_voltage_v = 0.2 V (largest 0.5 V)",
+        )
+        some = np.array([True, False, True, True])
+        with pytest.raises(SafetyError, match="1 word line voltages exceed"):
+            await board.mvm_floating(0, np.array([[0.25, 0.0, 0.1, 0.1]]), some)
+        with pytest.raises(CapabilityError, match="expected"):
+            await board.mvm_transposed(0, np.zeros((1, 4)))
+        assert driven == []
+        await board.program(0, np.full((4, 2), 1e-5))
+        assert driven == ["watched"]
+        assert (await board.mvm_transposed(0, np.full((3, 2), 0.1))).code.shape == (3, 4)
+        assert len(board.transposed_full_scale_a) == 4
+        assert (await board.mvm_floating(0, np.array([[0.1, 0.0, 0.1, 0.1]]), some)).code.shape == (1, 2)
 
 
 async def test_a_sweep_of_a_cell_is_held_against_every_limit() -> None:

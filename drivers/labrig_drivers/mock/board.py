@@ -50,9 +50,6 @@ MOCK_CAPABILITIES = frozenset({CELL_SWEEP, READ_CONDUCTANCE, TEMPERATURE, TRANSP
 USUAL_CAPABILITIES = frozenset({READ_CONDUCTANCE, TEMPERATURE})
 """What it offers where nobody asks: what a board with sensors but without access to single cells has."""
 
-# What the guard of a rig lets through.
-_IN_A_RIG = frozenset({CELL_SWEEP, READ_CONDUCTANCE, TEMPERATURE})
-
 
 class MockBoard:
     """A crossbar board that is simulated in this process; the same contract as every other board.
@@ -109,7 +106,7 @@ class MockBoard:
         known = {field.name: _number_type(field) for field in fields(ChipSettings)}
         faults = []
         values: dict[str, int | float] = {}
-        capabilities = _IN_A_RIG
+        capabilities = MOCK_CAPABILITIES
         for key, value in settings.items():
             if key == "capabilities":
                 if isinstance(value, list) and MOCK_CAPABILITIES.issuperset(map(str, value)):
