@@ -238,6 +238,16 @@ async def test_what_nobody_asked_for_is_not_taken_for_the_answer(place: Place) -
     assert place.peer.heard == ["SAY first"]
 
 
+@pytest.mark.parametrize("place", ["tcp", "serial"], indirect=True)
+async def test_what_only_the_kernel_holds_is_older_than_the_question_too(place: Place) -> None:
+    await place.link.open()
+    assert await place.link.exchange(b"SAY first\n", LINE) == b"first"
+    place.peer.send(b"unasked\n")  # and no turn of the loop that could collect it
+    with pytest.raises(ProtocolError, match="nobody asked"):
+        await place.link.exchange(b"SAY second\n", LINE)
+    assert place.link.state is LinkState.DESYNCHRONISED
+
+
 @pytest.mark.parametrize("place", ["tcp"], indirect=True)
 async def test_a_peer_that_left_is_noticed_without_asking(place: Place) -> None:
     await place.link.open()
