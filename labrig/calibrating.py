@@ -17,13 +17,13 @@ from labrig_calibration.dataset import DatasetError, MvmDataset
 from labrig_calibration.diagnostics import diagnose
 from labrig_calibration.fit import (
     HELDOUT_FRACTION,
-    ArrayFit,
     CalibrationError,
     chip_parameters,
     fit,
     smallest_write,
     split_chronologically,
 )
+from labrig_calibration.result import CalibrationResult, JudgedArray
 from labrig_drivers.errors import StorageError
 from labrig_surrogates.io import load_chip
 from labrig_surrogates.parameters import ChipParameters
@@ -42,7 +42,7 @@ class Calibration:
     """
 
     chip: ChipParameters
-    fits: tuple[ArrayFit, ...]
+    fits: tuple[CalibrationResult, ...]
 
 
 def datasets_of(paths: Sequence[Path]) -> list[MvmDataset]:
@@ -86,7 +86,7 @@ def calibrate_recordings(paths: Sequence[Path], seed: int, bus: EventBus) -> Cal
             Message(
                 f"array {dataset.array}: {len(dataset)} MVMs of {dataset.writes} writes, held-out error "
                 f"{fitted.diagnostics.error_over_noise:.3f} x noise floor, "
-                f"{int(fitted.parameters.stuck.sum())} stuck cells"
+                f"{int(fitted.array_parameters.stuck.sum())} stuck cells"
             )
         )
     provenance: dict[str, str | float | int] = {
@@ -96,14 +96,11 @@ def calibrate_recordings(paths: Sequence[Path], seed: int, bus: EventBus) -> Cal
         "seed": seed,
     }
     for fitted in fits:
-        array = fitted.parameters.array
-        provenance[f"array_{array}_data_sha256"] = fitted.dataset.sha256()
-        provenance[f"array_{array}_error_over_noise"] = fitted.diagnostics.error_over_noise
-        provenance[f"array_{array}_coverage_90"] = fitted.diagnostics.coverage_90
+        provenance |= fitted.provenance()
     return Calibration(chip_parameters(fits, provenance), tuple(fits))
 
 
-def judged_again(paths: Sequence[Path], chip_path: Path, rng: np.random.Generator) -> list[ArrayFit]:
+def judged_again(paths: Sequence[Path], chip_path: Path, rng: np.random.Generator) -> list[JudgedArray]:
     """A fitted chip beside the recordings that it was fitted to, judged anew on their held-out part.
 
     Raises:
@@ -121,7 +118,7 @@ def judged_again(paths: Sequence[Path], chip_path: Path, rng: np.random.Generato
             )
         parameters = chip.arrays[dataset.array]
         _, heldout = split_chronologically(dataset, HELDOUT_FRACTION)
-        fits.append(ArrayFit(parameters, diagnose(parameters, heldout, rng=rng), dataset))
+        fits.append(JudgedArray(parameters, diagnose(parameters, heldout, rng=rng), dataset))
     return fits
 
 

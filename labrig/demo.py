@@ -132,7 +132,7 @@ def summary(result: DemoResult, calibration: Calibration, settings: DemoSettings
             "evaluation": total(list(comparison.evaluation)).as_dict(),
         },
         "calibration": {
-            str(fitted.parameters.array): {
+            str(fitted.array_parameters.array): {
                 "error_over_noise": fitted.diagnostics.error_over_noise,
                 "coverage_90": fitted.diagnostics.coverage_90,
                 "jensen_shannon_bits": fitted.diagnostics.divergence.raw,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,8 +12,11 @@ from torch import Tensor
 from labrig_calibration.cells import fit_cells
 from labrig_calibration.columns import ColumnData, ColumnFit, fit_columns, predict, start_values
 from labrig_calibration.dataset import MvmDataset
-from labrig_calibration.diagnostics import Diagnostics, diagnose
+from labrig_calibration.diagnostics import diagnose
+from labrig_calibration.ladder import Ladder, RungVerdict
 from labrig_calibration.noise_law import NoiseLaw, fit_noise_law, variance
+from labrig_calibration.result import CalibrationResult, JudgedArray
+from labrig_calibration.uncertainty import Posterior
 from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate
 
 Progress = Callable[[str, float], None]
@@ -26,45 +28,30 @@ class CalibrationError(ValueError):
     """The data cannot carry a fit; the message lists every reason."""
 
 
-@dataclass(frozen=True)
-class ArrayFit:
-    """A fitted array.
-
-    Attributes:
-        parameters: The fitted parameters.
-        diagnostics: How well they predict data that the fit never saw.
-        dataset: The data that were fitted and tested, for reports.
-    """
-
-    parameters: ArrayParameters
-    diagnostics: Diagnostics
-    dataset: MvmDataset
-
-
 def fit(
     dataset: MvmDataset,
     *,
+    ladder: Ladder | None = None,
     rng: np.random.Generator,
-    heldout_fraction: float = HELDOUT_FRACTION,
-    drift_reference_s: float = 1.0,
     progress: Progress | None = None,
-) -> ArrayFit:
+) -> CalibrationResult:
     """Fits one array.
 
     The chronologically last part of every write is held out and only used to judge.
 
     Args:
         dataset: The recorded MVMs.
+        ladder: Which rungs are tried; all of them by default.
         rng: Source of the draws that the diagnostics need.
-        heldout_fraction: Part of every write that is held out.
-        drift_reference_s: Time constant of the drift law in s (a gauge: other values change the exponents a little).
         progress: Called with the name of a stage and the fraction of it that is done.
 
     Raises:
         CalibrationError: Fewer than two different targets, no zero inputs, too few MVMs, or no convergence.
     """
+    ladder = ladder or Ladder()
+    drift_reference_s = ladder.drift_reference_s
     _refuse_hopeless(dataset)
-    train, heldout = split_chronologically(dataset, heldout_fraction)
+    train, heldout = split_chronologically(dataset, ladder.heldout_fraction)
     data = _tensors(train, drift_reference_s)
     floor_a2 = torch.as_tensor(dataset.converters.adc_lsb_a) ** 2 / 12.0
     shared, conductance_s = start_values(data)
@@ -102,20 +89,35 @@ def fit(
         converters=converter_range(dataset),
     )
     diagnostics = diagnose(parameters, heldout, rng=rng)
-    return ArrayFit(parameters, diagnostics, dataset)
+    verdict = RungVerdict("drift", True, 0, np.nan, np.nan, np.nan, "later MVMs", "always kept")
+    posterior = Posterior(
+        (),
+        np.zeros((dataset.columns, 0, 0)),
+        np.zeros((*dataset.target_conductance_s.shape, 0)),
+        columns.conductance_error_s.numpy(),
+        (),
+        np.zeros((dataset.columns, 0, 0)),
+        (),
+        np.zeros((0, 0)),
+    )
+    return CalibrationResult(
+        JudgedArray(parameters, diagnostics, dataset), (verdict,), posterior, np.zeros(len(dataset), dtype=bool), 0, ()
+    )
 
 
-def chip_parameters(fits: Sequence[ArrayFit], provenance: dict[str, str | float | int]) -> ChipParameters:
+def chip_parameters(fits: Sequence[CalibrationResult], provenance: dict[str, str | float | int]) -> ChipParameters:
     """Joins the fitted arrays of one chip.
 
     Raises:
         CalibrationError: The fits belong to different chips, or one array was fitted twice.
     """
     chips = sorted({fitted.dataset.chip_id for fitted in fits})
-    indices = [fitted.parameters.array for fitted in fits]
+    indices = [fitted.array_parameters.array for fitted in fits]
     if len(chips) != 1 or len(set(indices)) != len(indices):
         raise CalibrationError(f"fits of chips {chips} and arrays {indices} do not make one chip")
-    return ChipParameters(chips[0], {fitted.parameters.array: fitted.parameters for fitted in fits}, provenance)
+    return ChipParameters(
+        chips[0], {fitted.array_parameters.array: fitted.array_parameters for fitted in fits}, provenance
+    )
 
 
 def converter_range(dataset: MvmDataset) -> ConverterRange:

@@ -11,7 +11,8 @@ import numpy as np
 from labrig.reports import figures
 from labrig.reports.page import embedded, write_page
 from labrig_calibration.diagnostics import Diagnostics, predict_nominal, predict_recorded, through_adc
-from labrig_calibration.fit import HELDOUT_FRACTION, ArrayFit, split_chronologically
+from labrig_calibration.fit import HELDOUT_FRACTION, split_chronologically
+from labrig_calibration.result import CalibrationResult, JudgedArray
 from labrig_surrogates.parameters import ArrayParameters, Estimate
 
 # A held-out error above this multiple of the noise floor means that the model leaves something out.
@@ -58,7 +59,9 @@ def verdict(diagnostics: Diagnostics) -> tuple[bool, str]:
     )
 
 
-def write_report(path: Path, fits: Sequence[ArrayFit], conditions: Mapping[str, str], rng: np.random.Generator) -> None:
+def write_report(
+    path: Path, fits: Sequence[CalibrationResult | JudgedArray], conditions: Mapping[str, str], rng: np.random.Generator
+) -> None:
     """Writes the page, with the plotting script once beside it (`plotly.min.js`).
 
     Args:
@@ -79,8 +82,8 @@ def write_report(path: Path, fits: Sequence[ArrayFit], conditions: Mapping[str, 
     )
 
 
-def _array_section(fitted: ArrayFit, rng: np.random.Generator) -> dict[str, object]:
-    parameters, diagnostics = fitted.parameters, fitted.diagnostics
+def _array_section(fitted: CalibrationResult | JudgedArray, rng: np.random.Generator) -> dict[str, object]:
+    parameters, diagnostics = fitted.array_parameters, fitted.diagnostics
     _, heldout = split_chronologically(fitted.dataset, HELDOUT_FRACTION)
     prediction = predict_recorded(parameters, heldout)
     drawn_a = prediction.mean_a + prediction.sigma_a * rng.standard_normal(prediction.mean_a.shape)

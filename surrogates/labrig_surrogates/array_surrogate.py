@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from labrig_surrogates.crosstalk import apply_crosstalk
 from labrig_surrogates.errors import SurrogateError
-from labrig_surrogates.parameters import ArrayParameters
+from labrig_surrogates.parameters import ArrayParameters, Estimate
 from labrig_surrogates.quantization import quantize
 from labrig_surrogates.transfer import compress, compress_slope
+from labrig_surrogates.wire_first_order import FirstOrderWires
+
+FloatArray = NDArray[np.float64]
 
 
 class ArraySurrogate(nn.Module):
@@ -33,6 +39,15 @@ class ArraySurrogate(nn.Module):
     cell_intercept_s: Tensor
     stuck: Tensor
     adc_lsb_a: Tensor
+    skew: Tensor
+    line_noise_a2: Tensor
+    output_shot_noise_a: Tensor
+    output_relative_noise: Tensor
+    crosstalk: Tensor
+    residual_hidden: Tensor
+    residual_bias: Tensor
+    residual_out: Tensor
+    residual_scale_a: Tensor
 
     def __init__(self, parameters: ArrayParameters) -> None:
         super().__init__()
@@ -48,12 +63,31 @@ class ArraySurrogate(nn.Module):
             "cell_slope": parameters.cell_slope,
             "cell_intercept_s": parameters.cell_intercept_s,
             "adc_lsb_a": parameters.converters.adc_lsb_a,
+            "skew": _value(parameters.skew),
+            "line_noise_a2": _value(parameters.line_noise),
+            "output_shot_noise_a": _value(parameters.output_shot_noise),
+            "output_relative_noise": _value(parameters.output_relative_noise),
+            "crosstalk": _value(parameters.crosstalk),
         }
+        residual = parameters.residual
+        if residual is not None:
+            buffers |= {f"residual_{name}": value for name, value in vars(residual).items()}
         for name, value in buffers.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
         self.register_buffer("stuck", torch.as_tensor(parameters.stuck))
         self.converters = parameters.converters
         self.drift_reference_s = parameters.drift_reference_s
+        # What a chip does not have costs nothing: these decide once, before anything is compiled.
+        self._skewed = parameters.skew is not None
+        self._coupled = parameters.crosstalk is not None
+        self._converted = bool((parameters.converters.adc_lsb_a > 0).all())
+        self._corrected = residual is not None
+        self._noise_after = parameters.output_shot_noise is not None or parameters.output_relative_noise is not None
+        self.wires: FirstOrderWires | None = None
+        if parameters.wire_ohm is not None:
+            word_ohm, bit_ohm = (float(ohm) for ohm in parameters.wire_ohm.value)
+            size = parameters.cell_slope.shape
+            self.wires = FirstOrderWires(size[0], size[1], word_line_ohm=word_ohm, bit_line_ohm=bit_ohm)
 
     @property
     def rows(self) -> int:
@@ -78,17 +112,21 @@ class ArraySurrogate(nn.Module):
         return torch.where(self.stuck, torch.zeros_like(sigma_s), sigma_s)
 
     def new_write(self, target_s: Tensor, programming_draw: Tensor | None = None) -> Tensor:
-        """Conductances in S of a new write.
+        """Conductances in S of a new write, as its currents show them: behind the wires, with the crosstalk.
 
         Args:
             target_s: Commanded conductances in S, `[rows, columns]`.
             programming_draw: Standard normal draws, `[rows, columns]`; None for the mean of all writes.
         """
         conductance_s = self.expected_conductance(target_s)
-        if programming_draw is None:
-            return conductance_s
-        # The width is measured, not learned: its gradient would only teach the weights to flee from noise.
-        return conductance_s + self.programming_sigma(target_s).detach() * programming_draw
+        if programming_draw is not None:
+            # The width is measured, not learned: its gradient would only teach the weights to flee from noise.
+            conductance_s = conductance_s + self.programming_sigma(target_s).detach() * programming_draw
+        if self.wires is not None:
+            conductance_s = self.wires(conductance_s)
+        if self._coupled:
+            conductance_s = apply_crosstalk(conductance_s, self.crosstalk.reshape(1), conserving=False)
+        return conductance_s
 
     def forward(
         self,
@@ -124,6 +162,8 @@ class ArraySurrogate(nn.Module):
             current_a = current_a + sigma_a.detach() * read_draw
         if not convert:
             return current_a
+        if not self._converted:
+            return current_a
         low_a, high_a = self.converters.code_min * self.adc_lsb_a, self.converters.code_max * self.adc_lsb_a
         return quantize(current_a, self.adc_lsb_a, low_a, high_a)
 
@@ -131,18 +171,54 @@ class ArraySurrogate(nn.Module):
         self, conductance_s: Tensor, voltage_v: Tensor, *, age_s: Tensor | float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the currents before the ADC, in A, each `[batch, columns]`."""
-        limit_v = self.converters.voltage_max_v
-        line_v = quantize(voltage_v, self.converters.dac_step_v, -limit_v, limit_v)
+        line_v = self._line_v(voltage_v)
         age = torch.as_tensor(age_s, dtype=line_v.dtype, device=line_v.device).reshape(-1, 1)
         decay = (1.0 + age / self.drift_reference_s) ** -self.drift_exponent
         weighted_s = self.gain * conductance_s
         u = decay * (line_v @ weighted_s)
-        mean_a = self.offset_a + compress(u, self.compression_per_a)
-        return mean_a, self._read_sigma(line_v, weighted_s, decay, u)
+        skew = self.skew if self._skewed else None
+        mean_a = self.offset_a + compress(u, self.compression_per_a, skew)
+        if self._corrected:
+            mean_a = mean_a + self._residual_a(u, age, line_v)
+        return mean_a, self._read_sigma(line_v, weighted_s, decay, compress_slope(u, self.compression_per_a, skew))
 
-    def _read_sigma(self, line_v: Tensor, weighted_s: Tensor, decay: Tensor, u: Tensor) -> Tensor:
+    def spread_of_cells(
+        self, conductance_s: Tensor, spread_s: Tensor, voltage_v: Tensor, *, age_s: Tensor | float = 0.0
+    ) -> Tensor:
+        """Variance in A^2 from independent errors `spread_s[rows, columns]` of the conductances, `[batch, columns]`.
+
+        To first order: through the slope of the curve at the mean current.
+        """
+        line_v = self._line_v(voltage_v)
+        age = torch.as_tensor(age_s, dtype=line_v.dtype, device=line_v.device).reshape(-1, 1)
+        decay = (1.0 + age / self.drift_reference_s) ** -self.drift_exponent
+        u = decay * (line_v @ (self.gain * conductance_s))
+        slope = compress_slope(u, self.compression_per_a, self.skew if self._skewed else None)
+        return (slope * decay) ** 2 * (line_v**2 @ (self.gain * spread_s) ** 2)
+
+    def _line_v(self, voltage_v: Tensor) -> Tensor:
+        limit_v = self.converters.voltage_max_v
+        if self.converters.dac_step_v == 0.0:
+            return voltage_v
+        return quantize(voltage_v, self.converters.dac_step_v, -limit_v, limit_v)
+
+    def _read_sigma(self, line_v: Tensor, weighted_s: Tensor, decay: Tensor, slope: Tensor) -> Tensor:
         # The two-product form is exact for independent cells: one product for |v g|, one for (v g)^2.
-        shot = self.shot_noise_a * decay * (line_v.abs() @ weighted_s.abs())
-        cells = self.conductance_noise * decay**2 * (line_v**2 @ weighted_s**2)
-        variance = self.amplifier_noise_a2 + compress_slope(u, self.compression_per_a) ** 2 * (shot + cells)
+        shot = decay * (line_v.abs() @ weighted_s.abs())
+        cells = decay**2 * (line_v**2 @ weighted_s**2)
+        before = self.line_noise_a2 + self.shot_noise_a * shot + self.conductance_noise * cells
+        variance = self.amplifier_noise_a2 + slope**2 * before
+        if self._noise_after:
+            variance = variance + self.output_shot_noise_a * shot + self.output_relative_noise * cells
         return torch.sqrt(torch.clamp(variance, min=0.0))
+
+    def _residual_a(self, u: Tensor, age: Tensor, line_v: Tensor) -> Tensor:
+        load = (line_v.abs().mean(dim=-1, keepdim=True) / self.converters.voltage_max_v).expand_as(u)
+        log_age = torch.log1p(age / self.drift_reference_s).expand_as(u)
+        features = torch.stack([u / self.residual_scale_a, log_age, load], dim=-1)
+        hidden = torch.tanh(features @ self.residual_hidden.T + self.residual_bias)
+        return self.residual_scale_a * (hidden @ self.residual_out)
+
+
+def _value(estimate: Estimate | None) -> FloatArray:
+    return np.zeros(()) if estimate is None else estimate.value

@@ -11,12 +11,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from labrig_surrogates.errors import SurrogateError
-from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate
+from labrig_surrogates.parameters import (
+    ArrayParameters,
+    ChipParameters,
+    ConverterRange,
+    Estimate,
+    ResidualNetwork,
+)
 
 SCHEMA = "labrig-chip"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: without errors of cells, wires, crosstalk, mismatch, residual network. Both are read."""
 
 _PLAIN_ARRAYS = ("cell_slope", "cell_intercept_s", "stuck", "write_conductance_s")
+_OPTIONAL_ARRAYS = ("write_conductance_error_s", "cell_slope_error")
+_RESIDUAL = ("hidden", "bias", "out", "scale_a")
 
 
 def save_chip(path: Path, chip: ChipParameters) -> None:
@@ -36,6 +45,12 @@ def save_chip(path: Path, chip: ChipParameters) -> None:
             units[name] = estimate.unit
         for name in _PLAIN_ARRAYS:
             tensors[prefix + name] = np.ascontiguousarray(getattr(array, name))
+        for name in _OPTIONAL_ARRAYS:
+            if (plain := getattr(array, name)) is not None:
+                tensors[prefix + name] = np.ascontiguousarray(plain)
+        if array.residual is not None:
+            for name in _RESIDUAL:
+                tensors[f"{prefix}residual.{name}"] = np.ascontiguousarray(getattr(array.residual, name))
         converters = asdict(array.converters)
         tensors[f"{prefix}adc_lsb_a"] = np.ascontiguousarray(converters.pop("adc_lsb_a"))
         arrays_header[str(index)] = {
@@ -96,6 +111,9 @@ def _load_array(index: int, entry: dict[str, object], tensors: dict[str, np.ndar
     def estimate(name: str) -> Estimate:
         return Estimate(tensors[f"{prefix}{name}.value"], tensors[f"{prefix}{name}.error"], str(units[name]))
 
+    def optional(name: str) -> Estimate | None:
+        return estimate(name) if name in units else None
+
     return ArrayParameters(
         array=index,
         gain=estimate("gain"),
@@ -112,4 +130,21 @@ def _load_array(index: int, entry: dict[str, object], tensors: dict[str, np.ndar
         write_conductance_s=tensors[f"{prefix}write_conductance_s"],
         drift_reference_s=float(str(entry["drift_reference_s"])),
         converters=ConverterRange(adc_lsb_a=tensors[f"{prefix}adc_lsb_a"], **converters),
+        residual=_load_residual(prefix, tensors),
+        write_conductance_error_s=tensors.get(f"{prefix}write_conductance_error_s"),
+        cell_slope_error=tensors.get(f"{prefix}cell_slope_error"),
+        mismatch=optional("mismatch"),
+        skew=optional("skew"),
+        line_noise=optional("line_noise"),
+        output_shot_noise=optional("output_shot_noise"),
+        output_relative_noise=optional("output_relative_noise"),
+        wire_ohm=optional("wire_ohm"),
+        crosstalk=optional("crosstalk"),
+        drift_spread=optional("drift_spread"),
     )
+
+
+def _load_residual(prefix: str, tensors: dict[str, np.ndarray]) -> ResidualNetwork | None:
+    if f"{prefix}residual.out" not in tensors:
+        return None
+    return ResidualNetwork(**{name: tensors[f"{prefix}residual.{name}"] for name in _RESIDUAL})

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+
+
+REQUIRED_ESTIMATES = (
+    "gain",
+    "offset",
+    "compression",
+    "drift",
+    "amplifier_noise",
+    "shot_noise",
+    "conductance_noise",
+    "programming",
+)
+OPTIONAL_ESTIMATES = (
+    "mismatch",
+    "skew",
+    "line_noise",
+    "output_shot_noise",
+    "output_relative_noise",
+    "wire_ohm",
+    "crosstalk",
+    "drift_spread",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +72,27 @@ class ConverterRange:
 
 
 @dataclass(frozen=True)
+class ResidualNetwork:
+    """A small correction of the outputs that physics left over: one hidden layer, shared by all columns.
+
+        y += scale_j * (out @ tanh(hidden @ (u / scale_j, log(1 + age / reference), load) + bias))
+
+    with `scale_j` the column's largest output in A and `load` the mean of the inputs' magnitudes over their limit.
+
+    Attributes:
+        hidden: Weights of the hidden layer, `[units, 3]`.
+        bias: Its biases, `[units]`.
+        out: Weights of the output, `[units]`.
+        scale_a: Scale of each column in A, `[columns]`.
+    """
+
+    hidden: FloatArray
+    bias: FloatArray
+    out: FloatArray
+    scale_a: FloatArray
+
+
+@dataclass(frozen=True)
 class ArrayParameters:
     """One array of one chip, as fitted from its recording.
 
@@ -58,10 +102,18 @@ class ArrayParameters:
         y_j = offset_j + tanh(compression_j * u_j) / compression_j + noise
         var = amplifier_j + slope(u_j)**2 * (shot_j * sum_i |v_i w_ij| + conductance_j * sum_i (v_i w_ij)**2)
 
-    with w = gain * drift * g, slope the derivative of the tanh, and the ADC's own lsb**2 / 12 beside it. For a write
-    that was recorded, g is `write_conductance_s`; for a new one it is `cell_slope * target + cell_intercept_s`, plus
-    a programming error with standard deviation `conductance_max_s * (p0 + p1 r + p2 r**2)`, r = target / highest.
-    The gauge: the mean cell slope over the healthy cells of a column is one.
+    with w = gain * drift * g, slope the derivative of the tanh, and the ADC's own lsb**2 / 12 beside it. Noise has
+    its place: `amplifier`, `output_shot` and `output_relative` act after the curve, `line`, `shot` and `conductance`
+    before it; the three that a chip rarely shows are None where the data did not ask for them.
+
+    For a write that was recorded, g is `write_conductance_s`, what the array does with its wires. For a new one it is
+    `cell_slope * target + cell_intercept_s`, plus a programming error (cycle to cycle) with standard deviation
+    `conductance_max_s * (p0 + p1 r + p2 r**2)`, r = target / highest, behind the wires and beside its neighbours'
+    crosstalk. `cell_slope` is the fixed pattern (device to device), `mismatch` its spread. The gauge: the mean cell
+    slope over the healthy cells of a column is one, and the mean programming error is zero.
+
+    A skewed curve replaces `tanh(k u) / k` by `(tanh(k u - s) + tanh(s)) * cosh(s)**2 / k`: other limits up and down,
+    value zero and slope one at zero still.
 
     Attributes:
         array: Which array of the chip.
@@ -79,6 +131,17 @@ class ArrayParameters:
         write_conductance_s: Conductances of the recorded writes in S, `[writes, rows, columns]`.
         drift_reference_s: Time constant of the drift law in s.
         converters: DAC and ADC.
+        write_conductance_error_s: Standard errors in S of `write_conductance_s`, None in files of schema 1.
+        cell_slope_error: Standard errors of `cell_slope`, None in files of schema 1.
+        mismatch: Relative spread of the healthy cells' slopes, `[]`.
+        skew: Skew s of the curve, `[columns]`.
+        line_noise: Variance before the curve in A^2, `[columns]`.
+        output_shot_noise: Variance after the curve per current in A, `[columns]`.
+        output_relative_noise: Relative variance after the curve, per sum of squares, `[columns]`.
+        wire_ohm: Resistance in ohm of a word-line and of a bit-line segment, `[2]`.
+        crosstalk: Share of a column's current that appears on each neighbour, before the curve, `[]`.
+        drift_spread: Spread of the drift exponents over cells, `[]`.
+        residual: What is left beyond the physics, as a small network.
     """
 
     array: int
@@ -96,6 +159,17 @@ class ArrayParameters:
     write_conductance_s: FloatArray
     drift_reference_s: float
     converters: ConverterRange
+    write_conductance_error_s: FloatArray | None = None
+    cell_slope_error: FloatArray | None = None
+    mismatch: Estimate | None = None
+    skew: Estimate | None = None
+    line_noise: Estimate | None = None
+    output_shot_noise: Estimate | None = None
+    output_relative_noise: Estimate | None = None
+    wire_ohm: Estimate | None = None
+    crosstalk: Estimate | None = None
+    drift_spread: Estimate | None = None
+    residual: ResidualNetwork | None = None
 
     @property
     def rows(self) -> int:
@@ -107,19 +181,21 @@ class ArrayParameters:
         """Bit lines of the array."""
         return int(self.cell_slope.shape[1])
 
+    def with_estimates(self, changes: Mapping[str, Estimate]) -> ArrayParameters:
+        """The same array with other estimates, by their names in `estimates`.
+
+        Raises:
+            KeyError: A name that is none of an estimate.
+        """
+        unknown = sorted(set(changes) - {*REQUIRED_ESTIMATES, *OPTIONAL_ESTIMATES})
+        if unknown:
+            raise KeyError(f"no such estimates: {', '.join(unknown)}")
+        return replace(self, **changes)  # type: ignore[arg-type]  # the names are checked above
+
     def estimates(self) -> dict[str, Estimate]:
         """All fitted estimates by name, in the order of the model."""
-        names = (
-            "gain",
-            "offset",
-            "compression",
-            "drift",
-            "amplifier_noise",
-            "shot_noise",
-            "conductance_noise",
-            "programming",
-        )
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in (*REQUIRED_ESTIMATES, *OPTIONAL_ESTIMATES)}
+        return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
 @dataclass(frozen=True)

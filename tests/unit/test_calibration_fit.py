@@ -11,7 +11,8 @@ from labrig.plans.mvm import MvmCalibrationPlan
 from labrig.testing.in_memory import measure_dataset
 from labrig_calibration.dataset import DatasetError, MvmDataset, join
 from labrig_calibration.diagnostics import predict_recorded
-from labrig_calibration.fit import ArrayFit, CalibrationError, chip_parameters, fit
+from labrig_calibration.fit import CalibrationError, chip_parameters, fit
+from labrig_calibration.result import CalibrationResult
 from labrig_drivers.mock.board import MockBoard
 from labrig_drivers.mock.chip import ChipSettings, SimulatedArray
 from labrig_drivers.mock.clock import CommandedClock
@@ -29,7 +30,7 @@ class _SlowClock(CommandedClock):
 
 @dataclass(frozen=True)
 class Calibrated:
-    fitted: ArrayFit
+    fitted: CalibrationResult
     truth: SimulatedArray
     dataset: MvmDataset
 
@@ -65,7 +66,7 @@ def test_nothing_but_noise_is_left_on_unseen_outputs(calibrated: Calibrated) -> 
 
 
 def test_column_parameters_are_found_within_their_errors(calibrated: Calibrated) -> None:
-    parameters, truth = calibrated.fitted.parameters, calibrated.truth
+    parameters, truth = calibrated.fitted.array_parameters, calibrated.truth
     for scores in (
         z_scores(parameters.offset, truth.offset_a),
         z_scores(parameters.compression, 1.0 / truth.compression_a),
@@ -77,7 +78,7 @@ def test_column_parameters_are_found_within_their_errors(calibrated: Calibrated)
 
 
 def test_noise_terms_are_found(calibrated: Calibrated) -> None:
-    parameters = calibrated.fitted.parameters
+    parameters = calibrated.fitted.array_parameters
     amplifier_a = np.sqrt(parameters.amplifier_noise.value.mean())
     assert amplifier_a == pytest.approx(SETTINGS.amplifier_noise_a, rel=0.05)
     assert parameters.shot_noise.value.mean() == pytest.approx(SETTINGS.shot_noise_a, rel=0.25)
@@ -88,7 +89,7 @@ def test_noise_terms_are_found(calibrated: Calibrated) -> None:
 def test_stuck_cells_are_named(calibrated: Calibrated) -> None:
     truth = calibrated.truth
     stuck = truth.stuck_low | truth.stuck_high
-    found = calibrated.fitted.parameters.stuck
+    found = calibrated.fitted.array_parameters.stuck
     assert stuck.sum() >= 5
     # A cell whose targets happened to be alike in all writes cannot be told apart.
     assert (stuck & found).sum() >= 0.8 * stuck.sum()
@@ -96,7 +97,7 @@ def test_stuck_cells_are_named(calibrated: Calibrated) -> None:
 
 
 def test_programming_error_is_found(calibrated: Calibrated) -> None:
-    p0, p1, p2 = calibrated.fitted.parameters.programming.value
+    p0, p1, p2 = calibrated.fitted.array_parameters.programming.value
     for relative, published in ((0.25, 0.6814), (0.5, 0.9527), (0.9, 1.0816)):
         fitted = p0 + p1 * relative + p2 * relative**2
         assert fitted == pytest.approx(SETTINGS.programming_scale * published / 25.0, rel=0.25)
@@ -104,7 +105,7 @@ def test_programming_error_is_found(calibrated: Calibrated) -> None:
 
 def test_a_surrogate_of_another_chip_predicts_badly(calibrated: Calibrated) -> None:
     other = calibrate(replace(SETTINGS, seed=6))
-    wrong = predict_recorded(other.fitted.parameters, calibrated.dataset)
+    wrong = predict_recorded(other.fitted.array_parameters, calibrated.dataset)
     z = (calibrated.dataset.current_a - wrong.mean_a) / wrong.sigma_a
     assert np.std(z[~calibrated.dataset.saturated]) > 3.0
     with pytest.raises(CalibrationError, match="SIM-0005', 'SIM-0006"):
