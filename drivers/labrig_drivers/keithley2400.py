@@ -24,7 +24,7 @@ from labrig_drivers.source_meter_dialect import (
     scpi_kind,
     scpi_settings,
 )
-from labrig_drivers.source_meter_settings import no_settings, ramp_of
+from labrig_drivers.source_meter_settings import ramp_of, reconnect_of, settings_of
 from labrig_drivers.source_output import Ramp
 
 # Specifications of the model 2400; other models of the series that can do less refuse by themselves. With auto-zero a
@@ -96,9 +96,15 @@ class Keithley2400(DialectSourceMeter):
         settings: Mapping[str, object] | None = None,
         ramp_v_per_s: float | None = None,
     ) -> Keithley2400:
-        """Makes the instrument that a rig file names; it has no settings of its own."""
-        no_settings(settings, name)
-        return cls(link, expected=expected, name=name, ramp_v_per_s=ramp_of(ramp_v_per_s))
+        """Makes the instrument that a rig file names; its one setting is `reconnect_attempts`.
+
+        Raises:
+            ConfigError: A setting is unknown or wrong; every fault.
+        """
+        table = settings_of(settings, name)
+        reconnect = reconnect_of(table)
+        table.finish()
+        return cls(link, expected=expected, name=name, ramp_v_per_s=ramp_of(ramp_v_per_s), reconnect=reconnect)
 
 
 class Keithley2400Dialect:

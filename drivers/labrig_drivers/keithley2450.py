@@ -27,7 +27,7 @@ from labrig_drivers.links.reconnect import Reconnect
 from labrig_drivers.scpi import ScpiChannel, format_float
 from labrig_drivers.source_meter import SourceKind
 from labrig_drivers.source_meter_dialect import OTHER_KIND, SCPI_NAME, Abilities, RawReading, scpi_kind, scpi_settings
-from labrig_drivers.source_meter_settings import no_settings, ramp_of
+from labrig_drivers.source_meter_settings import ramp_of, reconnect_of, settings_of
 from labrig_drivers.source_output import Ramp
 
 # With auto-zero, a reading is three conversions (signal, zero, reference) of the reading and of the source readback.
@@ -112,9 +112,15 @@ class Keithley2450(DialectSourceMeter):
         settings: Mapping[str, object] | None = None,
         ramp_v_per_s: float | None = None,
     ) -> Keithley2450:
-        """Makes the instrument that a rig file names; it has no settings of its own."""
-        no_settings(settings, name)
-        return cls(link, expected=expected, name=name, ramp_v_per_s=ramp_of(ramp_v_per_s))
+        """Makes the instrument that a rig file names; its one setting is `reconnect_attempts`.
+
+        Raises:
+            ConfigError: A setting is unknown or wrong; every fault.
+        """
+        table = settings_of(settings, name)
+        reconnect = reconnect_of(table)
+        table.finish()
+        return cls(link, expected=expected, name=name, ramp_v_per_s=ramp_of(ramp_v_per_s), reconnect=reconnect)
 
 
 class Keithley2450Dialect:

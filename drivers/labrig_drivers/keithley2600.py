@@ -18,10 +18,9 @@ from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection
 from labrig_drivers.links.base import Link
 from labrig_drivers.links.reconnect import Reconnect
 from labrig_drivers.scpi import format_float, parse_float
-from labrig_drivers.settings_table import SettingsTable
 from labrig_drivers.source_meter import SourceKind
 from labrig_drivers.source_meter_dialect import Abilities, RawReading
-from labrig_drivers.source_meter_settings import ramp_of
+from labrig_drivers.source_meter_settings import ramp_of, reconnect_of, settings_of
 from labrig_drivers.source_output import Ramp
 from labrig_drivers.tsp import TspChannel
 from labrig_drivers.tsp_guard import GuardRule
@@ -117,15 +116,16 @@ class Keithley2600(DialectSourceMeter):
         settings: Mapping[str, object] | None = None,
         ramp_v_per_s: float | None = None,
     ) -> Keithley2600:
-        """Makes the instrument that a rig file names; its settings are `channel` and `host_loss_s`.
+        """Makes the instrument that a rig file names; its settings: `channel`, `host_loss_s`, `reconnect_attempts`.
 
         Raises:
             ConfigError: A setting is unknown or wrong; every fault.
         """
-        table = SettingsTable(settings or {}, f"source_meters.{name}.settings")
+        table = settings_of(settings, name)
         channel: ChannelName = "b" if table.choice("channel", "a", ("a", "b")) == "b" else "a"
         host_loss_s = table.positive("host_loss_s", 1.0)
         silent = not table.has("host_loss_s")
+        reconnect = reconnect_of(table)
         table.finish()
         return cls(
             link,
@@ -134,6 +134,7 @@ class Keithley2600(DialectSourceMeter):
             ramp_v_per_s=ramp_of(ramp_v_per_s),
             host_loss_s=None if silent else host_loss_s,
             name=name,
+            reconnect=reconnect,
         )
 
 

@@ -31,7 +31,6 @@ from labrig_drivers.links.link_user import LinkUser
 from labrig_drivers.links.reconnect import Reconnect
 from labrig_drivers.links.shared import SharedLink
 from labrig_drivers.scpi import ScpiChannel, format_float
-from labrig_drivers.settings_table import SettingsTable
 from labrig_drivers.source_meter import SourceKind
 from labrig_drivers.source_meter_dialect import (
     SCPI_NAME,
@@ -41,7 +40,7 @@ from labrig_drivers.source_meter_dialect import (
     scpi_kind,
     scpi_settings,
 )
-from labrig_drivers.source_meter_settings import ramp_of
+from labrig_drivers.source_meter_settings import ramp_of, reconnect_of, settings_of
 from labrig_drivers.source_output import Ramp
 
 # DC limits of the series. The integration time is what mains of 50 Hz and of 60 Hz both allow; the instrument does not
@@ -148,17 +147,25 @@ class KeysightB2900(DialectSourceMeter):
         settings: Mapping[str, object] | None = None,
         ramp_v_per_s: float | None = None,
     ) -> KeysightB2900:
-        """Makes the instrument that a rig file names; its one setting is `channel` (1 or 2, 1 where it is missing).
+        """Makes the instrument that a rig file names; its settings: `channel` (1 or 2), `reconnect_attempts`.
 
         Raises:
-            ConfigError: There is no such channel, or an unknown setting.
+            ConfigError: A setting is unknown or wrong; every fault.
         """
-        table = SettingsTable(settings or {}, f"source_meters.{name}.settings")
+        table = settings_of(settings, name)
         channel = table.whole("channel", 1, low=1)
         if channel > 2:
             table.faults.append(f"{table.where}.channel: {channel} is neither 1 nor 2")
+        reconnect = reconnect_of(table)
         table.finish()
-        return cls(link, channel=channel, expected=expected, name=name, ramp_v_per_s=ramp_of(ramp_v_per_s))
+        return cls(
+            link,
+            channel=channel,
+            expected=expected,
+            name=name,
+            ramp_v_per_s=ramp_of(ramp_v_per_s),
+            reconnect=reconnect,
+        )
 
 
 class KeysightB2900Dialect:

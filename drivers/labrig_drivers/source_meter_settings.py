@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from labrig_drivers.errors import ConfigError
+from labrig_drivers.links.reconnect import Reconnect
+from labrig_drivers.settings_table import SettingsTable
 
 _DEFAULT_RAMP_V_PER_S: Final = 1.0
 
@@ -15,13 +16,16 @@ def ramp_of(ramp_v_per_s: float | None) -> float:
     return _DEFAULT_RAMP_V_PER_S if ramp_v_per_s is None else ramp_v_per_s
 
 
-def no_settings(settings: Mapping[str, object] | None, name: str) -> None:
-    """Refuses settings that nobody would read.
+def settings_of(settings: Mapping[str, object] | None, name: str) -> SettingsTable:
+    """The table `settings` of the source-meter `name` in a rig file, ready to be read key by key."""
+    return SettingsTable(settings or {}, f"source_meters.{name}.settings")
 
-    Raises:
-        ConfigError: There are some; the message names each.
+
+def reconnect_of(table: SettingsTable) -> Reconnect | None:
+    """How a question that does no harm is asked again after its link failed; None where a rig file does not say.
+
+    The key is `reconnect_attempts`, a whole number of at least 1.
     """
-    if settings:
-        raise ConfigError(
-            "\n".join(f"source_meters.{name}.settings.{key}: this driver has no such setting" for key in settings)
-        )
+    if not table.has("reconnect_attempts"):
+        return None
+    return Reconnect(attempts=table.whole("reconnect_attempts", low=1))
