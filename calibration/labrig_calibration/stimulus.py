@@ -9,7 +9,7 @@ several writes, because one write cannot tell a cell's programming error from a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 
 import numpy as np
@@ -44,7 +44,7 @@ class StimulusKind(IntEnum):
 
 @dataclass(frozen=True)
 class StimulusCounts:
-    """How many vectors of each kind one write gets.
+    """How many vectors of each kind one write gets; none of a kind where it is 0.
 
     Attributes:
         zero: Vectors at 0 V.
@@ -55,6 +55,7 @@ class StimulusCounts:
         activation: Uniform vectors of one sign, as a rectified layer makes them.
         repeat_vectors: Fixed vectors that are measured again and again.
         repeats: Times that each of those is measured.
+        hadamard_repeats: Times that the Hadamard vectors are measured, with each sign and at three amplitudes.
     """
 
     zero: int = 32
@@ -65,19 +66,47 @@ class StimulusCounts:
     activation: int = 512
     repeat_vectors: int = 8
     repeats: int = 32
+    hadamard_repeats: int = 1
+
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> StimulusCounts:
+        """Counts by name, as a plan file has them; those that are not named are as usual.
+
+        Raises:
+            StimulusError: A name is unknown or a count is no whole number from 0 up; every fault is listed.
+        """
+        known = [field.name for field in fields(cls)]
+        faults = [f"{name} is no count; the counts are: {', '.join(known)}" for name in values if name not in known]
+        good: dict[str, int] = {}
+        for name, value in values.items():
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                good[name] = value
+            else:
+                faults.append(f"{name} is {value!r}, must be a whole number from 0 up")
+        if faults:
+            raise StimulusError("wrong counts: " + "; ".join(faults))
+        return cls(**good)
+
+    def as_options(self) -> dict[str, int]:
+        """All counts by name, as a plan file and a recording hold them."""
+        return asdict(self)
+
+    def by_kind(self, rows: int) -> dict[StimulusKind, int]:
+        """Vectors of each kind of one write on an array with `rows` rows."""
+        return {
+            StimulusKind.ZERO: self.zero,
+            StimulusKind.ONE_HOT: 2 * rows * self.one_hot_repeats,
+            StimulusKind.HADAMARD: 2 * rows * len(LOAD_FRACTIONS) * self.hadamard_repeats,
+            StimulusKind.SPARSE: self.sparse,
+            StimulusKind.LADDER: 2 * LADDER_LEVELS * self.ladder_patterns,
+            StimulusKind.RANDOM: self.random,
+            StimulusKind.REPEAT: self.repeat_vectors * self.repeats,
+            StimulusKind.ACTIVATION: self.activation,
+        }
 
     def total(self, rows: int) -> int:
         """Vectors of one write on an array with `rows` rows."""
-        return (
-            self.zero
-            + 2 * rows * self.one_hot_repeats
-            + 2 * rows * len(LOAD_FRACTIONS)
-            + self.sparse
-            + 2 * LADDER_LEVELS * self.ladder_patterns
-            + self.random
-            + self.activation
-            + self.repeat_vectors * self.repeats
-        )
+        return sum(self.by_kind(rows).values())
 
 
 @dataclass(frozen=True)
@@ -161,7 +190,7 @@ def design_mvm_calibration(
     counts = counts or StimulusCounts()
     amplitude_v = _amplitude_v(converters, max_voltage_v)
     counted = {"rows": rows, "columns": columns, "writes": writes, "batch": batch}
-    _demand_valid(counted, amplitude_v, converters)
+    _demand_valid(counted, counts, amplitude_v, converters)
     generator = np.random.default_rng([seed, stream])
     shapes = _Shapes(rows, amplitude_v, counts, generator)
     designs: list[WriteDesign] = []
@@ -247,7 +276,9 @@ class _Shapes:
         return {
             StimulusKind.ZERO: np.zeros((counts.zero, rows)),
             StimulusKind.ONE_HOT: np.concatenate([one_hot, -one_hot]),
-            StimulusKind.HADAMARD: np.concatenate([fraction * both_signs for fraction in LOAD_FRACTIONS]),
+            StimulusKind.HADAMARD: np.tile(
+                np.concatenate([fraction * both_signs for fraction in LOAD_FRACTIONS]), (counts.hadamard_repeats, 1)
+            ),
             StimulusKind.SPARSE: graded(high_v * sparse),
             StimulusKind.LADDER: np.concatenate([ladder, -ladder]),
             StimulusKind.RANDOM: graded(self._generator.uniform(-high_v, high_v, (counts.random, rows))),
@@ -275,8 +306,13 @@ def _amplitude_v(converters: Converters, max_voltage_v: float | None) -> float:
     return amplitude_v if max_voltage_v is None else min(amplitude_v, max_voltage_v)
 
 
-def _demand_valid(counted: Mapping[str, int], amplitude_v: float, converters: Converters) -> None:
+def _demand_valid(
+    counted: Mapping[str, int], counts: StimulusCounts, amplitude_v: float, converters: Converters
+) -> None:
     faults = [f"{name} is {value}, must be at least 1" for name, value in counted.items() if value < 1]
+    faults += [f"{name} is {value}, must not be negative" for name, value in counts.as_options().items() if value < 0]
+    if not faults and counts.total(counted["rows"]) == 0:
+        faults.append("there is no vector of any kind")
     if not amplitude_v > 0:
         faults.append("the input voltage must reach both signs, and its limit must be above zero")
     shape = converters.adc_full_scale_a.shape
