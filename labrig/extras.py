@@ -11,6 +11,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "scipy", "sklearn"),
     "report": ("jinja2", "plotly"),
     "export": ("h5netcdf", "pyarrow"),
+    "images": ("PIL",),
 }
 
 
