@@ -159,12 +159,7 @@ class KeysightB2900(DialectSourceMeter):
         reconnect = reconnect_of(table)
         table.finish()
         return cls(
-            link,
-            channel=channel,
-            expected=expected,
-            name=name,
-            ramp_v_per_s=ramp_of(ramp_v_per_s),
-            reconnect=reconnect,
+            link, channel=channel, expected=expected, name=name, ramp_v_per_s=ramp_of(ramp_v_per_s), reconnect=reconnect
         )
 
 
