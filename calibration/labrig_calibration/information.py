@@ -237,8 +237,11 @@ class ColumnErrors:
 
 
 def border_scales(converters: Converters, chip: AssumedChip) -> FloatArray:
-    """What is a large change of each of `BORDER`: full scale, the compression itself, an exponent of 0.1, one tenth."""
-    return np.array([float(np.median(converters.adc_full_scale_a)), chip.compression_per_a, 0.1, 0.1])
+    """What is a large change of each of `BORDER`.
+
+    A fiftieth of the ADC's range, the compression itself, an exponent of 0.1, an even part of a tenth at full scale.
+    """
+    return np.array([0.02 * float(np.median(converters.adc_full_scale_a)), chip.compression_per_a, 0.1, 0.1])
 
 
 def column_errors(

@@ -78,6 +78,7 @@ class Analysis:
         predicted: By name, in the order of the model.
         columns: Covariances of typical columns.
         kinds: What the vectors of each different kind of write say.
+        times: How many writes of each kind there are.
         cells: The cells of these columns.
         gains: Errors of gains and lines.
         law: Information about `cell_information.LAW`, `[4, 4]`.
@@ -86,6 +87,7 @@ class Analysis:
     predicted: dict[str, Predicted]
     columns: ColumnErrors
     kinds: tuple[WriteInformation, ...]
+    times: tuple[float, ...]
     cells: Cells
     gains: GainErrors
     law: FloatArray
@@ -160,7 +162,7 @@ def analysed(
         *_of_noise(kinds, times, cells, converters, chip),
         *_of_cells(law, gains, cells, chip),
     ]
-    return Analysis({one.name: one for one in found}, errors, tuple(kinds), cells, gains, law)
+    return Analysis({one.name: one for one in found}, errors, tuple(kinds), tuple(times), cells, gains, law)
 
 
 def _of_columns(
