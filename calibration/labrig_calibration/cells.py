@@ -1,28 +1,86 @@
-"""What a new write will leave in every cell: slopes, stuck cells, and the law of the programming error.
+"""What a new write will leave in every cell: gains, fixed pattern, stuck cells, wires, law of the programming error.
 
-The conductances of the recorded writes, each with its error, are compared with their targets. A healthy cell follows
-`g = slope * target` with a programming error that is drawn anew at every write; a stuck cell does not move.
+The conductances of the recorded writes, each with its error, are compared with their targets. In units of a column's
+gain a healthy cell of write p shows, behind wires that pass the share f_p and beside its neighbours' crosstalk x,
+
+    y_p = f_p (s t_p + e_p) + x (y_p,left + y_p,right),   s ~ N(1, mismatch^2),   e_p ~ N(0, sigma(t_p)^2):
+
+`s` is the device (fixed pattern, the same at every write), `e_p` the programming (cycle to cycle). Both are integrated
+out; what all cells share (law of `sigma`, mismatch, wires, crosstalk) is the maximum of the marginal likelihood, by
+L-BFGS-B on torch gradients, with errors from the Hessian. A cell may also be stuck at a constant, or fit neither story.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from torch import Tensor
+
+from labrig_surrogates.wire_sums import LineSums
+from labrig_surrogates.wires import transfer_matrix
 
 FloatArray = NDArray[np.float64]
 
-# What chips of this kind are like, for the one question whether a cell follows its target: programming error as a
-# part of the highest conductance, spread of the slopes, and the log of the odds (1 : 100) that a cell is stuck at
-# some level (of about 20 that can be told apart).
-_TYPICAL_PROGRAMMING = 0.04
-_TYPICAL_MISMATCH = 0.2
-_STUCK_EVIDENCE = 7.6
-# Tukey-like bound in robust standard deviations: beyond it a cell does not shape the laws of the others.
-_OUTLIER = 5.0
+LAW = ("programming", "programming", "programming", "mismatch", "wire_ohm", "wire_ohm", "crosstalk")
+"""Names of the shared parameters; those of a model that lacks some are left out."""
+_MISMATCH, _WORD, _BIT, _CROSSTALK = 3, 4, 5, 6
+
+# Of a hundred cells one is taken to be stuck, anywhere up to 1.3 times the highest conductance and steady within a
+# hundredth of it; of a thousand one follows no story, within a third of the highest conductance around its target.
+_STUCK_SHARE, _STUCK_RANGE, _STUCK_STEADY = 0.01, 1.3, 0.01
+_WILD_SHARE, _WILD_SPREAD = 0.001, 0.33
+_LEAST_SIGMA = 1e-4
+_ROUNDS = 6
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+@dataclass(frozen=True)
+class CellData:
+    """Conductances of the recorded writes, `[writes, rows, columns]` each, in S.
+
+    Attributes:
+        cells_s: Gain times conductance.
+        error_s: Standard errors.
+        target_s: Targets.
+        highest_s: Highest programmable conductance.
+    """
+
+    cells_s: Tensor
+    error_s: Tensor
+    target_s: Tensor
+    highest_s: float
+
+    def first_writes(self, count: int) -> CellData:
+        """Only the first writes."""
+        return replace(self, cells_s=self.cells_s[:count], error_s=self.error_s[:count], target_s=self.target_s[:count])
+
+
+@dataclass(frozen=True)
+class CellModel:
+    """Which parts of the model are fitted.
+
+    Attributes:
+        pattern: Fixed pattern, stuck and wild cells.
+        wires: Wire resistance.
+        crosstalk: Crosstalk of neighbouring columns.
+        exact: Whether the network of wires is solved exactly.
+    """
+
+    pattern: bool = True
+    wires: bool = True
+    crosstalk: bool = True
+    exact: bool = False
+
+    @property
+    def law(self) -> tuple[int, ...]:
+        """Indices into `LAW` of what is fitted."""
+        extra = [_MISMATCH] * self.pattern + [_WORD, _BIT] * self.wires + [_CROSSTALK] * self.crosstalk
+        return (0, 1, 2, *extra)
 
 
 @dataclass(frozen=True)
@@ -30,149 +88,305 @@ class CellFit:
     """Cells of one array.
 
     Attributes:
+        model: What was fitted.
+        law: Shared parameters in the order of `LAW`, zero where not fitted, `[7]`.
+        law_covariance: Covariance of the fitted ones (`model.law`), `[m, m]`.
         gain: Mean slope of the healthy cells of each column, `[columns]`.
-        gain_error: Its standard error, `[columns]`.
+        gain_error: Its standard error; programming and wires have their part in it, `[columns]`.
         slope: Slope of each cell relative to its column's gain, zero where stuck, `[rows, columns]`.
+        slope_error: Its standard error.
         intercept_s: Conductance at target zero in S (stuck cells: where they sit), `[rows, columns]`.
         stuck: Cells that do not follow, bool, `[rows, columns]`.
-        programming: Coefficients of the error's standard deviation over the relative target, `[3]`.
-        programming_error: Standard errors, `[3]`.
+        log_likelihood: Of all cells, at the maximum.
     """
 
+    model: CellModel
+    law: FloatArray
+    law_covariance: FloatArray
     gain: FloatArray
     gain_error: FloatArray
     slope: FloatArray
+    slope_error: FloatArray
     intercept_s: FloatArray
     stuck: NDArray[np.bool_]
-    programming: FloatArray
-    programming_error: FloatArray
+    log_likelihood: float
 
 
-def fit_cells(
-    conductance_s: FloatArray, error_s: FloatArray, target_s: FloatArray, conductance_max_s: float
-) -> CellFit:
-    """Fits all cells of an array.
+@dataclass(frozen=True)
+class _View:
+    """Cells in units of their column's gain, with what is held fixed while the law is fitted.
+
+    Attributes:
+        y: Conductances in S, error and target beside them.
+        word: Sum of wire segments times conductances along the word line, in S: `d = ohm * word`.
+        bit: Along the bit line.
+        share: What the wires pass, as solved at `origin`, over its first order there.
+        neighbours: Sum of the conductances of both neighbours in S.
+    """
+
+    y: Tensor
+    error: Tensor
+    target: Tensor
+    word: Tensor
+    bit: Tensor
+    share: Tensor
+    neighbours: Tensor
+    highest_s: float
+
+
+def fit_cells(data: CellData, model: CellModel) -> CellFit:
+    """Fits all cells of an array; at least two writes with different targets, or no pattern can be told."""
+    target, cells = data.target_s, data.cells_s
+    if target.shape[0] < 2:
+        model = replace(model, pattern=False)
+    slope = (target * cells).sum(dim=0) / (target**2).sum(dim=0).clamp(min=1e-300)
+    gain = slope.median(dim=0).values
+    gain = torch.where(gain.abs() > 1e-3 * gain.abs().median(), gain, gain.abs().median().clamp(min=1e-12))
+    law = torch.tensor([0.02, 0.02, 0.0, 0.1 * model.pattern, 0.0, 0.0, 0.0], dtype=torch.float64)
+    value, last = 0.0, float("inf")
+    view = _view(data, gain, law, model)
+    for _ in range(_ROUNDS):
+        law, value = _fit_law(view, law, model)
+        gain = gain * _own_gain(view, law, model)
+        view = _view(data, gain, law, model)
+        if abs(last - value) < 0.05:
+            break
+        last = value
+    covariance = _law_covariance(view, law, model)
+    return _finished(view, law, covariance, gain, model, value)
+
+
+def predict_write(fit: CellFit, target_s: Tensor, error_s: Tensor, highest_s: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance of what a new write will show, times gain: S and S^2, each `[rows, columns]`.
 
     Args:
-        conductance_s: Gain times conductance of each write in S, `[writes, rows, columns]`.
-        error_s: Standard errors, same shape.
-        target_s: Targets in S, same shape; at least two different ones for each cell.
-        conductance_max_s: Highest programmable conductance in S.
+        fit: The fitted cells.
+        target_s: Its target in S.
+        error_s: Standard error in S with which it will be measured.
+        highest_s: Highest programmable conductance in S.
     """
-    stuck = _stuck_cells(conductance_s, error_s, target_s, conductance_max_s)
-    healthy = ~stuck
-    slope = (target_s * conductance_s).sum(axis=0) / (target_s**2).sum(axis=0)
-    gain = np.array([np.median(slope[healthy[:, j], j]) if healthy[:, j].any() else 1.0 for j in range(slope.shape[1])])
-    programming, programming_error = np.array([0.02, 0.0, 0.0]), np.full(3, np.inf)
-    gain_error = np.full_like(gain, np.inf)
-    for _ in range(3):
-        sigma_s = _programming_sigma_s(programming, target_s, conductance_max_s) * gain
-        weight = 1.0 / (sigma_s**2 + error_s**2)
-        information = (weight * target_s**2).sum(axis=0)
-        raw = (weight * target_s * conductance_s).sum(axis=0) / information
-        spread = _spread_of_slopes(raw / gain, 1.0 / (np.sqrt(information) * gain), healthy)
-        gain, gain_error = _column_gains(raw, 1.0 / information, (spread * gain) ** 2, healthy, gain)
-        prior = 1.0 / (spread * gain) ** 2
-        slope = (raw * information + gain * prior) / (information + prior)
-        residual_s = (conductance_s - raw * target_s) / gain
-        leverage = weight * target_s**2 / information
-        programming, programming_error = _fit_programming(
-            residual_s, leverage, error_s / gain, target_s, healthy, conductance_max_s, programming
-        )
-    return CellFit(
-        gain=gain,
-        gain_error=gain_error,
-        slope=np.where(stuck, 0.0, slope / gain),
-        intercept_s=np.where(stuck, conductance_s.mean(axis=0) / gain, 0.0),
-        stuck=stuck,
-        programming=programming,
-        programming_error=programming_error,
+    law, gain = torch.as_tensor(fit.law), torch.as_tensor(fit.gain)
+    cells = torch.as_tensor(fit.slope) * target_s + torch.as_tensor(fit.intercept_s)
+    share = _pass_share(cells[None], law, fit.model)[0]
+    mean = share * cells
+    if fit.model.crosstalk:
+        mean = mean + law[_CROSSTALK] * _neighbours(mean)
+    spread = torch.where(torch.as_tensor(fit.stuck), _STUCK_STEADY * highest_s, _sigma(law, target_s, highest_s))
+    variance = share**2 * (spread**2 + (torch.as_tensor(fit.slope_error) * target_s) ** 2)
+    return gain * mean, gain**2 * variance + error_s**2
+
+
+def last_write_nll(data: CellData, model: CellModel) -> FloatArray:
+    """How well the last write is predicted by all others: negative log likelihood in nats of each column.
+
+    The spread has heavy tails (one in fifty cells may be stuck without having shown it).
+    """
+    fit = fit_cells(data.first_writes(data.target_s.shape[0] - 1), model)
+    mean, variance = predict_write(fit, data.target_s[-1], data.error_s[-1], data.highest_s)
+    residual = data.cells_s[-1] - mean
+    normal = -0.5 * (residual**2 / variance + torch.log(variance) + _LOG_2PI)
+    wide = (_WILD_SPREAD * data.highest_s * torch.as_tensor(fit.gain)) ** 2
+    wild = -0.5 * (residual**2 / wide + torch.log(wide) + _LOG_2PI)
+    mixed = torch.logaddexp(math.log(1.0 - 2.0 * _STUCK_SHARE) + normal, math.log(2.0 * _STUCK_SHARE) + wild)
+    return np.asarray(-mixed.sum(dim=0).numpy())
+
+
+def _sigma(law: Tensor, target_s: Tensor, highest_s: float) -> Tensor:
+    relative = target_s / highest_s
+    return highest_s * torch.clamp(law[0] + law[1] * relative + law[2] * relative**2, min=_LEAST_SIGMA)
+
+
+def _neighbours(cells: Tensor) -> Tensor:
+    both = torch.zeros_like(cells)
+    both[..., 1:] += cells[..., :-1]
+    both[..., :-1] += cells[..., 1:]
+    return both
+
+
+def _line_sums(cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Segments times conductances along word and bit lines, `[writes, rows, columns]` each."""
+    rows, columns = cells.shape[-2:]
+    nothing = cells.new_zeros(())
+    return (
+        LineSums.of(columns, cells).along(cells, nothing),
+        LineSums.of(rows, cells).turned().down(cells, nothing),
     )
 
 
-def _stuck_cells(
-    conductance_s: FloatArray, error_s: FloatArray, target_s: FloatArray, conductance_max_s: float
-) -> NDArray[np.bool_]:
-    """Compares two stories of each cell by their evidence: it follows its target, or it sits at a constant.
-
-    A cell whose targets hardly differed fits both; the prior then says that it follows.
-    """
-    slope = (target_s * conductance_s).sum(axis=0) / (target_s**2).sum(axis=0)
-    gain = np.median(slope, axis=0)
-    sigma_s = np.hypot(_TYPICAL_PROGRAMMING * conductance_max_s * np.abs(gain), error_s)
-    information = (target_s**2 / sigma_s**2).sum(axis=0)
-    prior = 1.0 / (_TYPICAL_MISMATCH * gain) ** 2
-    best = (slope * information + gain * prior) / (information + prior)
-    follows = 0.5 * (((conductance_s - best * target_s) / sigma_s) ** 2).sum(axis=0) + 0.5 * prior * (best - gain) ** 2
-    constant = (conductance_s / sigma_s**2).sum(axis=0) / (1.0 / sigma_s**2).sum(axis=0)
-    sits = 0.5 * (((conductance_s - constant) / sigma_s) ** 2).sum(axis=0)
-    return np.asarray(follows - sits > _STUCK_EVIDENCE)
+def _pass_share(cells: Tensor, law: Tensor, model: CellModel) -> Tensor:
+    """Share of a cell's conductance that wires let through, `[writes, rows, columns]`."""
+    if not model.wires or not bool((law[_WORD : _BIT + 1] > 0).any()):
+        return torch.ones_like(cells)
+    if model.exact:
+        safe = cells.clamp(min=1e-3 * float(cells.abs().mean()))
+        return transfer_matrix(safe, float(law[_WORD]), float(law[_BIT])) / safe
+    word, bit = _line_sums(cells)
+    return 1.0 / (1.0 + law[_WORD] * word + law[_BIT] * bit)
 
 
-def _spread_of_slopes(relative: FloatArray, error: FloatArray, healthy: NDArray[np.bool_]) -> float:
-    """Device-to-device spread of the slopes, their own errors taken out."""
-    values = relative[healthy]
-    centre = np.median(values)
-    robust = 1.4826 * np.median(np.abs(values - centre))
-    return float(np.sqrt(max(robust**2 - np.median(error[healthy] ** 2), 1e-6)))
+def _view(data: CellData, gain: Tensor, law: Tensor, model: CellModel) -> _View:
+    y = data.cells_s / gain
+    neighbours = _neighbours(y) if model.crosstalk else torch.zeros_like(y)
+    if not model.wires:
+        nothing = torch.zeros_like(y)
+        return _View(
+            y, data.error_s / gain, data.target_s, nothing, nothing, torch.ones_like(y), neighbours, data.highest_s
+        )
+    # What sits in front of the wires follows from what is seen behind them, by repetition.
+    seen = (y - law[_CROSSTALK] * neighbours).clamp(min=0.0)
+    cells = seen
+    for _ in range(4):
+        cells = seen / _pass_share(cells, law, model)
+    word, bit = _line_sums(cells)
+    share = _pass_share(cells, law, model) * (1.0 + law[_WORD] * word + law[_BIT] * bit)
+    return _View(y, data.error_s / gain, data.target_s, word, bit, share, neighbours, data.highest_s)
 
 
-def _column_gains(
-    raw: FloatArray,
-    variance: FloatArray,
-    spread2: FloatArray,
-    healthy: NDArray[np.bool_],
-    fallback: FloatArray,
-) -> tuple[FloatArray, FloatArray]:
-    """The mean slope of this chip's own cells: the error is that of their slopes, not of their spread."""
-    counted = healthy & (np.abs(raw - fallback) < _OUTLIER * np.sqrt(variance + spread2))
-    count = counted.sum(axis=0)
-    gain = np.where(count > 0, (raw * counted).sum(axis=0) / np.maximum(count, 1), fallback)
-    error = np.where(count > 0, np.sqrt((variance * counted).sum(axis=0)) / np.maximum(count, 1), np.inf)
-    return gain, error
+def _healthy(view: _View, law: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log likelihood of each cell that follows, and its parts: residual, reach f t, variance, share f."""
+    share = view.share / (1.0 + law[_WORD] * view.word + law[_BIT] * view.bit)
+    reach = share * view.target
+    residual = view.y - law[_CROSSTALK] * view.neighbours - reach
+    variance = (share * _sigma(law, view.target, view.highest_s)) ** 2 + view.error**2
+    information = (reach**2 / variance).sum(dim=0)
+    drive = (reach * residual / variance).sum(dim=0)
+    spread = law[_MISMATCH] ** 2
+    square = (residual**2 / variance).sum(dim=0) - spread * drive**2 / (1.0 + spread * information)
+    volume = torch.log(variance).sum(dim=0) + torch.log1p(spread * information)
+    likelihood = -0.5 * (square + volume + view.y.shape[0] * _LOG_2PI)
+    return likelihood, residual, reach, variance, share
 
 
-def _programming_sigma_s(coefficients: FloatArray, target_s: FloatArray, conductance_max_s: float) -> FloatArray:
-    relative = target_s / conductance_max_s
-    p0, p1, p2 = coefficients
-    return np.asarray(conductance_max_s * np.maximum(p0 + p1 * relative + p2 * relative**2, 1e-4))
+def _others(view: _View, law: Tensor) -> tuple[Tensor, Tensor]:
+    """Log likelihoods, shares included, of cells that are stuck at a constant and of those that follow no story."""
+    share = view.share / (1.0 + law[_WORD] * view.word + law[_BIT] * view.bit)
+    level = (view.y - law[_CROSSTALK] * view.neighbours) / share
+    variance = (view.error / share) ** 2 + (_STUCK_STEADY * view.highest_s) ** 2
+    precision = (1.0 / variance).sum(dim=0)
+    centre = (level / variance).sum(dim=0) / precision
+    writes = view.y.shape[0]
+    stuck = -0.5 * (((level - centre) ** 2 / variance).sum(dim=0) + torch.log(variance).sum(dim=0) + writes * _LOG_2PI)
+    stuck = stuck + 0.5 * (_LOG_2PI - torch.log(precision)) - math.log(_STUCK_RANGE * view.highest_s)
+    wide = (_WILD_SPREAD * view.highest_s) ** 2 + view.error**2
+    wild = -0.5 * ((view.y - view.target) ** 2 / wide + torch.log(wide) + _LOG_2PI).sum(dim=0)
+    return stuck + math.log(_STUCK_SHARE), wild + math.log(_WILD_SHARE)
 
 
-def _fit_programming(
-    residual_s: FloatArray,
-    leverage: FloatArray,
-    error_s: FloatArray,
-    target_s: FloatArray,
-    healthy: NDArray[np.bool_],
-    conductance_max_s: float,
-    start: FloatArray,
-) -> tuple[FloatArray, FloatArray]:
-    """Maximum likelihood of the error law: L-BFGS-B on torch gradients, errors from the Hessian."""
-    sigma_s = _programming_sigma_s(start, target_s, conductance_max_s)
-    keep = np.broadcast_to(healthy, residual_s.shape) & (np.abs(residual_s) < _OUTLIER * 2.0 * sigma_s)
-    # A write's own slope was fitted from the same few numbers: what is left of its variance is (1 - leverage).
-    left = torch.tensor(1.0 - leverage[keep])
-    squared = torch.tensor((residual_s[keep] / conductance_max_s) ** 2)
-    known = torch.tensor((error_s[keep] / conductance_max_s) ** 2)
-    relative = torch.tensor(target_s[keep] / conductance_max_s)
-    powers = torch.stack([torch.ones_like(relative), relative, relative**2])
+def _mixture(view: _View, law: Tensor, model: CellModel) -> tuple[Tensor, Tensor]:
+    """Log likelihood of each cell, and the probabilities that it follows, is stuck, is wild: `[3, rows, columns]`."""
+    healthy = _healthy(view, law)[0]
+    if not model.pattern:
+        return healthy, torch.stack([torch.ones_like(healthy), torch.zeros_like(healthy), torch.zeros_like(healthy)])
+    stories = torch.stack([healthy + math.log(1.0 - _STUCK_SHARE - _WILD_SHARE), *_others(view, law)])
+    return torch.logsumexp(stories, dim=0), torch.softmax(stories, dim=0)
 
-    def loss(coefficients: torch.Tensor) -> torch.Tensor:
-        sigma = torch.clamp(coefficients @ powers, min=1e-4)
-        variance = left * (sigma**2 + known)
-        return 0.5 * (squared / variance + torch.log(variance)).sum()
+
+def _scales(view: _View, model: CellModel) -> Tensor:
+    """Natural sizes of the law's parameters: a hundredth, and for wires a percent of drop on average."""
+    word, bit = view.word.mean().clamp(min=1e-30), view.bit.mean().clamp(min=1e-30)
+    scales = torch.full((len(LAW),), 0.01, dtype=torch.float64)
+    scales[_WORD], scales[_BIT] = 0.01 / word, 0.01 / bit
+    return scales if model.wires else torch.full_like(scales, 0.01)
+
+
+def _loss(view: _View, model: CellModel, base: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    free = list(model.law)
+    law = base.clone()
+    law = law.index_copy(0, torch.tensor(free), x * scales[free])
+    return -_mixture(view, law, model)[0].sum()
+
+
+def _fit_law(view: _View, law: Tensor, model: CellModel) -> tuple[Tensor, float]:
+    scales, free = _scales(view, model), list(model.law)
 
     def value_and_gradient(x: FloatArray) -> tuple[float, FloatArray]:
-        coefficients = torch.tensor(x, requires_grad=True)
-        value = loss(coefficients)
-        (gradient,) = torch.autograd.grad(value, coefficients)
+        at = torch.tensor(x, requires_grad=True)
+        value = _loss(view, model, law, scales, at)
+        (gradient,) = torch.autograd.grad(value, at)
         return float(value.detach()), gradient.numpy()
 
-    solution = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B").x
-    at = torch.tensor(solution, requires_grad=True)
-    (gradient,) = torch.autograd.grad(loss(at), at, create_graph=True)
-    hessian = torch.stack([torch.autograd.grad(one, at, retain_graph=True)[0] for one in gradient])
-    covariance = torch.linalg.pinv(hessian, hermitian=True)
-    # Residuals of one cell share its slope: (writes - 1) / writes of them are independent.
-    dependent = residual_s.shape[0] / max(residual_s.shape[0] - 1, 1)
-    return solution, np.sqrt(np.maximum(dependent * covariance.diagonal().numpy(), 0.0))
+    bounds = [(None, None) if one in {0, 1, 2, _CROSSTALK} else (0.0, None) for one in free]
+    if _MISMATCH in free:
+        bounds[free.index(_MISMATCH)] = (0.01, None)
+    start = (law[free] / scales[free]).numpy()
+    found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+    fitted = law.clone()
+    fitted[free] = torch.as_tensor(found.x) * scales[free]
+    return fitted, -float(found.fun)
+
+
+def _law_covariance(view: _View, law: Tensor, model: CellModel) -> FloatArray:
+    scales, free = _scales(view, model), list(model.law)
+    at = (law[free] / scales[free]).requires_grad_()
+    (gradient,) = torch.autograd.grad(_loss(view, model, law, scales, at), at, create_graph=True)
+    rows = [torch.autograd.grad(one, at, retain_graph=True)[0] for one in gradient]
+    hessian = torch.stack(rows)
+    covariance = torch.linalg.pinv(0.5 * (hessian + hessian.T), hermitian=True)
+    unit = scales[free]
+    return np.asarray((covariance * unit[:, None] * unit[None, :]).detach().numpy())
+
+
+def _raw_slopes(view: _View, law: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope of each cell from its own writes alone, and its information; `[rows, columns]` each."""
+    _, residual, reach, variance, _ = _healthy(view, law)
+    information = (reach**2 / variance).sum(dim=0).clamp(min=1e-300)
+    return 1.0 + (reach * residual / variance).sum(dim=0) / information, information
+
+
+def _own_gain(view: _View, law: Tensor, model: CellModel) -> Tensor:
+    """What each column's gain has to be multiplied with so that its healthy cells have a mean slope of one."""
+    raw, information = _raw_slopes(view, law)
+    healthy = _mixture(view, law, model)[1][0]
+    if not model.pattern:
+        # Without a pattern all cells have one slope: its best estimate weights them.
+        healthy = information
+    weight = healthy.sum(dim=0)
+    mean = (healthy * raw).sum(dim=0) / weight.clamp(min=1e-300)
+    return torch.where((weight > 0) & (mean > 0.05), mean, torch.ones_like(mean))
+
+
+def _finished(
+    view: _View, law: Tensor, covariance: FloatArray, gain: Tensor, model: CellModel, value: float
+) -> CellFit:
+    raw, information = _raw_slopes(view, law)
+    probability = _mixture(view, law, model)[1]
+    stuck = probability[1] > 0.5
+    wild = (probability[2] > 0.5) & ~stuck
+    healthy = (~stuck & ~wild).double()
+    count = healthy.sum(dim=0).clamp(min=1.0)
+    if model.pattern:
+        own = (healthy / information).sum(dim=0) / count**2
+        prior = 1.0 / max(float(law[_MISMATCH]) ** 2, 1e-12)
+        slope, slope_error = (raw * information + prior) / (information + prior), (information + prior) ** -0.5
+        slope_error = torch.where(wild, torch.full_like(slope_error, _WILD_SPREAD), slope_error)
+    else:
+        own = 1.0 / (healthy * information).sum(dim=0).clamp(min=1e-300)
+        slope, slope_error = torch.ones_like(raw), torch.zeros_like(raw)
+    # Wires and crosstalk move the gains too.
+    shift = torch.stack(
+        [_own_gain(view, _nudged(law, one, covariance[place, place]), model) for place, one in enumerate(model.law)]
+    )
+    unit = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
+    correlation = torch.as_tensor(covariance / unit[:, None] / unit[None, :])
+    moved = shift - _own_gain(view, law, model)
+    shared = torch.einsum("ac,ab,bc->c", moved, correlation, moved)
+    share = _healthy(view, law)[4]
+    level = ((view.y - law[_CROSSTALK] * view.neighbours) / share).mean(dim=0)
+    return CellFit(
+        model=model,
+        law=np.asarray(law.numpy()),
+        law_covariance=covariance,
+        gain=np.asarray(gain.numpy()),
+        gain_error=np.asarray((gain.abs() * torch.sqrt((own + shared).clamp(min=0.0))).numpy()),
+        slope=np.asarray(torch.where(stuck, torch.zeros_like(slope), slope).numpy()),
+        slope_error=np.asarray(torch.where(stuck, torch.zeros_like(slope), slope_error).numpy()),
+        intercept_s=np.asarray(torch.where(stuck, level, torch.zeros_like(level)).numpy()),
+        stuck=np.asarray(stuck.numpy()),
+        log_likelihood=value,
+    )
+
+
+def _nudged(law: Tensor, index: int, variance: float) -> Tensor:
+    moved = law.clone()
+    moved[index] += math.sqrt(max(variance, 0.0))
+    return moved

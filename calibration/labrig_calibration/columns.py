@@ -1,224 +1,304 @@
-"""Batched Gauss-Newton: offset, compression, drift and every write's conductances of all columns at once.
+"""Batched Gauss-Newton: offset, curve, drift and every write's conductances of all columns at once.
 
 Model of one column (equations in `labrig_surrogates.parameters.ArrayParameters`), with w = gain * g in S:
 
-    u = (1 + age / reference) ** -drift * (v @ w[write]),   y = offset + tanh(kappa u) / kappa
+    u = (1 + age / reference) ** -drift * (v @ w[write]),   y = offset + curve(u; compression, skew)
 
-Three parameters belong to the column, `rows` conductances to each write. The normal equations have the shape of an
-arrow: one block for each write and a border of three. The border is solved by the Schur complement, which also gives
-the standard errors.
+At most four parameters belong to the column, `rows` conductances to each write. The normal equations have the shape
+of an arrow: one block for each write and a narrow border. The border is solved by the Schur complement, which also
+gives the standard errors. Gradients are always exact; the blocks, which cost most, are kept over several steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-SHARED = ("offset", "compression", "drift")
-# A weak prior for recordings too short to see drift: exponents of real devices lie within 0.1 of zero
-# (phase-change memory: 0.05 to 0.1). Where drift is seen it changes nothing.
-DRIFT_PRIOR = 0.1
+from labrig_calibration.likelihood import pull
+from labrig_calibration.measurements import Block, Measurements
+from labrig_calibration.noise_law import NoiseTerms, law_variance
+from labrig_surrogates.transfer import compress, compress_slope
+
+SHARED = ("offset", "compression", "drift", "skew")
+# Weak priors for what a recording may not show at all: exponents of real devices lie within 0.1 of zero (phase-change
+# memory: 0.05 to 0.1), skews within one. Where the data say more they change nothing.
+_PRIOR = {"drift": 0.1, "skew": 1.0}
 # Columns handled together: bounds the memory of the per-column Gram matrices.
 _COLUMN_CHUNK = 16
-# Relative decrease of the cost (a chi-square of order N) below which the iteration has converged.
-_TOLERANCE = 1e-6
+# Above this many multiplications the Gram matrices are summed in single precision: they only steer and give errors.
+_SINGLE_ABOVE = 2e10
+# Decrease of the negative log likelihood of a column below which nothing is left to gain.
+_TOLERANCE = 0.01
+# Steps below this part of a standard error change nothing.
+_SMALL_STEP = 0.03
 
 
 @dataclass(frozen=True)
-class ColumnData:
-    """Measurements of one array as tensors, float64.
+class ColumnState:
+    """Parameters of some columns.
 
     Attributes:
-        voltage_v: Inputs after the DAC in V, `[N, rows]`.
-        current_a: Outputs in A, `[N, columns]`.
-        log_age: `log(1 + age / reference)`, `[N]`.
-        weight: 1 / variance of each output in 1/A^2, zero for saturated ones, `[N, columns]`.
-        writes: Indices of the MVMs of each write.
-    """
-
-    voltage_v: Tensor
-    current_a: Tensor
-    log_age: Tensor
-    weight: Tensor
-    writes: list[Tensor]
-
-
-@dataclass(frozen=True)
-class ColumnFit:
-    """Fitted columns.
-
-    Attributes:
-        shared: Offset in A, compression in 1/A, drift exponent: `[3, columns]`.
-        shared_error: Their standard errors, `[3, columns]`.
+        shared: Offset in A, compression in 1/A, drift exponent, skew: `[4, columns]`.
         conductance_s: Gain times conductance of each write, `[writes, rows, columns]`.
-        conductance_error_s: Standard errors, `[writes, rows, columns]`.
-        iterations: Gauss-Newton steps taken by the slowest chunk of columns.
-        converged: Whether every chunk ended by the tolerance, not by the limit of steps.
+        noise: What gives the variance of an output.
     """
 
     shared: Tensor
-    shared_error: Tensor
     conductance_s: Tensor
-    conductance_error_s: Tensor
-    iterations: int
-    converged: bool
+    noise: NoiseTerms
 
 
-def predict(data: ColumnData, shared: Tensor, conductance_s: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean outputs and the currents before the curve.
+@dataclass(frozen=True)
+class Normal:
+    """Sums over the data at one state.
 
-    Args:
-        data: Inputs and ages.
-        shared: `[3, columns]`.
-        conductance_s: `[writes, rows, columns]`.
+    Attributes:
+        loss: Negative log likelihood of each column, `[columns]`.
+        score_shared: Its negative gradient by the free shared parameters, `[columns, p]`.
+        score_cells: By the conductances, `[writes, rows, columns]`.
+        border: Information of the shared ones, `[columns, p, p]`.
+        cross: Information between both, `[writes, columns, rows, p]`.
+        gram: Information of the conductances, `[writes, columns, rows, rows]`.
+    """
+
+    loss: Tensor
+    score_shared: Tensor
+    score_cells: Tensor
+    border: Tensor
+    cross: Tensor
+    gram: Tensor
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The solved normal equations.
+
+    Attributes:
+        inverse: Inverse blocks, `[writes, columns, rows, rows]`.
+        coupling: Change of the conductances with the shared parameters, negative, `[writes, columns, rows, p]`.
+        covariance: Of the free shared parameters, `[columns, p, p]`.
+    """
+
+    inverse: Tensor
+    coupling: Tensor
+    covariance: Tensor
+
+    def scaled(self, factor: float) -> Factor:
+        """For `1 / factor` times as many data."""
+        return Factor(self.inverse * factor, self.coupling, self.covariance * factor)
+
+    def cell_error_s(self) -> Tensor:
+        """Standard errors of the conductances, `[writes, rows, columns]`."""
+        extra = torch.einsum("pcia,cab,pcib->pci", self.coupling, self.covariance, self.coupling)
+        own = self.inverse.diagonal(dim1=2, dim2=3)
+        return torch.sqrt((own + extra).clamp(min=0.0)).transpose(1, 2)
+
+    def shared_error(self) -> Tensor:
+        """Standard errors of the free shared parameters, `[p, columns]`."""
+        return torch.sqrt(self.covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0)).T
+
+    def step(self, normal: Normal) -> tuple[Tensor, Tensor]:
+        """The Gauss-Newton step `(d shared [p, columns], d conductance [writes, rows, columns])`."""
+        score = normal.score_cells.transpose(1, 2).unsqueeze(-1).to(self.inverse.dtype)
+        inner = (self.inverse @ score).squeeze(-1).double()
+        pushed = torch.einsum("pcia,pic->ca", self.coupling, normal.score_cells)
+        shared = torch.einsum("cab,cb->ca", self.covariance, normal.score_shared - pushed)
+        cells = inner - torch.einsum("pcia,ca->pci", self.coupling, shared)
+        return shared.T, cells.transpose(1, 2)
+
+
+def moments(block: Block, state: ColumnState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, current before the curve, slope of the curve and variance of a block's outputs, each `[n, columns]`."""
+    cells = state.conductance_s[block.write]
+    decay = torch.exp(-block.log_age * state.shared[2])
+    u = decay * (block.voltage_v @ cells)
+    skew = state.shared[3] if bool((state.shared[3] != 0).any()) else None
+    slope = compress_slope(u, state.shared[1], skew)
+    mean = state.shared[0] + compress(u, state.shared[1], skew)
+    return mean, u, slope, law_variance(state.noise, block.voltage_v, cells, decay, slope, block.aging)
+
+
+def accumulate(data: Measurements, state: ColumnState, free: tuple[int, ...], *, blocks: bool) -> Normal:
+    """Sums scores, and with `blocks` the information too, over all data at a state."""
+    writes, rows, columns = state.conductance_s.shape
+    p = len(free)
+    new = state.shared.new_zeros
+    exact = data.counts().sum() * rows * rows * columns < _SINGLE_ABOVE
+    gram = torch.zeros((writes, columns, rows, rows), dtype=torch.float64 if exact else torch.float32)
+    normal = Normal(
+        new(columns),
+        new(columns, p),
+        new(writes, rows, columns),
+        new(columns, p, p),
+        new(writes, columns, rows, p),
+        gram if blocks else new(0),
+    )
+    for block in data.blocks():
+        mean, u, slope, variance = moments(block, state)
+        pulled = pull(block.outputs, mean, variance)
+        gain = slope * torch.exp(-block.log_age * state.shared[2])
+        border = _border(block, state, u, slope, free)
+        normal.loss.add_(pulled.loss.sum(dim=0))
+        for index, direction in enumerate(border):
+            normal.score_shared[:, index] += (direction * pulled.score).sum(dim=0)
+        normal.score_cells[block.write] += block.voltage_v.T @ (gain * pulled.score)
+        if blocks:
+            _add_information(normal, block, border, gain, pulled.weight)
+    return normal
+
+
+def factorise(normal: Normal, state: ColumnState, free: tuple[int, ...]) -> Factor:
+    """Solves the normal equations, weak priors included."""
+    schur = normal.border.clone()
+    for index, name in enumerate(SHARED[one] for one in free):
+        if name in _PRIOR:
+            schur[:, index, index] += 1.0 / _PRIOR[name] ** 2
+    inverse, coupling = torch.empty_like(normal.gram), torch.empty_like(normal.cross)
+    for write in range(state.conductance_s.shape[0]):
+        for first in range(0, schur.shape[0], _COLUMN_CHUNK):
+            chunk = slice(first, first + _COLUMN_CHUNK)
+            gram = normal.gram[write, chunk].double()
+            # Keeps a row that was never driven, or a dead column, from breaking the others.
+            floor = 1e-9 * gram.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True) + 1e-300
+            inverted = torch.linalg.inv(gram + torch.diag_embed(floor.expand(-1, gram.shape[1])))
+            inverse[write, chunk] = inverted.to(inverse.dtype)
+            coupling[write, chunk] = inverted @ normal.cross[write, chunk]
+        schur -= normal.cross[write].transpose(1, 2) @ coupling[write]
+    return Factor(inverse, coupling, _inverse_information(schur))
+
+
+def climb(
+    data: Measurements, state: ColumnState, free: tuple[int, ...], *, iterations: int = 25
+) -> tuple[ColumnState, Factor, bool]:
+    """Gauss-Newton with the blocks renewed at every step, at a fixed noise; each column accepts only what helps it.
 
     Returns:
-        `(y, u)`, each `[N, columns]` in A.
+        The state, the factor there, and whether every column came to rest.
     """
-    u = torch.empty((data.voltage_v.shape[0], shared.shape[1]), dtype=data.voltage_v.dtype)
-    for write, rows in enumerate(data.writes):
-        u[rows] = data.voltage_v[rows] @ conductance_s[write]
-    u = torch.exp(-data.log_age[:, None] * shared[2]) * u
-    return shared[0] + _curve(u, shared[1]), u
+    normal = _with_priors(accumulate(data, state, free, blocks=True), state, free)
+    length = torch.ones_like(normal.loss)
+    resting = torch.zeros_like(normal.loss, dtype=torch.bool)
+    for _ in range(iterations):
+        factor = factorise(normal, state, free)
+        shared, cells = factor.step(normal)
+        trial = _moved(state, free, shared * length, cells * length)
+        there = _with_priors(accumulate(data, trial, free, blocks=True), trial, free)
+        gained = normal.loss - there.loss
+        better = (gained > 0) & torch.isfinite(there.loss)
+        resting = (better & (gained < _TOLERANCE)) | (~better & (length < 1e-3)) | (gained.abs() < 1e-6)
+        state, normal = _merged(better, trial, state), _merged_normal(better, there, normal)
+        length = torch.where(better, (3.0 * length).clamp(max=1.0), 0.3 * length)
+        if bool(resting.all()):
+            break
+    return state, factorise(normal, state, free), bool(resting.all())
 
 
-def fit_columns(
-    data: ColumnData,
-    shared: Tensor,
-    conductance_s: Tensor,
-    *,
-    max_iterations: int = 30,
-    progress: Callable[[float], None] | None = None,
-) -> ColumnFit:
-    """Minimises the weighted squares over all parameters of every column.
+def settle(
+    data: Measurements, state: ColumnState, free: tuple[int, ...], factor: Factor, *, iterations: int = 10
+) -> tuple[ColumnState, bool]:
+    """Steps with kept blocks and exact scores until they are small against the errors.
 
-    Args:
-        data: The measurements.
-        shared: Start of offset, compression and drift, `[3, columns]`.
-        conductance_s: Start of the conductances, `[writes, rows, columns]`.
-        max_iterations: Limit of Gauss-Newton steps.
-        progress: Called with the fraction of columns done.
+    The noise follows the state; its own score is left out (it carries little, and a wrong law would bend the means).
     """
-    columns = shared.shape[1]
-    parts = []
-    for first in range(0, columns, _COLUMN_CHUNK):
-        chunk = slice(first, min(first + _COLUMN_CHUNK, columns))
-        parts.append(_fit_chunk(_columns_of(data, chunk), shared[:, chunk], conductance_s[..., chunk], max_iterations))
-        if progress is not None:
-            progress(chunk.stop / columns)
-    return ColumnFit(
-        shared=torch.cat([part.shared for part in parts], dim=1),
-        shared_error=torch.cat([part.shared_error for part in parts], dim=1),
-        conductance_s=torch.cat([part.conductance_s for part in parts], dim=2),
-        conductance_error_s=torch.cat([part.conductance_error_s for part in parts], dim=2),
-        iterations=max(part.iterations for part in parts),
-        converged=all(part.converged for part in parts),
+    scale_shared = factor.shared_error().clamp(min=1e-300)
+    scale_cells = torch.sqrt(factor.inverse.diagonal(dim1=2, dim2=3).clamp(min=1e-300)).transpose(1, 2)
+    last, length = float("inf"), 1.0
+    for _ in range(iterations):
+        normal = _with_priors(accumulate(data, state, free, blocks=False), state, free)
+        shared, cells = factor.step(normal)
+        size = float(torch.sqrt(((cells / scale_cells) ** 2).mean(dim=(0, 1)).clamp(max=1e12)).max())
+        if free:
+            size = max(size, float((shared / scale_shared).abs().max()))
+        if size > 1.5 * last:
+            length *= 0.5
+        last = size
+        state = _moved(state, free, length * shared, length * cells)
+        if size < _SMALL_STEP:
+            return state, True
+    return state, last < 10.0 * _SMALL_STEP
+
+
+def _border(block: Block, state: ColumnState, u: Tensor, slope: Tensor, free: tuple[int, ...]) -> list[Tensor]:
+    """Derivatives of the mean by the free shared parameters, each `[n, columns]`."""
+    compression, skew = state.shared[1], state.shared[3]
+    safe = torch.where(compression == 0, torch.full_like(compression, 1e-30), compression)
+    derivatives = []
+    for index in free:
+        if index == 0:
+            derivatives.append(torch.ones_like(u))
+        elif index == 2:
+            derivatives.append(-slope * u * block.log_age)
+        else:
+            curve = compress(u, compression, skew)
+            if index == 1:
+                derivatives.append((u * slope - curve) / safe)
+            else:
+                derivatives.append((1.0 - slope) / safe + 2.0 * torch.tanh(skew) * curve)
+    return derivatives
+
+
+def _add_information(normal: Normal, block: Block, border: list[Tensor], gain: Tensor, weight: Tensor) -> None:
+    for first, one in enumerate(border):
+        weighted = one * weight
+        for second, other in enumerate(border[: first + 1]):
+            value = (weighted * other).sum(dim=0)
+            normal.border[:, first, second] += value
+            if second != first:
+                normal.border[:, second, first] += value
+        normal.cross[block.write, :, :, first] += (block.voltage_v.T @ (weighted * gain)).T
+    gram = normal.gram[block.write]
+    voltage = block.voltage_v.to(gram.dtype)
+    weights = (weight * gain**2).T.to(gram.dtype)
+    for first in range(0, gram.shape[0], _COLUMN_CHUNK):
+        chunk = slice(first, first + _COLUMN_CHUNK)
+        gram[chunk] += (voltage.T[None] * weights[chunk, None, :]) @ voltage
+
+
+def _with_priors(normal: Normal, state: ColumnState, free: tuple[int, ...]) -> Normal:
+    loss, score = normal.loss.clone(), normal.score_shared.clone()
+    for index, one in enumerate(free):
+        if SHARED[one] in _PRIOR:
+            precision = 1.0 / _PRIOR[SHARED[one]] ** 2
+            loss += 0.5 * precision * state.shared[one] ** 2
+            score[:, index] -= precision * state.shared[one]
+    return replace(normal, loss=loss, score_shared=score)
+
+
+def _inverse_information(schur: Tensor) -> Tensor:
+    """Inverse of `[columns, p, p]`, scaled, so that parameters of different units do not disturb one another."""
+    if schur.shape[-1] == 0:
+        return schur
+    scale = torch.sqrt(schur.diagonal(dim1=1, dim2=2).clamp(min=1e-300))
+    scaled = schur / scale[:, :, None] / scale[:, None, :]
+    scaled = scaled + 1e-10 * torch.eye(schur.shape[-1], dtype=schur.dtype)
+    inverse: Tensor = torch.linalg.inv(scaled)
+    return inverse / scale[:, :, None] / scale[:, None, :]
+
+
+def _moved(state: ColumnState, free: tuple[int, ...], shared: Tensor, cells: Tensor) -> ColumnState:
+    moved = state.shared.clone()
+    for index, one in enumerate(free):
+        moved[one] += shared[index]
+    return replace(state, shared=moved, conductance_s=state.conductance_s + cells)
+
+
+def _merged(better: Tensor, new: ColumnState, old: ColumnState) -> ColumnState:
+    return replace(
+        old,
+        shared=torch.where(better, new.shared, old.shared),
+        conductance_s=torch.where(better, new.conductance_s, old.conductance_s),
     )
 
 
-def start_values(data: ColumnData) -> tuple[Tensor, Tensor]:
-    """Starting values: no compression, no drift, offset and conductances by linear least squares.
-
-    Returns:
-        `(shared[3, columns], conductance_s[writes, rows, columns])`.
-    """
-    columns = data.current_a.shape[1]
-    shared = data.current_a.new_zeros((3, columns))
-    # An output of half the largest one is compressed little in any chip worth using.
-    solutions, offsets = [], []
-    for rows in data.writes:
-        inputs = torch.cat([data.voltage_v[rows], data.voltage_v.new_ones((rows.shape[0], 1))], dim=1)
-        gram = inputs.T @ inputs
-        ridge = 1e-9 * gram.diagonal().mean() * torch.eye(gram.shape[0], dtype=gram.dtype)
-        solution = torch.linalg.solve(gram + ridge, inputs.T @ data.current_a[rows])
-        solutions.append(solution[:-1])
-        offsets.append(solution[-1])
-    shared[0] = torch.stack(offsets).mean(dim=0)
-    # Compression of a tenth at the largest output; exactly zero would have no gradient.
-    shared[1] = 0.5 / data.current_a.abs().amax(dim=0).clamp(min=1e-15)
-    return shared, torch.stack(solutions)
-
-
-def _columns_of(data: ColumnData, chunk: slice) -> ColumnData:
-    return ColumnData(data.voltage_v, data.current_a[:, chunk], data.log_age, data.weight[:, chunk], data.writes)
-
-
-def _curve(u: Tensor, kappa: Tensor) -> Tensor:
-    safe = torch.where(kappa.abs() < 1e-12, torch.full_like(kappa, 1e-12), kappa)
-    return torch.tanh(safe * u) / safe
-
-
-def _cost(data: ColumnData, shared: Tensor, conductance_s: Tensor) -> Tensor:
-    y, _ = predict(data, shared, conductance_s)
-    return (data.weight * (data.current_a - y) ** 2).sum(dim=0) + (shared[2] / DRIFT_PRIOR) ** 2
-
-
-def _fit_chunk(data: ColumnData, shared: Tensor, conductance_s: Tensor, max_iterations: int) -> ColumnFit:
-    cost = _cost(data, shared, conductance_s)
-    damping = torch.full_like(cost, 1e-6)
-    done = torch.zeros_like(cost, dtype=torch.bool)
-    iterations = 0
-    while iterations < max_iterations and not bool(done.all()):
-        iterations += 1
-        step_shared, step_conductance, _, _ = _solve(data, shared, conductance_s, damping)
-        trial_shared, trial_conductance = shared + step_shared, conductance_s + step_conductance
-        trial = _cost(data, trial_shared, trial_conductance)
-        better = trial < cost
-        # At the optimum rounding decides whether a step is better; both answers mean that it has been reached.
-        done = done | ((cost - trial).abs() <= _TOLERANCE * cost)
-        shared = torch.where(better, trial_shared, shared)
-        conductance_s = torch.where(better, trial_conductance, conductance_s)
-        cost = torch.where(better, trial, cost)
-        damping = torch.where(better, damping * 0.1, damping * 100.0)
-    shared = torch.stack([shared[0], shared[1].abs(), shared[2]])  # the curve is the same for both signs
-    _, _, shared_error, conductance_error_s = _solve(data, shared, conductance_s, torch.zeros_like(cost))
-    return ColumnFit(shared, shared_error, conductance_s, conductance_error_s, iterations, bool(done.all()))
-
-
-def _solve(
-    data: ColumnData, shared: Tensor, conductance_s: Tensor, damping: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One damped step, and the standard errors at this point: (d shared, d conductance, errors, errors)."""
-    y, u = predict(data, shared, conductance_s)
-    residual = data.current_a - y
-    tanh = torch.tanh(shared[1] * u)
-    slope = 1.0 - tanh**2
-    # dy/doffset, dy/dkappa, dy/ddrift
-    d_kappa = (u * slope - _curve(u, shared[1])) / torch.where(shared[1] == 0, torch.ones_like(u), shared[1])
-    border = torch.stack([torch.ones_like(u), d_kappa, -slope * u * data.log_age[:, None]])
-    scale = slope * torch.exp(-data.log_age[:, None] * shared[2])
-    weighted_border = border * data.weight
-    schur = torch.einsum("anc,bnc->cab", weighted_border, border)
-    gradient = torch.einsum("anc,nc->ca", weighted_border, residual)
-    schur[:, 2, 2] += 1.0 / DRIFT_PRIOR**2
-    gradient[:, 2] -= shared[2] / DRIFT_PRIOR**2
-    schur = schur * (1.0 + damping[:, None, None] * torch.eye(3, dtype=schur.dtype))
-    inverse_blocks, mixed, inner = [], [], []
-    for rows in data.writes:
-        voltage = data.voltage_v[rows]
-        weight = (data.weight[rows] * scale[rows] ** 2).T  # [columns, n]
-        gram = (voltage.T[None] * weight[:, None, :]) @ voltage  # [columns, rows, rows]
-        diagonal = gram.diagonal(dim1=1, dim2=2)
-        floor = 1e-12 * diagonal.mean(dim=1, keepdim=True)
-        gram = gram + torch.diag_embed(damping[:, None] * diagonal + floor)
-        inverse = torch.linalg.inv(gram)
-        cross = torch.einsum("ni,anc->cia", voltage, weighted_border[:, rows] * scale[rows])
-        right = torch.einsum("ni,nc->ci", voltage, data.weight[rows] * scale[rows] * residual[rows])
-        projected = inverse @ cross
-        schur = schur - cross.transpose(1, 2) @ projected
-        gradient = gradient - torch.einsum("cia,ci->ca", projected, right)
-        inverse_blocks.append(inverse)
-        mixed.append(projected)
-        inner.append(torch.einsum("cij,cj->ci", inverse, right))
-    covariance = torch.linalg.inv(schur)
-    step_shared = torch.einsum("cab,cb->ca", covariance, gradient)
-    steps, errors = [], []
-    for inverse, projected, solution in zip(inverse_blocks, mixed, inner, strict=True):
-        steps.append((solution - torch.einsum("cia,ca->ci", projected, step_shared)).T)
-        extra = torch.einsum("cia,cab,cib->ci", projected, covariance, projected)
-        errors.append(torch.sqrt(inverse.diagonal(dim1=1, dim2=2) + extra).T)
-    shared_error = torch.sqrt(covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0)).T
-    return step_shared.T, torch.stack(steps), shared_error, torch.stack(errors)
+def _merged_normal(better: Tensor, new: Normal, old: Normal) -> Normal:
+    wide, wider = better[:, None, None], better[None, :, None, None]
+    return Normal(
+        torch.where(better, new.loss, old.loss),
+        torch.where(better[:, None], new.score_shared, old.score_shared),
+        torch.where(better, new.score_cells, old.score_cells),
+        torch.where(wide, new.border, old.border),
+        torch.where(wider, new.cross, old.cross),
+        torch.where(wider, new.gram, old.gram),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Converters:
-    """The converters that stand between the digital world and the array.
+    """The converters that stand between the digital world and the array; those with no bits change nothing.
 
     Attributes:
         voltage_min_v: Lowest DAC level in V.
@@ -40,18 +40,31 @@ class Converters:
 
     @property
     def dac_step_v(self) -> float:
-        """Voltage in V of one DAC step (`2**bits - 2` steps, so that 0 V is a level)."""
+        """Voltage in V of one DAC step (`2**bits - 2` steps, so that 0 V is a level); zero without a DAC."""
+        if self.dac_bits == 0:
+            return 0.0
         return (self.voltage_max_v - self.voltage_min_v) / float(2**self.dac_bits - 2)
 
     @property
     def adc_lsb_a(self) -> FloatArray:
-        """Current in A of one ADC step, `[columns]`."""
+        """Current in A of one ADC step, `[columns]`; zero without an ADC."""
+        if self.adc_bits == 0:
+            return np.zeros_like(self.adc_full_scale_a)
         return self.adc_full_scale_a / float(2 ** (self.adc_bits - 1))
+
+
+# What stands for an argument that was left out; told apart by identity.
+_UNKNOWN: FloatArray = np.empty(0)
+_UNSEEN: NDArray[np.bool_] = np.empty((0, 0), dtype=np.bool_)
+_UNDESCRIBED = Converters(0.0, 0.0, 0, 0, np.empty(0), 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class MvmDataset:
     """Measurements of one array. A pattern is one *write*: the same target written twice is two patterns.
+
+    Whoever has only the first five arrays leaves the others out: a write then ends with its first MVM, no output is
+    known to be clipped, and converters neither round nor clip.
 
     Attributes:
         voltage_v: Commanded inputs in V, `[N, rows]`.
@@ -73,14 +86,15 @@ class MvmDataset:
     pattern: NDArray[np.int64]
     target_conductance_s: FloatArray
     time_s: FloatArray
-    programmed_at_s: FloatArray
-    saturated: NDArray[np.bool_]
-    converters: Converters
+    programmed_at_s: FloatArray = field(default_factory=lambda: _UNKNOWN)
+    saturated: NDArray[np.bool_] = field(default_factory=lambda: _UNSEEN)
+    converters: Converters = field(default_factory=lambda: _UNDESCRIBED)
     chip_id: str = ""
     array: int = 0
     temperature_k: FloatArray | None = None
 
     def __post_init__(self) -> None:
+        self._complete()
         faults = self._faults()
         if faults:
             raise DatasetError("the data set does not fit together: " + "; ".join(faults))
@@ -150,6 +164,32 @@ class MvmDataset:
             saturated=self.saturated[rows],
             temperature_k=None if self.temperature_k is None else self.temperature_k[rows],
         )
+
+    def _complete(self) -> None:
+        """Fills in what was left out, as far as the other arrays allow; `_faults` complains about these."""
+        if self.target_conductance_s.ndim != 3 or self.voltage_v.ndim != 2 or self.current_a.ndim != 2:
+            return
+        if self.saturated is _UNSEEN:
+            object.__setattr__(self, "saturated", np.zeros(self.current_a.shape, dtype=np.bool_))
+        if self.programmed_at_s is _UNKNOWN and self.pattern.shape == self.time_s.shape:
+            writes = self.target_conductance_s.shape[0]
+            known = (self.pattern >= 0) & (self.pattern < writes)
+            first_s = np.full(writes, np.inf)
+            np.minimum.at(first_s, self.pattern[known], self.time_s[known])
+            object.__setattr__(self, "programmed_at_s", np.where(np.isfinite(first_s), first_s, 0.0))
+        if self.converters is _UNDESCRIBED:
+            largest_v = float(np.abs(self.voltage_v).max(initial=0.0))
+            targets_s = self.target_conductance_s
+            converters = Converters(
+                voltage_min_v=-largest_v,
+                voltage_max_v=largest_v,
+                dac_bits=0,
+                adc_bits=0,
+                adc_full_scale_a=np.full(self.current_a.shape[1], np.inf),
+                conductance_min_s=float(targets_s.min(initial=np.inf)),
+                conductance_max_s=float(targets_s.max(initial=0.0)),
+            )
+            object.__setattr__(self, "converters", converters)
 
     def _faults(self) -> list[str]:
         faults: list[str] = []

@@ -76,6 +76,7 @@ def predict_recorded(parameters: ArrayParameters, dataset: MvmDataset) -> Predic
                 torch.as_tensor(parameters.write_conductance_s[write]),
                 torch.as_tensor(dataset.voltage_v[rows]),
                 age_s=torch.as_tensor(dataset.age_s[rows]),
+                measured_log_age=0.0 if parameters.write_log_age is None else float(parameters.write_log_age[write]),
             )
             mean_a[rows], sigma_a[rows] = mean.numpy(), sigma.numpy()
     lsb_a = parameters.converters.adc_lsb_a

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from labrig_calibration.cells import fit_cells
-from labrig_calibration.columns import ColumnData, ColumnFit, fit_columns, predict, start_values
+from labrig_calibration.cells import LAW, CellData, CellFit
+from labrig_calibration.checks import dead_columns, faults_of, faults_of_sums, notes_of, smallest_write
+from labrig_calibration.climbing import ColumnsClimbed, Progress, climb_cells, climb_columns, judged
+from labrig_calibration.columns import SHARED
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.diagnostics import diagnose
+from labrig_calibration.expanding import expanded
+from labrig_calibration.heldout import heldout_nll
 from labrig_calibration.ladder import Ladder, RungVerdict
-from labrig_calibration.noise_law import NoiseLaw, fit_noise_law, variance
+from labrig_calibration.linear_rungs import LinearSums
+from labrig_calibration.measurements import Measurements
+from labrig_calibration.noise_law import DRIFT_SPREAD, TERMS, UNITS
+from labrig_calibration.residual_fit import correction_a, fit_residual
 from labrig_calibration.result import CalibrationResult, JudgedArray
-from labrig_calibration.uncertainty import Posterior
-from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate
+from labrig_calibration.squares import wrong_rows
+from labrig_calibration.uncertainty import Posterior, trade_offs
+from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate, ResidualNetwork
 
-Progress = Callable[[str, float], None]
+__all__ = [
+    "HELDOUT_FRACTION",
+    "CalibrationError",
+    "chip_parameters",
+    "converter_range",
+    "fit",
+    "smallest_write",
+    "split_chronologically",
+]
 
-HELDOUT_FRACTION = 0.1
+HELDOUT_FRACTION = Ladder().heldout_fraction
 
 
 class CalibrationError(ValueError):
@@ -37,71 +53,59 @@ def fit(
 ) -> CalibrationResult:
     """Fits one array.
 
-    The chronologically last part of every write is held out and only used to judge.
+    The chronologically last part of every write is held out: it decides how far the ladder of models is climbed, and
+    judges the result. Arrays may be memory-mapped files: they are read in blocks.
 
     Args:
         dataset: The recorded MVMs.
         ladder: Which rungs are tried; all of them by default.
-        rng: Source of the draws that the diagnostics need.
-        progress: Called with the name of a stage and the fraction of it that is done.
+        rng: Source of the draws that the residual network and the diagnostics need.
+        progress: Called with the name of a stage and the fraction of the fit that is done.
 
     Raises:
-        CalibrationError: Fewer than two different targets, no zero inputs, too few MVMs, or no convergence.
+        CalibrationError: The data cannot carry a fit, or it did not come to rest; every reason is named.
     """
     ladder = ladder or Ladder()
-    drift_reference_s = ladder.drift_reference_s
-    _refuse_hopeless(dataset)
-    train, heldout = split_chronologically(dataset, ladder.heldout_fraction)
-    data = _tensors(train, drift_reference_s)
-    floor_a2 = torch.as_tensor(dataset.converters.adc_lsb_a) ** 2 / 12.0
-    shared, conductance_s = start_values(data)
-    # First with equal weights, then with the noise law found; a third pass changes nothing measurable.
-    columns = fit_columns(data, shared, conductance_s, progress=_stage(progress, "equal weights"))
-    law = _noise(data, columns, floor_a2)
-    data = _reweighted(data, columns, law, floor_a2)
-    columns = fit_columns(data, columns.shared, columns.conductance_s, progress=_stage(progress, "noise weights"))
-    law = _noise(data, columns, floor_a2)
-    if not columns.converged:
-        raise CalibrationError(
-            f"the fit did not converge in {columns.iterations} steps; are inputs and outputs of the same MVMs?"
-        )
-    cells = fit_cells(
-        columns.conductance_s.numpy(),
-        columns.conductance_error_s.numpy(),
-        dataset.target_conductance_s,
-        dataset.converters.conductance_max_s,
+    report = progress or _silent
+    _refuse(faults_of(dataset))
+    dead = dead_columns(dataset)
+    alive = _columns_of(dataset, ~dead) if dead.any() else dataset
+    train, later = Measurements.of(alive, ladder.drift_reference_s).split(ladder.heldout_fraction)
+    sums = LinearSums.of(train)
+    _refuse(faults_of_sums(dataset, LinearSums.of(Measurements.of(dataset)) if dead.any() else sums))
+    climbed = climb_columns(train, later, sums, ladder, report)
+    if not climbed.resting:
+        raise CalibrationError("the fit did not come to rest; are inputs and outputs of the same MVMs?")
+    report("all MVMs", 0.8)
+    data = CellData(
+        climbed.state.conductance_s,
+        climbed.factor.cell_error_s(),
+        torch.as_tensor(np.asarray(alive.target_conductance_s, dtype=np.float64)),
+        alive.converters.conductance_max_s,
     )
-    parameters = ArrayParameters(
-        array=dataset.array,
-        gain=Estimate(cells.gain, cells.gain_error, "1"),
-        offset=_estimate(columns, 0, "A"),
-        compression=_estimate(columns, 1, "1/A"),
-        drift=_estimate(columns, 2, "1"),
-        amplifier_noise=Estimate(law.value[0].numpy(), law.error[0].numpy(), "A^2"),
-        shot_noise=Estimate(law.value[1].numpy(), law.error[1].numpy(), "A"),
-        conductance_noise=Estimate(law.value[2].numpy(), law.error[2].numpy(), "1"),
-        programming=Estimate(cells.programming, cells.programming_error, "1"),
-        cell_slope=cells.slope,
-        cell_intercept_s=cells.intercept_s,
-        stuck=cells.stuck,
-        write_conductance_s=columns.conductance_s.numpy() / cells.gain,
-        drift_reference_s=drift_reference_s,
-        converters=converter_range(dataset),
-    )
-    diagnostics = diagnose(parameters, heldout, rng=rng)
-    verdict = RungVerdict("drift", True, 0, np.nan, np.nan, np.nan, "later MVMs", "always kept")
-    posterior = Posterior(
-        (),
-        np.zeros((dataset.columns, 0, 0)),
-        np.zeros((*dataset.target_conductance_s.shape, 0)),
-        columns.conductance_error_s.numpy(),
-        (),
-        np.zeros((dataset.columns, 0, 0)),
-        (),
-        np.zeros((0, 0)),
-    )
+    wrong, missed = wrong_rows(later, climbed.state, climbed.flagged)
+    later = later.without(wrong)
+    before = heldout_nll(later, climbed.state)
+    cells, cell_verdicts = climb_cells(data, ladder, float(before.mean()), climbed.verdicts[-1].parameters)
+    report("cells", 0.9)
+    residual, residual_verdicts = _residual(train, later, before, climbed, ladder, rng)
+    parameters = _assembled(train, climbed, cells, residual)
+    posterior = _posterior(climbed, cells)
+    if dead.any():
+        parameters, posterior = expanded(parameters, posterior, ~dead, converter_range(dataset), dataset)
+    chosen = np.zeros(len(dataset), dtype=np.bool_)
+    for part in later.parts:
+        chosen[part] = True
+    diagnostics = diagnose(parameters, dataset.select(chosen & ~wrong), rng=rng)
+    report("diagnostics", 1.0)
+    notes = (*notes_of(dataset), *(f"hard to tell apart: {text}" for text in trade_offs(posterior)))
     return CalibrationResult(
-        JudgedArray(parameters, diagnostics, dataset), (verdict,), posterior, np.zeros(len(dataset), dtype=bool), 0, ()
+        judged=JudgedArray(parameters, diagnostics, dataset),
+        ladder=_in_order((*climbed.verdicts, *cell_verdicts, *residual_verdicts)),
+        posterior=posterior,
+        flagged=climbed.flagged | wrong,
+        outliers=climbed.outliers + missed,
+        notes=notes,
     )
 
 
@@ -115,116 +119,156 @@ def chip_parameters(fits: Sequence[CalibrationResult], provenance: dict[str, str
     indices = [fitted.array_parameters.array for fitted in fits]
     if len(chips) != 1 or len(set(indices)) != len(indices):
         raise CalibrationError(f"fits of chips {chips} and arrays {indices} do not make one chip")
-    return ChipParameters(
-        chips[0], {fitted.array_parameters.array: fitted.array_parameters for fitted in fits}, provenance
-    )
+    arrays = {fitted.array_parameters.array: fitted.array_parameters for fitted in fits}
+    return ChipParameters(chips[0], arrays, provenance)
 
 
 def converter_range(dataset: MvmDataset) -> ConverterRange:
     """The converters in the form that surrogates use."""
     converters = dataset.converters
+    codes = 0 if converters.adc_bits == 0 else 2 ** (converters.adc_bits - 1)
     return ConverterRange(
         voltage_max_v=converters.voltage_max_v,
         dac_step_v=converters.dac_step_v,
         adc_lsb_a=converters.adc_lsb_a,
-        code_min=-(2 ** (converters.adc_bits - 1)),
-        code_max=2 ** (converters.adc_bits - 1) - 1,
+        code_min=-codes,
+        code_max=max(codes - 1, 0),
         conductance_min_s=converters.conductance_min_s,
         conductance_max_s=converters.conductance_max_s,
     )
 
 
-def dac_levels(dataset: MvmDataset) -> NDArray[np.float64]:
-    """The commanded voltages as the DAC applies them, in V, `[N, rows]`."""
-    step_v = dataset.converters.dac_step_v
-    limits = dataset.converters.voltage_min_v, dataset.converters.voltage_max_v
-    return np.clip(np.round(dataset.voltage_v / step_v) * step_v, *limits)
+def split_chronologically(dataset: MvmDataset, fraction: float) -> tuple[MvmDataset, MvmDataset]:
+    """Splits off the last part of every write: `(earlier, later)`."""
+    _, later = Measurements.of(dataset).split(fraction)
+    held = np.zeros(len(dataset), dtype=np.bool_)
+    for part in later.parts:
+        held[part] = True
+    return dataset.select(~held), dataset.select(held)
 
 
-def smallest_write(rows: int) -> int:
-    """Fewest MVMs of one write that can carry its `rows` conductances and leave something to judge by."""
-    return 2 * (rows + 3)
-
-
-def _refuse_hopeless(dataset: MvmDataset) -> None:
-    faults = []
-    targets = dataset.target_conductance_s
-    if dataset.writes < 2 or float(np.ptp(targets, axis=0).max(initial=0.0)) == 0.0:
-        faults.append("at least two different programmed patterns are needed to tell gains from conductances")
-    counts = np.bincount(dataset.pattern, minlength=dataset.writes)
-    needed = smallest_write(dataset.rows)
-    faults += [
-        f"write {write} has {counts[write]} MVMs, at least {needed} are needed for {dataset.rows} rows"
-        for write in np.flatnonzero(counts < needed)
-    ]
-    if not (np.abs(dataset.voltage_v).max(axis=1) == 0.0).any():
-        faults.append("no zero input vector, so offsets cannot be told from leakage")
-    dead = np.flatnonzero(dataset.saturated.mean(axis=0) > 0.5) if len(dataset) else np.array([])
-    if dead.size:
-        faults.append(f"columns {dead.tolist()} saturate in more than half of the MVMs; lower the read voltage")
+def _refuse(faults: list[str]) -> None:
     if faults:
         raise CalibrationError("the recording cannot be calibrated: " + "; ".join(faults))
 
 
-def split_chronologically(dataset: MvmDataset, fraction: float) -> tuple[MvmDataset, MvmDataset]:
-    """Splits off the last part of every write: `(earlier, later)`."""
-    held = np.zeros(len(dataset), dtype=np.bool_)
-    for write in range(dataset.writes):
-        members = np.flatnonzero(dataset.pattern == write)
-        members = members[np.argsort(dataset.time_s[members], kind="stable")]
-        held[members[members.size - max(1, int(fraction * members.size)) :]] = True
-    return dataset.select(~held), dataset.select(held)
+def _silent(stage: str, fraction: float) -> None:
+    del stage, fraction
 
 
-def _tensors(dataset: MvmDataset, drift_reference_s: float) -> ColumnData:
-    weight = torch.as_tensor((~dataset.saturated).astype(np.float64))
-    # Residuals are of the order of an ADC step; this only sets the scale of the first pass.
-    weight = weight / torch.as_tensor(dataset.converters.adc_lsb_a) ** 2
-    return ColumnData(
-        voltage_v=torch.as_tensor(dac_levels(dataset)),
-        current_a=torch.as_tensor(dataset.current_a),
-        log_age=torch.log1p(torch.as_tensor(np.maximum(dataset.age_s, 0.0)) / drift_reference_s),
-        weight=weight,
-        writes=[torch.as_tensor(np.flatnonzero(dataset.pattern == write)) for write in range(dataset.writes)],
+def _columns_of(dataset: MvmDataset, chosen: NDArray[np.bool_]) -> MvmDataset:
+    converters = replace(dataset.converters, adc_full_scale_a=dataset.converters.adc_full_scale_a[chosen])
+    return replace(
+        dataset,
+        current_a=dataset.current_a[:, chosen],
+        saturated=dataset.saturated[:, chosen],
+        target_conductance_s=dataset.target_conductance_s[:, :, chosen],
+        converters=converters,
     )
 
 
-def _features(data: ColumnData, columns: ColumnFit) -> tuple[Tensor, Tensor]:
-    """Residuals `[N, columns]` and the features of the noise law `[3, N, columns]`."""
-    y, u = predict(data, columns.shared, columns.conductance_s)
-    slope2 = (1.0 - torch.tanh(columns.shared[1] * u) ** 2) ** 2
-    decay = torch.exp(-data.log_age[:, None] * columns.shared[2])
-    shot, cells = torch.empty_like(u), torch.empty_like(u)
-    for write, rows in enumerate(data.writes):
-        shot[rows] = data.voltage_v[rows].abs() @ columns.conductance_s[write].abs()
-        cells[rows] = data.voltage_v[rows] ** 2 @ columns.conductance_s[write] ** 2
-    features = torch.stack([torch.ones_like(u), slope2 * decay * shot, slope2 * decay**2 * cells])
-    return data.current_a - y, features
+def _residual(
+    train: Measurements,
+    later: Measurements,
+    before: NDArray[np.float64],
+    climbed: ColumnsClimbed,
+    ladder: Ladder,
+    rng: np.random.Generator,
+) -> tuple[ResidualNetwork | None, tuple[RungVerdict, ...]]:
+    if "residual" not in ladder.rungs:
+        return None, ()
+    network = fit_residual(train.without(climbed.flagged), climbed.state, rng)
+    after = heldout_nll(later, climbed.state, lambda u, log_age, load: correction_a(network, u, log_age, load))
+    parameters = climbed.verdicts[-1].parameters + network.hidden.size + 2 * network.bias.size
+    verdict = judged("residual", before, after, parameters, ladder)
+    return (network if verdict.kept else None), (verdict,)
 
 
-def _noise(data: ColumnData, columns: ColumnFit, floor_a2: Tensor) -> NoiseLaw:
-    residual, features = _features(data, columns)
-    keep = data.weight > 0
-    # Each write spends `rows` parameters (and a share of three) on its own MVMs.
-    correction = torch.ones(residual.shape[0], dtype=residual.dtype)
-    for rows in data.writes:
-        spent = data.voltage_v.shape[1] + 3.0 / len(data.writes)
-        correction[rows] = rows.shape[0] / max(rows.shape[0] - spent, 1.0)
-    return fit_noise_law(residual**2 * correction[:, None], features, floor_a2, keep)
+def _assembled(
+    train: Measurements, climbed: ColumnsClimbed, cells: CellFit, residual: ResidualNetwork | None
+) -> ArrayParameters:
+    dataset, mean_log_age = train.dataset, train.mean_log_age
+    gain = cells.gain
+    noise = {TERMS[term]: _noise_estimate(climbed, term) for term in range(len(TERMS))}
+    law_error = dict.fromkeys(range(len(LAW)), np.inf)
+    law_error |= {one: float(np.sqrt(max(cells.law_covariance[k, k], 0.0))) for k, one in enumerate(cells.model.law)}
+
+    def of_law(*indices: int, unit: str) -> Estimate:
+        shape = (len(indices),) if len(indices) > 1 else ()
+        error = np.array([law_error[index] for index in indices])
+        return Estimate(cells.law[list(indices)].reshape(shape), error.reshape(shape), unit)
+
+    write_s = climbed.state.conductance_s.numpy() / gain
+    error_s = np.hypot(
+        climbed.factor.cell_error_s().numpy() / np.abs(gain), write_s * np.nan_to_num(cells.gain_error / gain)
+    )
+    return ArrayParameters(
+        array=dataset.array,
+        gain=Estimate(gain, cells.gain_error, "1"),
+        offset=_shared_estimate(climbed, 0, "A"),
+        compression=_shared_estimate(climbed, 1, "1/A"),
+        drift=_shared_estimate(climbed, 2, "1"),
+        amplifier_noise=noise["amplifier_noise"],
+        shot_noise=noise["shot_noise"],
+        conductance_noise=noise["conductance_noise"],
+        programming=of_law(0, 1, 2, unit="1"),
+        cell_slope=cells.slope,
+        cell_intercept_s=cells.intercept_s,
+        stuck=cells.stuck,
+        write_conductance_s=write_s,
+        drift_reference_s=train.drift_reference_s,
+        converters=converter_range(dataset),
+        write_conductance_error_s=error_s,
+        cell_slope_error=cells.slope_error,
+        mismatch=of_law(3, unit="1") if cells.model.pattern else None,
+        skew=_shared_estimate(climbed, 3, "1") if 3 in climbed.free else None,
+        line_noise=noise["line_noise"] if 3 in climbed.noise.active else None,
+        output_shot_noise=noise["output_shot_noise"] if 4 in climbed.noise.active else None,
+        output_relative_noise=noise["output_relative_noise"] if 5 in climbed.noise.active else None,
+        wire_ohm=of_law(4, 5, unit="ohm") if cells.model.wires else None,
+        crosstalk=of_law(6, unit="1") if cells.model.crosstalk else None,
+        drift_spread=noise["drift_spread"] if DRIFT_SPREAD in climbed.noise.active else None,
+        write_log_age=np.array(mean_log_age),
+        residual=residual,
+    )
 
 
-def _reweighted(data: ColumnData, columns: ColumnFit, law: NoiseLaw, floor_a2: Tensor) -> ColumnData:
-    _, features = _features(data, columns)
-    spread = variance(law.value, features, floor_a2)
-    weight = torch.where(data.weight > 0, 1.0 / spread, torch.zeros_like(spread))
-    return ColumnData(data.voltage_v, data.current_a, data.log_age, weight, data.writes)
+def _shared_estimate(climbed: ColumnsClimbed, index: int, unit: str) -> Estimate:
+    value = climbed.state.shared[index].numpy()
+    if index in climbed.free:
+        error = climbed.factor.shared_error()[climbed.free.index(index)].numpy()
+        if SHARED[index] == "drift":
+            # The data weigh the cells of a column, whose exponents differ, as they happen to be driven.
+            rows = climbed.state.conductance_s.shape[1]
+            error = np.hypot(error, np.sqrt(climbed.noise.terms.value[DRIFT_SPREAD].numpy() / rows))
+    else:
+        # Left out by the ladder: zero, and how large it could have been; infinite where nobody looked.
+        error = climbed.tried_error.get(index, np.full_like(value, np.inf))
+    return Estimate(value, error, unit)
 
 
-def _estimate(columns: ColumnFit, index: int, unit: str) -> Estimate:
-    return Estimate(columns.shared[index].numpy(), columns.shared_error[index].numpy(), unit)
+def _noise_estimate(climbed: ColumnsClimbed, term: int) -> Estimate:
+    value = climbed.noise.terms.value[term].numpy()
+    active = climbed.noise.active
+    error = climbed.noise.error[active.index(term)].numpy() if term in active else np.full_like(value, np.inf)
+    return Estimate(value, error, UNITS[term])
 
 
-def _stage(progress: Progress | None, name: str) -> Callable[[float], None] | None:
-    if progress is None:
-        return None
-    return lambda fraction: progress(name, fraction)
+def _posterior(climbed: ColumnsClimbed, cells: CellFit) -> Posterior:
+    own = climbed.factor.inverse.double().diagonal(dim1=2, dim2=3).clamp(min=0.0)
+    return Posterior(
+        column_names=tuple(SHARED[index] for index in climbed.free),
+        column_covariance=climbed.factor.covariance.numpy(),
+        coupling=-climbed.factor.coupling.transpose(1, 2).numpy(),
+        cell_error_s=torch.sqrt(own).transpose(1, 2).numpy(),
+        noise_names=tuple(TERMS[term] for term in climbed.noise.active),
+        noise_covariance=climbed.noise.covariance.numpy(),
+        law_names=tuple(LAW[index] for index in cells.model.law),
+        law_covariance=cells.law_covariance,
+    )
+
+
+def _in_order(verdicts: tuple[RungVerdict, ...]) -> tuple[RungVerdict, ...]:
+    """In the order of the ladder, in which not all rungs can be fitted."""
+    order = Ladder().rungs
+    return tuple(sorted(verdicts, key=lambda verdict: order.index(verdict.rung)))

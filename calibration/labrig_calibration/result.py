@@ -85,7 +85,12 @@ class CalibrationResult:
         if array.cell_slope_error is not None:
             found["cell_slope"] = Estimate(array.cell_slope, array.cell_slope_error, "1")
         if array.write_conductance_error_s is not None:
-            found["write_conductance"] = Estimate(array.write_conductance_s, array.write_conductance_error_s, "S")
+            error_s = array.write_conductance_error_s
+            if array.drift_spread is not None and array.write_log_age is not None:
+                # At age zero, to which all conductances refer, a cell's own drift since then is unknown.
+                back = np.sqrt(array.drift_spread.value) * array.write_log_age[:, None, None]
+                error_s = np.hypot(error_s, array.write_conductance_s * back)
+            found["write_conductance"] = Estimate(array.write_conductance_s, error_s, "S")
         return found
 
     @property
@@ -130,8 +135,9 @@ class CalibrationResult:
         for write in np.unique(chosen):
             rows = chosen == write
             error_s = None if array.write_conductance_error_s is None else array.write_conductance_error_s[write]
+            log_age = 0.0 if array.write_log_age is None else float(array.write_log_age[write])
             mean_a[rows], std_a[rows] = _moments(
-                array, array.write_conductance_s[write], error_s, voltage_v[rows], ages[rows]
+                array, array.write_conductance_s[write], error_s, voltage_v[rows], ages[rows], log_age
             )
         return mean_a, std_a
 
@@ -198,13 +204,14 @@ def _moments(
     spread_s: FloatArray | None,
     voltage_v: FloatArray,
     age_s: FloatArray,
+    measured_log_age: float = 0.0,
 ) -> tuple[FloatArray, FloatArray]:
     surrogate = ArraySurrogate(array).double()
     with torch.no_grad():
         cells = torch.as_tensor(conductance_s, dtype=torch.float64)
         inputs = torch.as_tensor(voltage_v, dtype=torch.float64)
         ages = torch.as_tensor(age_s.copy())
-        mean, sigma = surrogate.moments(cells, inputs, age_s=ages)
+        mean, sigma = surrogate.moments(cells, inputs, age_s=ages, measured_log_age=measured_log_age)
         variance = sigma**2 + torch.as_tensor(array.converters.adc_lsb_a) ** 2 / 12.0
         if spread_s is not None:
             finite = torch.nan_to_num(torch.as_tensor(spread_s), posinf=0.0)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from labrig.reports.page import new_figure
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.diagnostics import Prediction
-from labrig_calibration.fit import dac_levels
+from labrig_calibration.measurements import dac_levels
 from labrig_surrogates.parameters import ArrayParameters
 
 FloatArray = NDArray[np.float64]

@@ -44,6 +44,7 @@ class ArraySurrogate(nn.Module):
     output_shot_noise_a: Tensor
     output_relative_noise: Tensor
     crosstalk: Tensor
+    drift_spread: Tensor
     residual_hidden: Tensor
     residual_bias: Tensor
     residual_out: Tensor
@@ -68,6 +69,7 @@ class ArraySurrogate(nn.Module):
             "output_shot_noise_a": _value(parameters.output_shot_noise),
             "output_relative_noise": _value(parameters.output_relative_noise),
             "crosstalk": _value(parameters.crosstalk),
+            "drift_spread": _value(parameters.drift_spread),
         }
         residual = parameters.residual
         if residual is not None:
@@ -82,6 +84,7 @@ class ArraySurrogate(nn.Module):
         self._coupled = parameters.crosstalk is not None
         self._converted = bool((parameters.converters.adc_lsb_a > 0).all())
         self._corrected = residual is not None
+        self._spreading = parameters.drift_spread is not None
         self._noise_after = parameters.output_shot_noise is not None or parameters.output_relative_noise is not None
         self.wires: FirstOrderWires | None = None
         if parameters.wire_ohm is not None:
@@ -168,9 +171,17 @@ class ArraySurrogate(nn.Module):
         return quantize(current_a, self.adc_lsb_a, low_a, high_a)
 
     def moments(
-        self, conductance_s: Tensor, voltage_v: Tensor, *, age_s: Tensor | float = 0.0
+        self, conductance_s: Tensor, voltage_v: Tensor, *, age_s: Tensor | float = 0.0, measured_log_age: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the currents before the ADC, in A, each `[batch, columns]`."""
+        """Mean and standard deviation of the currents before the ADC, in A, each `[batch, columns]`.
+
+        Args:
+            conductance_s: Conductances of the write in S, `[rows, columns]`.
+            voltage_v: Commanded voltages in V, `[batch, rows]`.
+            age_s: Time since the write in s, a number or `[batch]`.
+            measured_log_age: `log(1 + age / drift_reference_s)` at which the conductances were measured: zero for a
+                new write, an entry of `ArrayParameters.write_log_age` for a recorded one.
+        """
         line_v = self._line_v(voltage_v)
         age = torch.as_tensor(age_s, dtype=line_v.dtype, device=line_v.device).reshape(-1, 1)
         decay = (1.0 + age / self.drift_reference_s) ** -self.drift_exponent
@@ -180,7 +191,12 @@ class ArraySurrogate(nn.Module):
         mean_a = self.offset_a + compress(u, self.compression_per_a, skew)
         if self._corrected:
             mean_a = mean_a + self._residual_a(u, age, line_v)
-        return mean_a, self._read_sigma(line_v, weighted_s, decay, compress_slope(u, self.compression_per_a, skew))
+        slope = compress_slope(u, self.compression_per_a, skew)
+        relative = self.conductance_noise
+        if self._spreading:
+            log_age = torch.log1p(age / self.drift_reference_s)
+            relative = relative + self.drift_spread * (log_age - measured_log_age) ** 2
+        return mean_a, self._read_sigma(line_v, weighted_s, decay, slope, relative)
 
     def spread_of_cells(
         self, conductance_s: Tensor, spread_s: Tensor, voltage_v: Tensor, *, age_s: Tensor | float = 0.0
@@ -202,11 +218,11 @@ class ArraySurrogate(nn.Module):
             return voltage_v
         return quantize(voltage_v, self.converters.dac_step_v, -limit_v, limit_v)
 
-    def _read_sigma(self, line_v: Tensor, weighted_s: Tensor, decay: Tensor, slope: Tensor) -> Tensor:
+    def _read_sigma(self, line_v: Tensor, weighted_s: Tensor, decay: Tensor, slope: Tensor, relative: Tensor) -> Tensor:
         # The two-product form is exact for independent cells: one product for |v g|, one for (v g)^2.
         shot = decay * (line_v.abs() @ weighted_s.abs())
         cells = decay**2 * (line_v**2 @ weighted_s**2)
-        before = self.line_noise_a2 + self.shot_noise_a * shot + self.conductance_noise * cells
+        before = self.line_noise_a2 + self.shot_noise_a * shot + relative * cells
         variance = self.amplifier_noise_a2 + slope**2 * before
         if self._noise_after:
             variance = variance + self.output_shot_noise_a * shot + self.output_relative_noise * cells

@@ -24,7 +24,7 @@ SCHEMA_VERSION = 2
 """1: without errors of cells, wires, crosstalk, mismatch, residual network. Both are read."""
 
 _PLAIN_ARRAYS = ("cell_slope", "cell_intercept_s", "stuck", "write_conductance_s")
-_OPTIONAL_ARRAYS = ("write_conductance_error_s", "cell_slope_error")
+_OPTIONAL_ARRAYS = ("write_conductance_error_s", "cell_slope_error", "write_log_age")
 _RESIDUAL = ("hidden", "bias", "out", "scale_a")
 
 
@@ -141,6 +141,7 @@ def _load_array(index: int, entry: dict[str, object], tensors: dict[str, np.ndar
         wire_ohm=optional("wire_ohm"),
         crosstalk=optional("crosstalk"),
         drift_spread=optional("drift_spread"),
+        write_log_age=tensors.get(f"{prefix}write_log_age"),
     )
 
 

@@ -140,7 +140,9 @@ class ArrayParameters:
         output_relative_noise: Relative variance after the curve, per sum of squares, `[columns]`.
         wire_ohm: Resistance in ohm of a word-line and of a bit-line segment, `[2]`.
         crosstalk: Share of a column's current that appears on each neighbour, before the curve, `[]`.
-        drift_spread: Spread of the drift exponents over cells, `[]`.
+        drift_spread: Variance of the drift exponents over the cells of a column, `[columns]`.
+        write_log_age: Mean of `log(1 + t / drift_reference_s)` at which each write was measured, `[writes]`; from there
+            on a cell's own drift makes its conductance uncertain.
         residual: What is left beyond the physics, as a small network.
     """
 
@@ -169,6 +171,7 @@ class ArrayParameters:
     wire_ohm: Estimate | None = None
     crosstalk: Estimate | None = None
     drift_spread: Estimate | None = None
+    write_log_age: FloatArray | None = None
     residual: ResidualNetwork | None = None
 
     @property

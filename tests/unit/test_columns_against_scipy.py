@@ -6,36 +6,51 @@ from iminuit import Minuit
 from numpy.typing import NDArray
 from scipy.optimize import curve_fit
 
-from labrig_calibration.columns import ColumnData, fit_columns, start_values
-from labrig_calibration.noise_law import fit_noise_law
+from labrig_calibration.columns import ColumnState, Factor, climb
+from labrig_calibration.dataset import MvmDataset
+from labrig_calibration.linear_rungs import robust_start
+from labrig_calibration.measurements import Measurements
+from labrig_calibration.noise_law import NoiseTerms, fit_noise_law
 
 ROWS, COLUMNS, COUNT = 3, 4, 400
+NOISE_A = 0.1e-6
+FREE = (0, 1, 2)
 
 
-def make_data(seed: int = 0) -> tuple[ColumnData, NDArray[np.float64]]:
+def make_data(seed: int = 0) -> tuple[MvmDataset, NDArray[np.float64]]:
     rng = np.random.default_rng(seed)
     voltage = rng.uniform(-0.3, 0.3, (COUNT, ROWS))
-    age = rng.uniform(0.0, 30.0, COUNT)
+    age = np.sort(rng.uniform(0.0, 30.0, COUNT))
     conductance = rng.uniform(5e-6, 5e-5, (ROWS, COLUMNS))
     truth = np.stack([rng.normal(0, 2e-6, COLUMNS), 1.0 / rng.uniform(15e-6, 30e-6, COLUMNS), np.full(COLUMNS, 0.05)])
     u = (1.0 + age[:, None]) ** -truth[2] * (voltage @ conductance)
-    noise_a = 0.1e-6
-    y = truth[0] + np.tanh(truth[1] * u) / truth[1] + noise_a * rng.standard_normal(u.shape)
-    data = ColumnData(
-        voltage_v=torch.as_tensor(voltage),
-        current_a=torch.as_tensor(y),
-        log_age=torch.log1p(torch.as_tensor(age)),
-        weight=torch.full((COUNT, COLUMNS), 1.0 / noise_a**2, dtype=torch.float64),
-        writes=[torch.arange(COUNT)],
+    y = truth[0] + np.tanh(truth[1] * u) / truth[1] + NOISE_A * rng.standard_normal(u.shape)
+    dataset = MvmDataset(
+        voltage_v=voltage,
+        current_a=y,
+        pattern=np.zeros(COUNT, dtype=np.int64),
+        target_conductance_s=conductance[None],
+        time_s=age,
+        programmed_at_s=np.zeros(1),
     )
-    return data, truth
+    return dataset, truth
+
+
+def fit_all(dataset: MvmDataset) -> tuple[ColumnState, Factor]:
+    data = Measurements.of(dataset)
+    start = robust_start(data)
+    shared = start.shared.clone()
+    shared[1] = 0.5 / torch.as_tensor(np.abs(dataset.current_a).max(axis=0))
+    known = NoiseTerms.constant(torch.full((COLUMNS,), NOISE_A**2, dtype=torch.float64), start.noise.floor_a2)
+    state, factor, resting = climb(data, ColumnState(shared, start.conductance_s, known), FREE)
+    assert resting
+    return state, factor
 
 
 def test_columns_equal_scipy_curve_fit_values_and_errors() -> None:
-    data, _ = make_data()
-    fitted = fit_columns(data, *start_values(data))
-    assert fitted.converged
-    voltage, log_age = data.voltage_v.numpy(), data.log_age.numpy()
+    dataset, _ = make_data()
+    state, factor = fit_all(dataset)
+    voltage, log_age = dataset.voltage_v, np.log1p(dataset.age_s)
 
     def model(_: object, offset: float, kappa: float, drift: float, *g: float) -> NDArray[np.float64]:
         u = np.exp(-drift * log_age) * (voltage @ (np.array(g) * 1e-6))
@@ -45,15 +60,15 @@ def test_columns_equal_scipy_curve_fit_values_and_errors() -> None:
         values, covariance = curve_fit(
             model,
             np.zeros(COUNT),
-            1e6 * data.current_a[:, column].numpy(),
+            1e6 * dataset.current_a[:, column],
             p0=[0.0, 0.3, 0.01, *([20.0] * ROWS)],
             sigma=np.full(COUNT, 0.1),
             absolute_sigma=True,
         )
         values[1] = abs(values[1])  # the curve is the same for both signs
         errors = np.sqrt(np.diag(covariance))
-        ours = [*fitted.shared[:, column].tolist(), *fitted.conductance_s[0, :, column].tolist()]
-        our_errors = [*fitted.shared_error[:, column].tolist(), *fitted.conductance_error_s[0, :, column].tolist()]
+        ours = [*state.shared[:3, column].tolist(), *state.conductance_s[0, :, column].tolist()]
+        our_errors = [*factor.shared_error()[:, column].tolist(), *factor.cell_error_s()[0, :, column].tolist()]
         scale = np.array([1e6, 1e-5, 1.0, *([1e6] * ROWS)])
         np.testing.assert_allclose(np.array(ours) * scale, values, atol=2e-3 * errors.min(), rtol=1e-3)
         np.testing.assert_allclose(np.array(our_errors) * scale, errors, rtol=1e-2)
@@ -62,9 +77,9 @@ def test_columns_equal_scipy_curve_fit_values_and_errors() -> None:
 def test_errors_cover_the_truth_over_many_data_sets() -> None:
     scores = []
     for seed in range(25):
-        data, truth = make_data(seed)
-        fitted = fit_columns(data, *start_values(data))
-        scores.append(((fitted.shared - torch.as_tensor(truth)) / fitted.shared_error).numpy())
+        dataset, truth = make_data(seed)
+        state, factor = fit_all(dataset)
+        scores.append(((state.shared[:3] - torch.as_tensor(truth)) / factor.shared_error()).numpy())
     stacked = np.stack(scores)
     assert abs(stacked.mean()) < 0.2
     np.testing.assert_allclose(stacked.std(axis=(0, 2)), 1.0, atol=0.25)

@@ -1,0 +1,275 @@
+"""Climbs the ladder: fits each rung, asks later data whether it earns its place, and says why it stopped.
+
+Which rungs are kept is decided on part of a large recording (the most that a fit of them needs); the model that they
+make is then fitted to all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from labrig_calibration.cells import CellData, CellFit, CellModel, fit_cells, last_write_nll
+from labrig_calibration.columns import ColumnState, Factor, accumulate, climb, factorise, moments, settle
+from labrig_calibration.heldout import heldout_nll, improvement
+from labrig_calibration.ladder import Ladder, RungName, RungVerdict
+from labrig_calibration.likelihood import pull
+from labrig_calibration.linear_rungs import LinearSums, robust_start
+from labrig_calibration.measurements import Measurements
+from labrig_calibration.noise_law import NoiseTerms
+from labrig_calibration.squares import NoiseFit, choose_terms, fit_noise, wrong_rows
+
+FloatArray = NDArray[np.float64]
+Progress = Callable[[str, float], None]
+
+# MVMs of a write, as a multiple of its rows, that are enough to decide about rungs.
+_ENOUGH, _AT_LEAST = 8, 512
+_OFFSET, _COMPRESSION, _DRIFT, _SKEW = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class ColumnsClimbed:
+    """What climbing found of the columns.
+
+    Attributes:
+        state: Parameters, fitted to all earlier MVMs.
+        factor: Their errors.
+        free: Which of the shared parameters were fitted.
+        noise: The noise.
+        verdicts: Of the rungs that concern columns.
+        flagged: MVMs that count as wrong, bool, `[N]`.
+        outliers: Single outputs that do, elsewhere.
+        resting: Whether the fit came to rest.
+        tried_error: Standard errors of `drift` and `compression` where they were tried and left out, by index.
+    """
+
+    state: ColumnState
+    factor: Factor
+    free: tuple[int, ...]
+    noise: NoiseFit
+    verdicts: tuple[RungVerdict, ...]
+    flagged: NDArray[np.bool_]
+    outliers: int
+    resting: bool
+    tried_error: dict[int, FloatArray]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    free: tuple[int, ...]
+    state: ColumnState
+    factor: Factor
+    noise: NoiseFit
+    nll: FloatArray
+
+
+def climb_columns(
+    train: Measurements, later: Measurements, sums: LinearSums, ladder: Ladder, progress: Progress
+) -> ColumnsClimbed:
+    """Climbs the rungs that concern columns: all but `wires`, `stuck` and `residual`."""
+    rows, writes = train.dataset.rows, train.dataset.writes
+    columns = sums.squares.shape[0]
+    cells = rows * writes * columns
+    verdicts = []
+    best = heldout_nll(later, sums.global_rung())
+    verdicts.append(RungVerdict("global", True, 2, _mean(best), 0.0, 0.0, "later MVMs", "where every fit begins"))
+    nll = heldout_nll(later, sums.cells_rung())
+    verdicts.append(judged("cells", best, nll, 3 + cells, ladder, always=True))
+    best = nll
+    free: tuple[int, ...] = ()
+    if "columns" in ladder.rungs:
+        nll = heldout_nll(later, sums.columns_rung())
+        verdicts.append(judged("columns", best, nll, 3 + cells + 3 * columns, ladder))
+        if verdicts[-1].kept:
+            best, free = nll, (_OFFSET,)
+    progress("lower rungs", 0.1)
+    some = train.thinned(max(_ENOUGH * rows, _AT_LEAST))
+    start = robust_start(some)
+    if not free:
+        start = replace(start, shared=torch.zeros_like(start.shared))
+    tried: dict[int, FloatArray] = {}
+    chosen: _Candidate | None = None
+    if "curve" in ladder.rungs:
+        curve = _candidate(some, later, _bent(start, later), (*free, _COMPRESSION), law=True)
+        verdict = judged("curve", best, curve.nll, 3 + cells + 6 * columns, ladder)
+        if verdict.kept:
+            chosen, best = curve, curve.nll
+            skewed = _candidate(some, later, curve.state, (*curve.free, _SKEW), law=True)
+            gain, error = improvement(best, skewed.nll)
+            if ladder.select and gain > ladder.confidence * error:
+                chosen, best = skewed, skewed.nll
+                verdict = replace(verdict, heldout_nll=_mean(best), reason=verdict.reason + "; the curve is skewed")
+        else:
+            tried[_COMPRESSION] = _error_of(curve, _COMPRESSION)
+        verdicts.append(verdict)
+    progress("curve", 0.3)
+    if chosen is None:
+        chosen = _candidate(some, later, start, free, law=False)
+    if "drift" in ladder.rungs:
+        drifting = _candidate(some, later, chosen.state, (*chosen.free, _DRIFT), law=len(chosen.noise.active) > 1)
+        verdict = judged("drift", best, drifting.nll, verdicts[-1].parameters + columns, ladder)
+        if verdict.kept:
+            chosen = drifting
+        else:
+            tried[_DRIFT] = _error_of(drifting, _DRIFT)
+        verdicts.append(verdict)
+    progress("drift", 0.5)
+    return _to_all(train, some, chosen, tuple(verdicts), tried)
+
+
+def climb_cells(
+    data: CellData, ladder: Ladder, heldout: float, parameters: int
+) -> tuple[CellFit, tuple[RungVerdict, ...]]:
+    """Decides about wires, crosstalk and the fixed pattern of cells by how well the last write is predicted.
+
+    Args:
+        data: Conductances of the recorded writes.
+        ladder: What may be tried.
+        heldout: Held-out score of the columns' fit, which none of these rungs changes.
+        parameters: Numbers that it estimates.
+    """
+    wanted = {name for name in ("wires", "stuck") if name in ladder.rungs}
+    model = CellModel(pattern="stuck" in wanted, wires=False, crosstalk=False, exact=ladder.exact_wires)
+    verdicts: list[RungVerdict] = []
+    if "wires" in wanted:
+        parameters += 3
+        with_wires = replace(model, wires=True)
+        verdict = _judged_write("wires", data, model, with_wires, ladder, heldout, parameters)
+        coupled = replace(with_wires if verdict.kept else model, crosstalk=True)
+        crosstalk = _judged_write(
+            "wires", data, replace(coupled, crosstalk=False), coupled, ladder, heldout, parameters
+        )
+        model = coupled if crosstalk.kept else replace(coupled, crosstalk=False)
+        text = f"wires: {verdict.reason}; crosstalk: {crosstalk.reason}"
+        verdicts.append(replace(verdict, kept=verdict.kept or crosstalk.kept, reason=text))
+    if "stuck" in wanted:
+        parameters += data.target_s[0].numel() + 1
+        verdict = _judged_write("stuck", data, replace(model, pattern=False), model, ladder, heldout, parameters)
+        verdicts.append(verdict)
+        if not verdict.kept:
+            model = replace(model, pattern=False)
+    return fit_cells(data, model), tuple(verdicts)
+
+
+def judged(
+    rung: RungName, before: FloatArray, after: FloatArray, parameters: int, ladder: Ladder, *, always: bool = False
+) -> RungVerdict:
+    """Whether a rung predicts later MVMs better."""
+    gain, error = improvement(before, after)
+    better = gain > ladder.confidence * error
+    kept = better or always or not ladder.select
+    text = f"{gain:+.3g} ± {error:.2g} nats per MVM on later data"
+    if not better:
+        text += ", no gain: " + ("left out" if not kept else "kept all the same")
+    return RungVerdict(rung, kept, parameters, _mean(after), gain, error, "later MVMs", text)
+
+
+def _judged_write(
+    rung: RungName,
+    data: CellData,
+    without: CellModel,
+    with_it: CellModel,
+    ladder: Ladder,
+    heldout: float,
+    parameters: int,
+) -> RungVerdict:
+    """Whether the last write, never read, is predicted better; with two writes, whether all cells are explained."""
+    if data.target_s.shape[0] > 2:
+        before, after = last_write_nll(data, without), last_write_nll(data, with_it)
+        difference = before - after
+        gain, error = float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(max(difference.size, 2)))
+        text = f"{gain:+.3g} ± {error:.2g} nats per column on the last write"
+    else:
+        difference_in_all = fit_cells(data, with_it).log_likelihood - fit_cells(data, without).log_likelihood
+        extra = len(with_it.law) - len(without.law)
+        columns = data.target_s.shape[2]
+        gain = (difference_in_all - 0.5 * extra * float(np.log(data.target_s.numel()))) / columns
+        error = 0.0
+        text = f"{gain:+.3g} nats per column after Schwarz's price (two writes: none can be held out)"
+    kept = gain > ladder.confidence * error or not ladder.select
+    return RungVerdict(rung, kept, parameters, heldout, gain, error, "last write", text)
+
+
+def _candidate(
+    some: Measurements, later: Measurements, start: ColumnState, free: tuple[int, ...], *, law: bool
+) -> _Candidate:
+    """A model fitted to part of the data: means and one noise in turn, then the law of the noise."""
+    floor_a2 = torch.as_tensor(some.dataset.converters.adc_lsb_a[some.columns]) ** 2 / 12.0
+    state = start
+    for _ in range(4):
+        state, factor, _ = climb(some, state, free)
+        variance = _mean_square(some, state, factor)
+        old = state.noise.value[0] + state.noise.floor_a2
+        state = replace(state, noise=NoiseTerms.constant(variance, floor_a2))
+        if bool(((variance - old).abs() < 0.1 * old).all()):
+            break
+    active = choose_terms(some, state, factor, floor_a2, drifting=_DRIFT in free) if law else (0,)
+    noise = fit_noise(some, state, factor, floor_a2, active)
+    state = replace(state, noise=noise.terms)
+    return _Candidate(free, state, factor, noise, heldout_nll(later, state))
+
+
+def _mean_square(data: Measurements, state: ColumnState, factor: Factor) -> Tensor:
+    """Variance of each column's genuine outputs, corrected for the parameters spent, `[columns]`."""
+    total, count = torch.zeros_like(state.shared[0]), torch.zeros_like(state.shared[0])
+    for block in data.blocks():
+        mean, _, _, variance = moments(block, state)
+        kept = pull(block.outputs, mean, variance).genuine * block.outputs.keep
+        if block.outputs.rail is not None:
+            kept = kept * (block.outputs.rail == 0)
+        total += (kept * (block.outputs.current_a - mean) ** 2).sum(dim=0)
+        count += kept.sum(dim=0)
+    spent = factor.inverse.shape[0] * factor.inverse.shape[2] + factor.covariance.shape[1]
+    lowest = 1e-3 * torch.as_tensor(data.dataset.converters.adc_lsb_a[data.columns]) ** 2 + 1e-60
+    return total.clamp(min=0.0) / (count - spent).clamp(min=1.0) + lowest
+
+
+def _bent(start: ColumnState, data: Measurements) -> ColumnState:
+    """A start with a tenth of compression at the largest output; exactly zero would have no gradient."""
+    largest = torch.full_like(start.shared[0], 1e-15)
+    for block in data.blocks():
+        largest = torch.maximum(largest, block.outputs.current_a.abs().amax(dim=0))
+    shared = start.shared.clone()
+    shared[_COMPRESSION] = 0.5 / largest
+    return replace(start, shared=shared)
+
+
+def _to_all(
+    train: Measurements,
+    some: Measurements,
+    chosen: _Candidate,
+    verdicts: tuple[RungVerdict, ...],
+    tried: dict[int, FloatArray],
+) -> ColumnsClimbed:
+    """The chosen model on all earlier MVMs: means, noise, wrong MVMs, and once more with the weights so found."""
+    state, free, floor_a2 = chosen.state, chosen.free, chosen.noise.terms.floor_a2
+    factor = chosen.factor.scaled(float(some.counts().sum()) / float(train.counts().sum()))
+    if some is not train:
+        state, _ = settle(train, state, free, factor)
+    flagged = np.zeros(len(train.dataset), dtype=np.bool_)
+    for _ in range(2):
+        noise = fit_noise(train, state, factor, floor_a2, chosen.noise.active)
+        state = replace(state, noise=noise.terms)
+        found, outliers = wrong_rows(train, state, flagged)
+        if np.array_equal(found, flagged):
+            break
+        flagged = found
+        train = train.without(flagged)
+    factor = factorise(accumulate(train, state, free, blocks=True), state, free)
+    state, resting = settle(train, state, free, factor)
+    noise = fit_noise(train, state, factor, floor_a2, chosen.noise.active)
+    state = replace(state, noise=noise.terms)
+    return ColumnsClimbed(state, factor, free, noise, verdicts, flagged, outliers, resting, tried)
+
+
+def _error_of(candidate: _Candidate, index: int) -> FloatArray:
+    return np.asarray(candidate.factor.shared_error()[candidate.free.index(index)].numpy())
+
+
+def _mean(nll: FloatArray) -> float:
+    return float(nll.mean())
