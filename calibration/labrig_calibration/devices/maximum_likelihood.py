@@ -1,0 +1,180 @@
+"""Maximum likelihood of many small problems at once: Newton steps on torch's own second derivatives.
+
+A problem has up to about twenty parameters of order one, and terms whose sum is the negative logarithm of its
+likelihood. Problems are stacked; their data are padded, and padded terms are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, hessian, jacfwd, vmap
+
+Terms = Callable[..., Tensor]
+"""From the parameters `[p]` of one problem and its data to the terms of its negative log-likelihood, `[n]`."""
+
+# Half the squared length of a Newton step in standard errors, below which a problem is solved.
+_SOLVED = 1e-7
+# Curvatures below this part of the largest say nothing.
+_FLAT = 1e-11
+
+
+@dataclass(frozen=True)
+class Found:
+    """Solutions of `B` problems with `p` parameters.
+
+    Attributes:
+        parameters: `[B, p]`.
+        covariance: Inverse of the second derivatives, `[B, p, p]`; a parameter that the data do not tell has an
+            infinite variance.
+        loss: Negative log-likelihood, `[B]`.
+        solved: Whether Newton's method came to rest, `[B]`.
+    """
+
+    parameters: Tensor
+    covariance: Tensor
+    loss: Tensor
+    solved: Tensor
+
+    @property
+    def error(self) -> Tensor:
+        """Standard errors, `[B, p]`."""
+        return self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+
+
+def maximise(terms: Terms, start: Tensor, data: tuple[Tensor, ...], *, steps: int = 100) -> Found:
+    """Finds the most likely parameters of each problem.
+
+    Newton steps along the eigenvectors of the second derivatives, with their magnitudes in place of negative
+    curvatures, damped until the loss falls.
+
+    Args:
+        terms: Terms of one problem.
+        start: Where to begin, `[B, p]`.
+        data: Data of all problems, each with first axis `B`.
+        steps: Most steps.
+    """
+
+    def loss(parameters: Tensor, *one: Tensor) -> Tensor:
+        return terms(parameters, *one).sum()
+
+    values = vmap(loss)
+    slopes = vmap(grad_and_value(loss))
+    curvatures = vmap(hessian(loss))
+    at = start.clone()
+    damping = torch.zeros(len(at), dtype=at.dtype)
+    solved = torch.zeros(len(at), dtype=torch.bool)
+    value = values(at, *data)
+    for _ in range(steps):
+        slope, value = slopes(at, *data)
+        size, vectors = torch.linalg.eigh(_symmetric(curvatures(at, *data)))
+        magnitude = size.abs().clamp(min=1e-300)
+        largest = magnitude.amax(dim=1, keepdim=True)
+        along = (vectors * slope[:, :, None]).sum(dim=1)
+        floor = magnitude.maximum(_FLAT * largest)
+        solved = (0.5 * (along**2 / floor).sum(dim=1) < _SOLVED) | solved
+        if bool(solved.all()):
+            break
+        open_ = ~solved
+        moved = at.clone()
+        for _ in range(30):
+            step = -(vectors * (along / (floor + damping[:, None] * largest))[:, None, :]).sum(dim=2)
+            tried = torch.where(open_[:, None], at + step, moved)
+            new = values(tried, *data)
+            better = open_ & torch.isfinite(new) & (new <= value)
+            moved = torch.where(better[:, None], tried, moved)
+            damping = torch.where(better, 0.1 * damping, damping)
+            damping = torch.where(open_ & ~better, torch.clamp(8.0 * damping, min=1e-6), damping)
+            open_ = open_ & ~better
+            if not bool(open_.any()):
+                break
+        # Where no step helps any more, rounding ends the search.
+        solved = solved | (open_ & (0.5 * (along**2 / floor).sum(dim=1) < 1e-3))
+        if torch.equal(moved, at):
+            break
+        at = moved
+    value = values(at, *data)
+    return Found(at, inverse(curvatures(at, *data)), value, solved)
+
+
+def inverse(curvature: Tensor) -> Tensor:
+    """Covariances from second derivatives, `[B, p, p]`; infinite for parameters in flat directions."""
+    size, vectors = torch.linalg.eigh(_symmetric(curvature))
+    flat = size <= _FLAT * size.abs().amax(dim=1, keepdim=True)
+    inverted = torch.where(flat, torch.zeros_like(size), 1.0 / torch.where(flat, torch.ones_like(size), size))
+    covariance = (vectors * inverted[:, None, :]) @ vectors.transpose(1, 2)
+    unknown = (vectors.square() * flat[:, None, :]).sum(dim=2) > 1e-6
+    diagonal = torch.where(unknown, torch.inf, covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0))
+    return torch.diagonal_scatter(covariance, diagonal, dim1=1, dim2=2)
+
+
+def clustered_covariance(
+    terms: Terms, found: Found, data: tuple[Tensor, ...], cluster: Tensor, clusters: int
+) -> Tensor:
+    """Covariance that holds although terms of one cluster depend on each other: the sandwich of Huber and White.
+
+    Args:
+        terms: Terms of one problem.
+        found: The solution.
+        data: Data of all problems.
+        cluster: Number of each term's cluster, the same in all problems, `[n]`.
+        clusters: How many there are.
+    """
+    scores = vmap(jacfwd(terms))(found.parameters, *data)
+    summed = torch.zeros((len(scores), clusters, scores.shape[2]), dtype=scores.dtype)
+    summed.index_add_(1, cluster, scores)
+    return _sandwich(found, summed.transpose(1, 2) @ summed * (clusters / max(clusters - 1, 1)))
+
+
+def serial_covariance(terms: Terms, found: Found, data: tuple[Tensor, ...], lags: int) -> Tensor:
+    """Covariance that holds although terms that follow each other depend on each other (Newey and West 1987).
+
+    Args:
+        terms: Terms of one problem, in the order of measurement.
+        found: The solution.
+        data: Data of all problems.
+        lags: How far the dependence reaches.
+    """
+    scores = vmap(jacfwd(terms))(found.parameters, *data)
+    meat = scores.transpose(1, 2) @ scores
+    for lag in range(1, lags + 1):
+        cross = scores[:, lag:].transpose(1, 2) @ scores[:, :-lag]
+        meat = meat + (1.0 - lag / (lags + 1.0)) * (cross + cross.transpose(1, 2))
+    return _sandwich(found, meat)
+
+
+def _sandwich(found: Found, meat: Tensor) -> Tensor:
+    bread = torch.where(torch.isfinite(found.covariance), found.covariance, torch.zeros_like(found.covariance))
+    covariance = bread @ meat @ bread
+    diagonal = covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0)
+    known = torch.isfinite(found.covariance.diagonal(dim1=1, dim2=2))
+    return torch.diagonal_scatter(covariance, torch.where(known, diagonal, torch.inf), dim1=1, dim2=2)
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return 0.5 * (matrix + matrix.transpose(1, 2))
+
+
+def propagate(found: Found, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Values and covariances of functions of the parameters, to first order.
+
+    Args:
+        found: The solutions.
+        function: From the parameters `[p]` of one problem to `[q]` numbers.
+
+    Returns:
+        Values `[B, q]` and covariances `[B, q, q]`; a variance is infinite where it rests on a parameter without one.
+    """
+    values, slopes = vmap(function)(found.parameters), vmap(jacfwd(function))(found.parameters)
+    diagonal = found.covariance.diagonal(dim1=1, dim2=2)
+    unknown = ~torch.isfinite(diagonal)
+    finite = torch.diagonal_scatter(
+        found.covariance, torch.where(unknown, torch.zeros_like(diagonal), diagonal), dim1=1, dim2=2
+    )
+    covariance = slopes @ finite @ slopes.transpose(1, 2)
+    rests = (slopes.abs() * unknown[:, None, :]).sum(dim=2) > 1e-9
+    variance = torch.where(rests, torch.inf, covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0))
+    return values, torch.diagonal_scatter(covariance, variance, dim1=1, dim2=2)
