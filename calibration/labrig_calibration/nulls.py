@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labrig_calibration.goodness import Estimated, anderson_darling, kolmogorov_smirnov, sized_distance, sized_square
-from labrig_calibration.whiteness import ljung_box
+from labrig_calibration.whiteness import cumulative_periodogram, ljung_box
 
 FloatArray = NDArray[np.float64]
 
@@ -61,6 +61,7 @@ class Nulls:
         distance: Of the Kolmogorov-Smirnov distance, its size taken out (`goodness.sized_distance`).
         square: Of Anderson and Darling's statistic, its size taken out (`goodness.sized_square`).
         memory: Of Ljung and Box's Q.
+        periodogram: Of the cumulative periodogram's statistic.
         lags: Lags in Q.
         estimated: What was estimated from the simulated data.
     """
@@ -68,6 +69,7 @@ class Nulls:
     distance: Null
     square: Null
     memory: Null
+    periodogram: Null
     lags: int
     estimated: Estimated
 
@@ -92,16 +94,18 @@ class Nulls:
         """
         size, lags = min(samples, _LONGEST), max(1, min(lags, samples // 5))
         count = draws if draws is not None else int(np.clip(_DRAWN // size, 1, 20000))
-        distances, squares, memories = [], [], []
+        distances, squares, memories, periodograms = [], [], [], []
         for first in range(0, count, 500):
             z = rng.standard_normal((size, min(500, count - first)))
             distances.append(kolmogorov_smirnov(z, estimated))
             squares.append(anderson_darling(z, estimated))
             memories.append(ljung_box(z, lags).statistic)
+            periodograms.append(cumulative_periodogram(z).statistic)
         return cls(
             Null(np.sort(sized_distance(np.concatenate(distances), size, estimated)), 2.0),
             Null(np.sort(sized_square(np.concatenate(squares), size, estimated)), 1.0),
             Null(np.sort(np.concatenate(memories)), 1.0),
+            Null(np.sort(np.concatenate(periodograms)), 1.0),
             lags,
             estimated,
         )

@@ -1,4 +1,4 @@
-"""Do residuals remember: Ljung and Box's test, and the cumulative periodogram, which finds slow noise.
+"""Do residuals remember: Ljung and Box's test, the cumulative periodogram for slow noise, the largest line for hum.
 
 Rows are in the order of measurement (`residuals.chronological`).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from labrig_calibration.specification import Tested
 
@@ -39,25 +39,48 @@ def ljung_box(z: FloatArray, lags: int) -> Tested:
 
 
 def cumulative_periodogram(z: FloatArray) -> Tested:
-    """Is power even over frequencies: Bartlett's Kolmogorov-Smirnov test of the cumulative periodogram.
+    """Is power even over frequencies: Anderson and Darling's statistic of the cumulative periodogram.
 
     The periodogram of white normal noise is exponential, so its cumulative shares are ordered uniform numbers, exactly,
-    and the two-sided Kolmogorov-Smirnov law holds at any N (Bartlett 1955; Durbin, Biometrika 56, 1969). Power that
-    gathers at low frequencies, as that of 1/f noise does, shows long before it does at any single lag. The effect is
-    the largest share of the power that is not where it should be, positive for slow noise.
+    at any N (Bartlett 1955; Durbin, Biometrika 56, 1969). Anderson and Darling's weights look at both ends of the band,
+    where 1/f noise lives (Anderson, Ann. Stat. 21, 1993). The p-value is that of large values, sqrt(3) erfc(sqrt(A)),
+    for a chi-squared sum with weights 1 / j(j + 1); above 0.05 `nulls.Nulls` knows better. The effect is the largest
+    share of the power that is not where it should be, positive for slow noise.
 
     Args:
         z: Residuals, `[N, columns]`; NaN counts as the mean.
     """
-    count = (z.shape[0] - 1) // 2
-    power = np.abs(np.fft.rfft(_centred(z), axis=0)[1 : count + 1]) ** 2
+    power = _periodogram(z)
+    count = power.shape[0]
     total = np.cumsum(power, axis=0)
-    share = total[:-1] / np.maximum(total[-1], 1e-300)
+    share = np.clip(total[:-1] / np.maximum(total[-1], 1e-300), 1e-15, 1.0 - 1e-15)
     rank = np.arange(1, count)[:, None]
-    above, below = share - (rank - 1) / (count - 1), rank / (count - 1) - share
-    distance = np.maximum(above.max(axis=0), below.max(axis=0))
-    p = np.asarray(stats.kstwo.sf(distance, count - 1))
-    return Tested(distance, p, np.where(above.max(axis=0) >= below.max(axis=0), distance, -distance))
+    terms = (2 * rank - 1) * np.log(share) + (2 * (count - 1 - rank) + 1) * np.log1p(-share)
+    square = 1.0 - count - terms.sum(axis=0) / (count - 1)
+    above, below = (share - (rank - 1) / (count - 1)).max(axis=0), (rank / (count - 1) - share).max(axis=0)
+    p = np.minimum(np.sqrt(3.0) * special.erfc(np.sqrt(np.maximum(square, 0.0))), 1.0)
+    return Tested(square, np.asarray(p), np.where(above >= below, above, -below))
+
+
+def strongest_line(z: FloatArray) -> Tested:
+    """Does one frequency stand out, as mains hum does: Fisher's test of the largest periodogram value.
+
+    m (1 - g)^(m - 1) bounds the chance that the largest of m shares reaches g, and is exact for small ones (Fisher,
+    Proc. R. Soc. A 125, 1929). The effect is g, the share of the power at that frequency.
+
+    Args:
+        z: Residuals, `[N, columns]`; NaN counts as the mean.
+    """
+    power = _periodogram(z)
+    count = power.shape[0]
+    share = power.max(axis=0) / np.maximum(power.sum(axis=0), 1e-300)
+    p = np.minimum(count * np.exp((count - 1) * np.log1p(-np.minimum(share, 1.0 - 1e-15))), 1.0)
+    return Tested(share, np.asarray(p), share)
+
+
+def _periodogram(z: FloatArray) -> FloatArray:
+    """Power at the Fourier frequencies between zero and half the sampling rate, both left out, `[F, columns]`."""
+    return np.asarray(np.abs(np.fft.rfft(_centred(z), axis=0)[1 : (z.shape[0] + 1) // 2]) ** 2)
 
 
 def _centred(z: FloatArray) -> FloatArray:
