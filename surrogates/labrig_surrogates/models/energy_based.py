@@ -199,7 +199,7 @@ def divergence_from(model: BoltzmannMachine, probability: Tensor) -> float:
     with torch.no_grad():
         states = all_states(model.weight.shape[1], model.weight)
         modelled = model.log_likelihood(states).double()
-    p = probability.double()
+    p = probability.detach().double()
     kept = p > 0
     return float((p[kept] * (p[kept].log() - modelled[kept])).sum())
 
