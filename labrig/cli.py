@@ -14,6 +14,7 @@ VERBS = (
     "demo",
     "check",
     "simulate",
+    "plan",
     "sweep",
     "show",
     "verify",
@@ -30,6 +31,7 @@ VERBS = (
 # Errors of the packages that know no LabrigError, each with the module that defines it. None can be raised before
 # that module is loaded, so none needs to be imported here.
 _FOREIGN_ERRORS = (
+    ("labrig_calibration.assumptions", "AssumptionError"),
     ("labrig_calibration.dataset", "DatasetError"),
     ("labrig_calibration.stimulus", "StimulusError"),
     ("labrig_calibration.fit", "CalibrationError"),

@@ -138,10 +138,9 @@ class AssumedChip:
         Raises:
             AssumptionError: Unknown names or impossible values; every fault is listed.
         """
-        known = (*_NUMBERS, *_PROGRAMMING)
-        unknown = [name for name in values if name not in known]
+        unknown = [name for name in values if name not in ASSUMABLE]
         if unknown:
-            raise AssumptionError(f"there is no {', '.join(unknown)} to assume; there are: {', '.join(known)}")
+            raise AssumptionError(f"there is no {', '.join(unknown)} to assume; there are: {', '.join(ASSUMABLE)}")
         programming = tuple(values.get(name, old) for name, old in zip(_PROGRAMMING, self.programming, strict=True))
         given = {name: value for name, value in values.items() if name in _NUMBERS}
         return AssumedChip(**{**asdict(self), **given, "programming": programming})
@@ -159,3 +158,5 @@ class AssumedChip:
 
 _NUMBERS = tuple(field.name for field in fields(AssumedChip) if field.name not in {"programming", "source"})
 _PROGRAMMING = ("programming_p0", "programming_p1", "programming_p2")
+ASSUMABLE = (*_NUMBERS, *_PROGRAMMING)
+"""Names of the numbers that make a chip."""

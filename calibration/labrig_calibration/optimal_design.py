@@ -7,7 +7,6 @@ the worst relative error most for its length. What was found is then drawn, and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -73,6 +72,7 @@ class Task:
         goals: Names of the predicted errors that count, each with its largest relative size.
         max_voltage_v: Amplitude in V that no vector exceeds, where it is lower than the DAC's.
         max_mvms: Most MVMs of the array.
+        writes: Numbers of writes to try.
         max_writes: Most programmings of the array.
         seed: Of the typical targets and vectors.
     """
@@ -85,12 +85,13 @@ class Task:
     goals: Mapping[str, float]
     max_voltage_v: float | None = None
     max_mvms: int = 1_000_000
+    writes: tuple[int, ...] = WRITES
     max_writes: int = 64
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Plan:
+class FoundDesign:
     """Counts that were found.
 
     Attributes:
@@ -120,11 +121,16 @@ class Search:
         # Enough cells to stand for all; large arrays have them in one column.
         self._chosen = typical_columns(task.columns, max(1, _CELLS // task.rows))
 
-    def within(self, mvms: int) -> Plan | None:
-        """The best design of at most `mvms` MVMs; None where no write fits."""
+    @property
+    def least_mvms(self) -> int:
+        """MVMs of the smallest design."""
+        return self._writes()[0] * _LEAST.total(self._task.rows)
+
+    def within(self, mvms: int) -> FoundDesign:
+        """The best design of at most `mvms` MVMs, which are `least_mvms` at least."""
         rows = self._task.rows
         candidates = [writes for writes in self._writes() if writes * _LEAST.total(rows) <= mvms]
-        best: Plan | None = None
+        best: FoundDesign | None = None
         worse = 0
         for number, writes in enumerate(candidates):
             plan = self._grown(writes, mvms // writes, stop=False)
@@ -136,9 +142,11 @@ class Search:
             worse += 1
             if worse == 2:
                 break
-        return None if best is None else self._exchanged(best, mvms // best.writes)
+        if best is None:
+            raise ValueError(f"{mvms} MVMs are fewer than the {self.least_mvms} of the smallest design")
+        return self._exchanged(best, mvms // best.writes)
 
-    def for_precision(self) -> Plan:
+    def for_precision(self) -> FoundDesign:
         """The smallest design that reaches every goal; where one is out of reach, the best for it.
 
         `limits` names the goals that cannot be reached, with what endless reading, or the most MVMs, would give.
@@ -153,8 +161,8 @@ class Search:
             eased_search = Search(replace(self._task, goals=eased), self._progress)
             plan = eased_search.for_precision()
             return replace(plan, limits={**plan.limits, **hopeless})
-        best: Plan | None = None
-        nearest: Plan | None = None
+        best: FoundDesign | None = None
+        nearest: FoundDesign | None = None
         for number, writes in enumerate(candidates):
             if any(floors[writes][name] > goal for name, goal in self._task.goals.items()):
                 continue
@@ -172,15 +180,6 @@ class Search:
         short = {name: nearest.analysis.predicted[name].relative for name in self._missed(nearest.analysis)}
         return replace(nearest, limits=short)
 
-    def larger(self, plan: Plan, factor: float) -> Plan:
-        """The same design with `factor` times as many vectors of every kind, rounded up."""
-        options = plan.counts.as_options()
-        grown = {
-            name: math.ceil(value * (1.0 if name == "repeat_vectors" else factor)) for name, value in options.items()
-        }
-        counts = StimulusCounts.of(grown)
-        return replace(plan, counts=counts, analysis=self.weighed(counts, plan.writes))
-
     def weighed(self, counts: StimulusCounts, writes: int) -> Analysis:
         """The predictions for a design that was not drawn."""
         task = self._task
@@ -196,7 +195,7 @@ class Search:
         return analysed(kinds, times, self._typical_cells(writes), task.converters, task.chip)
 
     def _writes(self) -> list[int]:
-        return [writes for writes in WRITES if writes <= self._task.max_writes] or [self._task.max_writes]
+        return [writes for writes in self._task.writes if writes <= self._task.max_writes] or [self._task.max_writes]
 
     def _parts(
         self, unit: Mapping[StimulusKind, WriteInformation], counts: StimulusCounts
@@ -287,7 +286,7 @@ class Search:
     def _reached(self, analysis: Analysis) -> bool:
         return not self._missed(analysis)
 
-    def _grown(self, writes: int, most: int, *, stop: bool) -> Plan:
+    def _grown(self, writes: int, most: int, *, stop: bool) -> FoundDesign:
         """Adds packets until no more fit in `most` vectors a write, or all goals are reached."""
         rows = self._task.rows
         counts = _LEAST
@@ -310,9 +309,9 @@ class Search:
             gain, counts, analysis = max(trials, key=lambda trial: trial[0])
             if stop and gain <= 0.0:
                 break
-        return Plan(writes, counts, analysis, {})
+        return FoundDesign(writes, counts, analysis, {})
 
-    def _exchanged(self, plan: Plan, most: int) -> Plan:
+    def _exchanged(self, plan: FoundDesign, most: int) -> FoundDesign:
         """Moves vectors from one kind to another as long as that helps."""
         rows, units = self._task.rows, _units_of(self._task.rows)
         least = _LEAST.as_options()

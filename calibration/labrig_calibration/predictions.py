@@ -33,6 +33,16 @@ FloatArray = NDArray[np.float64]
 
 GOALS = ("gain", "offset", "compression", "conductance", "noise", "programming")
 """What has to reach a precision where nobody says otherwise: what a surrogate's outputs depend on."""
+PREDICTED = (
+    *("gain", "offset", "compression", "drift", "conductance"),
+    *VARIANCES[:3],
+    "noise",
+    "programming",
+    *LAW,
+    *LINES,
+    "gain_with_lines",
+)
+"""All parameters whose errors are predicted, in the order of the model."""
 # Columns that stand for all where every vector is looked at.
 TYPICAL_COLUMNS = 4
 # What a fit holds back to judge itself by.
@@ -43,6 +53,9 @@ _VAGUE = 1e3
 @dataclass(frozen=True)
 class Predicted:
     """The standard error that one parameter will have.
+
+    `noise` is the standard deviation at half of the ADC's range, `programming` that at half of the highest conductance,
+    `gain_with_lines` the gain where wires and crosstalk are fitted too.
 
     Attributes:
         name: The parameter.
@@ -174,11 +187,11 @@ def _of_columns(
     usual_drift = max(abs(chip.drift), 0.01)
     highest_s = converters.conductance_max_s
     return [
-        _predicted("gain", "1", chip.gain, chip.gain * gains.gain, chip.gain, "the gain"),
-        _predicted("offset", "A", 0.0, offset, full_scale_a, "the ADC's full scale"),
+        _predicted("gain", "1", chip.gain, chip.gain * gains.gain, chip.gain, "itself"),
+        _predicted("offset", "A", 0.0, offset, full_scale_a, "full scale"),
         _predicted("compression", "1/A", chip.compression_per_a, compression, chip.compression_per_a, "itself"),
-        _predicted("drift", "1", chip.drift, drift, usual_drift, f"an exponent of {usual_drift:g}"),
-        _predicted("conductance", "S", 0.5 * highest_s, read_s, highest_s, "the highest conductance"),
+        _predicted("drift", "1", chip.drift, drift, usual_drift, f"{usual_drift:g}"),
+        _predicted("conductance", "S", 0.5 * highest_s, read_s, highest_s, "the highest"),
     ]
 
 
@@ -203,8 +216,7 @@ def _of_noise(
     sigma_a = math.sqrt(variance_a2)
     sigma_error_a = np.sqrt(np.einsum("a,cab,b->c", features, covariance, features)) / (2.0 * sigma_a)
     pooled_a = float(np.sqrt(np.mean(sigma_error_a**2) / cells.all_columns))
-    words = "the noise at half of the ADC's range"
-    found.append(_predicted("noise", "A", sigma_a, sigma_error_a, sigma_a, words, pooled_error=pooled_a))
+    found.append(_predicted("noise", "A", sigma_a, sigma_error_a, sigma_a, "itself", pooled_error=pooled_a))
     return found
 
 
@@ -255,10 +267,9 @@ def _of_cells(law: FloatArray, gains: GainErrors, cells: Cells, chip: AssumedChi
     middle = np.array([1.0, 0.5, 0.25, 0.0])
     sigma = float(chip.programming_sigma(np.array(0.5)))
     errors = np.sqrt(np.diagonal(covariance))
-    words = "the error at half of the highest conductance"
-    found = [_predicted("programming", "1", sigma, math.sqrt(float(middle @ covariance @ middle)), sigma, words)]
+    found = [_predicted("programming", "1", sigma, math.sqrt(float(middle @ covariance @ middle)), sigma, "itself")]
     for index, name in enumerate(LAW[:3]):
-        found.append(_predicted(name, "1", chip.programming[index], float(errors[index]), sigma, words))
+        found.append(_predicted(name, "1", chip.programming[index], float(errors[index]), sigma, "programming"))
     spread = chip.device_spread
     found.append(_predicted(LAW[3], "1", spread, float(errors[3]), spread, "itself"))
     lines = np.sqrt(np.diagonal(gains.lines))
@@ -266,13 +277,13 @@ def _of_cells(law: FloatArray, gains: GainErrors, cells: Cells, chip: AssumedChi
     for index, name in enumerate(LINES):
         error = float(lines[index])
         if name == "crosstalk":
-            found.append(_predicted(name, "1", chip.crosstalk, error, 1.0, "the neighbour's current"))
+            found.append(_predicted(name, "1", chip.crosstalk, error, 1.0, "a neighbour"))
             continue
         scale_ohm = chip.wire_ohm if chip.wire_ohm > 0 else float(large[index])
-        words = "itself" if chip.wire_ohm > 0 else f"{scale_ohm:.2g} ohm, which cost a tenth of the current"
+        words = "itself" if chip.wire_ohm > 0 else f"{scale_ohm:.2g} ohm"
         found.append(_predicted(name, "ohm", chip.wire_ohm, error, scale_ohm, words))
     gain = chip.gain * gains.gain_with_lines
-    found.append(_predicted("gain_with_lines", "1", chip.gain, gain, chip.gain, "the gain"))
+    found.append(_predicted("gain_with_lines", "1", chip.gain, gain, chip.gain, "itself"))
     return found
 
 

@@ -76,6 +76,8 @@ class StimulusCounts:
             StimulusError: A name is unknown or a count is no whole number from 0 up; every fault is listed.
         """
         known = [field.name for field in fields(cls)]
+        if not isinstance(values, Mapping):
+            raise StimulusError(f"wrong counts: {values!r} is no table of names and counts")
         faults = [f"{name} is no count; the counts are: {', '.join(known)}" for name in values if name not in known]
         good: dict[str, int] = {}
         for name, value in values.items():

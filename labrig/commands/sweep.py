@@ -39,7 +39,7 @@ def sweep(
             "--plan",
             metavar="NAME",
             help="What to measure: canary, energy, iv, mvm, noise, retention, transfer or writes, or a plan of one's "
-            "own as FILE.py:NAME.",
+            "own as FILE.py:NAME, or a plan file as labrig plan writes it.",
             show_default=False,
         ),
     ],

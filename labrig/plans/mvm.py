@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from labrig.plans.base import Points, StreamCapacity
 from labrig.plans.schedule import Schedule, capacity_of, chosen_arrays, points_of
 from labrig_calibration.dataset import Converters
-from labrig_calibration.stimulus import design_mvm_calibration
+from labrig_calibration.stimulus import MvmDesign, StimulusCounts, design_mvm_calibration
 from labrig_drivers.crossbar import BoardInfo
 
 
@@ -24,6 +24,11 @@ class MvmCalibrationPlan:
         seed: Determines targets, vectors and their order.
         arrays: Which arrays; all of the board when None.
         max_voltage_v: Amplitude in V that no vector exceeds, where it is lower than the board's.
+        counts: Vectors of each kind of one write by name, as `StimulusCounts` names them; those that are not named,
+            or None, as usual. `labrig plan` finds them.
+
+    Raises:
+        StimulusError: Counts that are none.
     """
 
     writes: int = 4
@@ -31,6 +36,14 @@ class MvmCalibrationPlan:
     seed: int = 0
     arrays: Sequence[int] | None = None
     max_voltage_v: float | None = None
+    counts: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        self.stimulus_counts()
+
+    def stimulus_counts(self) -> StimulusCounts:
+        """Vectors of each kind of one write."""
+        return StimulusCounts() if self.counts is None else StimulusCounts.of(self.counts)
 
     @property
     def name(self) -> str:
@@ -39,7 +52,7 @@ class MvmCalibrationPlan:
 
     def describe(self) -> dict[str, object]:
         """Everything that determines the points, as JSON can hold it."""
-        return {
+        described: dict[str, object] = {
             "name": self.name,
             "writes": self.writes,
             "batch": self.batch,
@@ -47,6 +60,8 @@ class MvmCalibrationPlan:
             "arrays": None if self.arrays is None else list(self.arrays),
             "max_voltage_v": self.max_voltage_v,
         }
+        # A recording made before there were counts is resumed still.
+        return described if self.counts is None else described | {"counts": self.stimulus_counts().as_options()}
 
     def capacity(self, info: BoardInfo) -> dict[int, StreamCapacity]:
         """How much a recording of this plan must hold, by array."""
@@ -56,21 +71,22 @@ class MvmCalibrationPlan:
         """The points: write by write over all arrays, so that none is measured only early or only late."""
         return points_of(self._schedule(info))
 
+    def design(self, info: BoardInfo, array: int) -> MvmDesign:
+        """Everything that is measured on one array."""
+        return design_mvm_calibration(
+            info.rows,
+            info.columns,
+            board_converters(info),
+            writes=self.writes,
+            seed=self.seed,
+            stream=array,
+            batch=self.batch,
+            max_voltage_v=self.max_voltage_v,
+            counts=self.stimulus_counts(),
+        )
+
     def _schedule(self, info: BoardInfo) -> Schedule:
-        converters = board_converters(info)
-        return {
-            array: design_mvm_calibration(
-                info.rows,
-                info.columns,
-                converters,
-                writes=self.writes,
-                seed=self.seed,
-                stream=array,
-                batch=self.batch,
-                max_voltage_v=self.max_voltage_v,
-            ).writes
-            for array in chosen_arrays(info, self.arrays)
-        }
+        return {array: self.design(info, array).writes for array in chosen_arrays(info, self.arrays)}
 
 
 def board_converters(info: BoardInfo) -> Converters:

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,6 +16,7 @@ from labrig.plans.canary import CanaryDesign
 from labrig.plans.energy import EnergyPlan
 from labrig.plans.iv import IvPlan
 from labrig.plans.mvm import MvmCalibrationPlan
+from labrig.plans.plan_file import read_plan_file
 from labrig.plans.read_noise import ReadNoiseDesign
 from labrig.plans.retention import RetentionPlan
 from labrig.plans.schedule import ScheduleDesign, ScheduledPlan
@@ -40,7 +42,8 @@ def plan_by_name(name: str, **options: object) -> Plan:
     """Makes a plan.
 
     Args:
-        name: One of labrig's, or `FILE.py:NAME`: what that file calls NAME makes the plan, or its design.
+        name: One of labrig's, or `FILE.py:NAME`: what that file calls NAME makes the plan, or its design; or a plan
+            file `FILE.toml`, which names a plan and its options.
         options: Handed on by keyword.
 
     Raises:
@@ -78,12 +81,25 @@ def options_of(name: str) -> frozenset[str]:
 
 
 def _made_by(name: str) -> Callable[..., object]:
+    if name.endswith(".toml"):
+        file = read_plan_file(Path(name))
+        if file.name.endswith(".toml"):
+            raise ConfigError(f"{name}: names another plan file, {file.name!r}; name the plan itself")
+        inner = _made_by(file.name)
+        known = inspect.signature(inner).parameters
+        unknown = sorted(set(file.options) - set(known))
+        if unknown:
+            raise ConfigError(
+                f"{name}: plan {file.name!r} has no option {', '.join(unknown)}; its options are: {', '.join(known)}"
+            )
+        return partial(inner, **file.options)
     if ".py:" in name:
         return _from_file(name)
     make = PLANS.get(name)
     if make is None:
         raise ConfigError(
-            f"there is no plan named {name!r}; there are: {', '.join(sorted(PLANS))}, or your own as FILE.py:NAME"
+            f"there is no plan named {name!r}; there are: {', '.join(sorted(PLANS))}, or your own as FILE.py:NAME, "
+            "or a plan file FILE.toml"
         )
     made: Callable[..., object] = make  # pyright: ignore[reportAssignmentType]
     return made
