@@ -62,7 +62,7 @@ def fit_random_slopes(x: FloatArray, y: FloatArray) -> RandomSlopes:
 
     start = _moments(sums)
     tries = [start, np.array([start[0], 0.0, start[2] / 10.0]), np.array([start[0], 0.0, start[2] * 10.0])]
-    theta = min((_minimum(loss, one) for one in tries), key=lambda one: one[0])[1]
+    theta = _minimum(loss, tries)
     value, mean, information, noise2 = _restricted(theta, groups)
     factor = _factor(theta)
     return RandomSlopes(
@@ -123,13 +123,14 @@ def _grouped(sums: CellSums) -> _Groups:
     return _Groups(cells, design, added[0], added[1], float(sums.squares.sum()), int(sums.count.sum()))
 
 
-def _minimum(loss: Callable[[FloatArray], float], start: FloatArray) -> tuple[float, FloatArray]:
-    """A quick descent, then a simplex, which no boundary and no rounding stops; the least loss and where it is."""
-    near = optimize.minimize(loss, start, method="BFGS", options={"gtol": 1e-9})
+def _minimum(loss: Callable[[FloatArray], float], starts: list[FloatArray]) -> FloatArray:
+    """A quick descent from each start, then a simplex from the best, which no boundary and no rounding stops."""
+    near = [optimize.minimize(loss, start, method="BFGS", options={"gtol": 1e-9}) for start in starts]
+    best = min(near, key=lambda one: float(one.fun))
     found = optimize.minimize(
-        loss, near.x, method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-13, "maxiter": 600}
+        loss, best.x, method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-13, "maxiter": 600}
     )
-    return float(found.fun), np.asarray(found.x)
+    return np.asarray(found.x)
 
 
 def _restricted(theta: FloatArray, groups: _Groups) -> tuple[float, FloatArray, FloatArray, float]:

@@ -34,12 +34,14 @@ class Bench:
         x = rng.standard_normal((mvms, 8))
         mean = x @ rng.standard_normal((8, columns))
         sigma = np.sqrt(1.0 + 0.1 * mean**2)
-        return cls(rng, mean, sigma, np.arange(mvms) * 0.1, np.exp(rng.uniform(0.0, 8.0, mvms)), np.abs(x).mean(axis=1))
+        return cls(
+            rng, mean, sigma, 0.1 * np.arange(float(mvms)), np.exp(rng.uniform(0.0, 8.0, mvms)), np.abs(x).mean(axis=1)
+        )
 
     def noise(self) -> FloatArray:
         return self.rng.standard_normal(self.mean.shape)
 
-    def judge(self, measured: FloatArray, nulls: Nulls, **others: float) -> Judgement:
+    def judge(self, measured: FloatArray, nulls: Nulls, rate: float = 0.01) -> Judgement:
         z = (measured - self.mean) / self.sigma
         return judge(
             z,
@@ -50,7 +52,7 @@ class Bench:
             age_s=self.age_s,
             covariates=self.drive[:, None],
             nulls=nulls,
-            **others,
+            false_alarm_rate=rate,
         )
 
 
@@ -68,7 +70,7 @@ def alarms(sets: int, mvms: int, columns: int, rate: float) -> int:
     count = 0
     for seed in range(sets):
         bench = Bench.of(seed, mvms, columns)
-        count += not bench.judge(bench.mean + bench.sigma * bench.noise(), known, false_alarm_rate=rate).clean
+        count += not bench.judge(bench.mean + bench.sigma * bench.noise(), known, rate).clean
     return count
 
 
