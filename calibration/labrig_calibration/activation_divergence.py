@@ -186,7 +186,8 @@ def _counts(index: IntArray, bins: int) -> FloatArray:
     """Histogram of each column, `[columns, bins]`."""
     columns = index.shape[1]
     flat = (index + bins * np.arange(columns)).reshape(-1)
-    return np.bincount(flat, minlength=bins * columns).reshape(columns, bins).astype(np.float64)
+    counts = np.bincount(flat, minlength=bins * columns).reshape(columns, bins)
+    return np.asarray(counts, dtype=np.float64)
 
 
 def _divergence(first: IntArray, second: IntArray, bins: int) -> FloatArray:
@@ -209,7 +210,7 @@ def _resampled(first: IntArray, second: IntArray, bins: int, block: int, rng: np
 
 
 def _share(above: IntArray, count: int) -> FloatArray:
-    return np.asarray((1.0 + above) / (1.0 + count))
+    return np.asarray((1.0 + above) / (1.0 + count), dtype=np.float64)
 
 
 def _refuse(measured: FloatArray, predicted: FloatArray, repeated: FloatArray | None) -> None:

@@ -28,20 +28,20 @@ FALSE_ALARM_RATE = 0.01
 
 MEANING = {
     "bias": "outputs are off by {:.3g} predicted standard deviations on average: an offset or a gain",
-    "spread": "the true standard deviation is {:.3g} times the predicted one",
     "curve": "powers of the output explain {:.2%} of what is left: the transfer curve is another one",
     "drift": "age and time explain {:.2%} of what is left: the chip drifts otherwise than the model",
     "covariates": "inputs explain {:.2%} of what is left: wires, crosstalk or temperature act on the mean",
+    "spread": "the true standard deviation is {:.3g} times the predicted one",
     "noise law": "the spread follows something that the noise law lacks (its logarithm swings by {:.3g})",
+    "between columns": "columns err together (correlation {:.3g}): a supply or a reference is shared",
     "memory": "successive outputs are correlated by {:.3g}: noise is not white, or something moves",
     "slow noise": "{:.2%} of the power sits at wrong frequencies: 1/f or telegraph noise",
     "hum": "one frequency holds {:.2%} of the power: mains, a fan or a switching supply",
+    "outliers": "the worst output is {:.3g} predicted standard deviations away: glitches, cables, bad rows",
     "shape": "the distribution is off by {:.3g} somewhere: the noise is not normal",
     "tails": "the tails are not those of a normal distribution (Anderson-Darling {:.3g})",
-    "outliers": "the worst output is {:.3g} predicted standard deviations away: glitches, cables, bad rows",
-    "between columns": "columns err together (correlation {:.3g}): a supply or a reference is shared",
 }
-"""The checks, and what each says with its effect."""
+"""The checks, and what each says with its effect; a fault of one often shows in those below it, too."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class Judgement:
 
     @property
     def findings(self) -> tuple[Check, ...]:
-        """The checks that found something, surest first."""
+        """The checks that found something; what is likely a cause comes before what follows from it."""
         found = [check for check in self.checks.values() if check.adjusted < self.false_alarm_rate]
-        return tuple(sorted(found, key=lambda check: check.adjusted))
+        return tuple(sorted(found, key=lambda check: list(MEANING).index(check.name)))
 
     @property
     def clean(self) -> bool:
@@ -124,7 +124,7 @@ class Judgement:
         return not self.findings
 
     def sentences(self) -> list[str]:
-        """What was found in words, surest first, and what could not be looked at."""
+        """What was found in words, likely causes first, and what could not be looked at."""
         found = [check.sentence() for check in self.findings]
         rate = f"{100 * self.false_alarm_rate:.3g} %"
         head = (
@@ -234,7 +234,7 @@ def _together(z: FloatArray) -> FloatArray:
 
 def _bias_together(z: FloatArray, together: FloatArray, inflation: float) -> Tested:
     tested = specification.bias(together, inflation=inflation)
-    return Tested(tested.statistic, tested.p_value, np.array([np.nanmean(z)]))
+    return Tested(tested.statistic, tested.p_value, np.array([np.nanmean(z)], dtype=np.float64))
 
 
 def _spread_together(z: FloatArray) -> Tested:
@@ -253,7 +253,9 @@ def _heteroscedasticity_together(z: FloatArray, terms: FloatArray) -> Tested:
     mean = np.where(np.isfinite(scores).any(axis=1), np.nansum(scores, axis=1), np.nan)[:, None]
     regressors = missing_terms.averaged(terms)
     tested = specification.added_terms(specification.normal_scores(mean), np.ones((z.shape[0], 1, 1)), regressors)
-    return Tested(tested.statistic, tested.p_value, np.sqrt(tested.effect * np.pi**2 / 8.0 / z.shape[1]))
+    return Tested(
+        tested.statistic, tested.p_value, np.asarray(np.sqrt(tested.effect * (np.pi**2 / 8.0) / z.shape[1]), np.float64)
+    )
 
 
 def _memory(z: FloatArray, nulls: Nulls) -> Tested:

@@ -67,7 +67,7 @@ def fit_random_slopes(x: FloatArray, y: FloatArray) -> RandomSlopes:
     factor = _factor(theta)
     return RandomSlopes(
         mean + np.array([middle, 0.0]),
-        np.asarray(noise2 * np.linalg.inv(information)),
+        np.asarray(noise2 * np.linalg.inv(information), dtype=np.float64),
         noise2 * factor @ factor.T,
         math.sqrt(noise2),
         _spread_error(theta, groups),

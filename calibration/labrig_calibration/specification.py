@@ -51,7 +51,7 @@ def spread(z: FloatArray) -> Tested:
     """Is the predicted standard deviation right: chi-squared; the effect is the true one as a multiple of it."""
     squares, count = np.nansum(z**2, axis=0), np.isfinite(z).sum(axis=0)
     p = 2.0 * np.minimum(special.chdtr(count, squares), special.chdtrc(count, squares))
-    return Tested(squares, np.minimum(p, 1.0), np.sqrt(squares / np.maximum(count, 1)))
+    return Tested(squares, np.asarray(np.minimum(p, 1.0), np.float64), np.sqrt(squares / np.maximum(count, 1)))
 
 
 def added_terms(response: FloatArray, base: FloatArray, terms: FloatArray, *, inflation: float = 1.0) -> Tested:
@@ -81,7 +81,7 @@ def added_terms(response: FloatArray, base: FloatArray, terms: FloatArray, *, in
     f = share / rank / np.maximum((1.0 - share) / rest, 1e-300) / inflation
     effect = np.maximum(1.0 - (1.0 - share) * (rest + rank) / rest, 0.0)
     nothing = np.where(usable, 0.0, np.nan)
-    return Tested(f + nothing, np.asarray(special.fdtrc(rank, rest, f) + nothing), effect)
+    return Tested(f + nothing, np.asarray(special.fdtrc(rank, rest, f) + nothing, dtype=np.float64), effect)
 
 
 def breusch_pagan(residual: FloatArray, regressors: FloatArray) -> Tested:
@@ -179,7 +179,7 @@ def _any_of(count: NDArray[np.int64], p: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class _Span:
-    """What terms span in each column: unit terms `[N, columns, k]`, the inverse of their products, its rank."""
+    """What terms span in each column: unit terms `[columns, N, k]`, the inverse of their products, its rank."""
 
     unit: FloatArray
     inverse: FloatArray
@@ -187,17 +187,18 @@ class _Span:
 
     def project(self, values: FloatArray) -> FloatArray:
         """The part of `values` `[N, columns, m]` that lies in the span."""
-        moments = np.einsum("nck,ncm->ckm", self.unit, values)
-        return np.asarray(np.einsum("nck,ckm->ncm", self.unit, self.inverse @ moments))
+        moments = self.unit.swapaxes(1, 2) @ values.swapaxes(0, 1)
+        return np.asarray((self.unit @ (self.inverse @ moments)).swapaxes(0, 1))
 
 
 def _span(terms: FloatArray) -> _Span:
     norms = _norms(terms)
-    unit = terms / np.where(norms > 0, norms, 1.0)
-    values, vectors = np.linalg.eigh(np.einsum("nck,ncl->ckl", unit, unit))
+    # Columns first: then each product is one of ordinary matrices.
+    unit = np.ascontiguousarray((terms / np.where(norms > 0, norms, 1.0)).swapaxes(0, 1))
+    values, vectors = np.linalg.eigh(unit.swapaxes(1, 2) @ unit)
     kept = values > _SAME * np.maximum(values[:, -1:], 1e-300)
     weight = kept / np.where(kept, values, 1.0)
-    inverse = np.einsum("ckr,cr,clr->ckl", vectors, weight, vectors)
+    inverse = (vectors * weight[:, None, :]) @ vectors.swapaxes(1, 2)
     return _Span(unit, inverse, np.asarray(kept.sum(axis=1)))
 
 
