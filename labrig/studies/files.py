@@ -1,0 +1,79 @@
+"""What a study leaves: a page to read and the numbers behind it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from labrig.reports.page import embedded, new_figure, write_page
+from labrig.studies.result import Plot, StudyResult
+from labrig_drivers.errors import StorageError
+
+_TEMPLATE = Path(__file__).with_name("study.html.jinja")
+_COLOURS = ("#1f2933", "#c2410c", "#0369a1", "#15803d", "#7e22ce", "#94a3b8")
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """Where they are.
+
+    Attributes:
+        html: The page.
+        json: The numbers.
+    """
+
+    html: Path
+    json: Path
+
+
+def write_study(folder: Path, result: StudyResult) -> StudyFiles:
+    """Writes `NAME.html` and `NAME.json`; those that are there are replaced.
+
+    Args:
+        folder: Where they go; made where it is missing.
+        result: The study.
+
+    Raises:
+        StorageError: The folder cannot be made or written.
+    """
+    files = StudyFiles(folder / f"{result.name}.html", folder / f"{result.name}.json")
+    unfinished = files.json.with_name(files.json.name + ".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(_plain(result.as_dict()), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        unfinished.replace(files.json)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise StorageError(f"{folder}: the study cannot be written ({error.strerror})") from error
+    plots = [embedded(_figure(plot)) for plot in result.plots]
+    write_page(files.html, _TEMPLATE, result=result, plots=plots)
+    return files
+
+
+def _figure(plot: Plot) -> object:
+    figure = new_figure(plot.title, plot.x_label, plot.y_label)
+    for index, curve in enumerate(plot.curves):
+        figure.add_scatter(
+            x=list(curve.x),
+            y=list(curve.y),
+            error_y={"array": list(curve.error)} if curve.error else None,
+            mode="lines+markers",
+            name=curve.name,
+            line={"color": _COLOURS[index % len(_COLOURS)]},
+        )
+    if plot.log_x:
+        figure.update_xaxes(type="log")
+    if plot.log_y:
+        figure.update_yaxes(type="log")
+    return figure
+
+
+def _plain(value: object) -> object:
+    """JSON has no infinity and no NaN: such numbers become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
