@@ -34,6 +34,7 @@ _FOREIGN_ERRORS = (
     ("labrig_calibration.assumptions", "AssumptionError"),
     ("labrig_calibration.dataset", "DatasetError"),
     ("labrig_calibration.stimulus", "StimulusError"),
+    ("labrig_calibration.changes", "ComparisonError"),
     ("labrig_calibration.fit", "CalibrationError"),
     ("labrig_surrogates.errors", "SurrogateError"),
 )

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from labrig.commands.interruptible import interruptible
 from labrig.extras import demand_extra
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from labrig.reports.past import Past
+    from labrig.reports.reported import ReportedArray
+    from labrig_surrogates.parameters import ChipParameters
 
 _DEFAULT_OUTPUT = Path("chip.safetensors")
 
@@ -17,33 +24,106 @@ def calibrate(
     files: Annotated[list[Path], typer.Argument(help="Recordings of one chip, made by `labrig sweep`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The fitted chip.")] = _DEFAULT_OUTPUT,
     report: Annotated[Path | None, typer.Option(help="Also write an HTML report there.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="OLD", help="An earlier calibration of this chip: say what changed, with significance."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print verdict, parameters and changes as JSON.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the draws in the diagnostics.")] = 0,
 ) -> None:
-    """Fit the surrogate of a chip to its recordings.
+    """Fit the surrogate of a chip to its recordings, and say whether the fit may be used.
 
-    Example: labrig calibrate calibration.h5 -o chip.safetensors --report report.html
+    Earlier calibrations of the chip that lie beside the output make the history in the report; the output carries a
+    short record of them on, so that writing the same file every morning loses nothing.
+
+    Example: labrig calibrate today.h5 -o chip.safetensors --report report.html --against yesterday.safetensors
     """
     demand_extra("calibrate", "train", *(["report"] if report is not None else []))
+    import numpy as np
+
     from labrig.calibrating import calibrate_recordings, report_conditions
+    from labrig.calibration_history import calibrations_beside, with_history
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
     from labrig.recording.whole_files import unwritable
+    from labrig.reports.past import past_of
+    from labrig.reports.reported import reported
     from labrig.threads import one_thread
     from labrig_drivers.errors import StorageError
     from labrig_surrogates.io import save_chip
 
     if faults := unwritable([output, *([] if report is None else [report])]):
         raise StorageError("; ".join(faults))
+    old = None if against is None else _earlier(against, files)
     bus = EventBus()
+    rng = np.random.default_rng(seed)
     with interruptible(), one_thread(), ProgressListener() as progress:
         bus.subscribe(progress)
         calibration = calibrate_recordings(files, seed, bus)
-    save_chip(output, calibration.chip)
-    print(f"{output}: chip {calibration.chip.chip_id}, {len(calibration.fits)} arrays")
+        # Whatever lies there is read before it is written over.
+        beside = calibrations_beside(output, calibration.chip.chip_id)
+        past = past_of(calibration.chip, calibration.fits, beside, old)
+        chip = with_history(calibration.chip, past.records)
+        save_chip(output, chip)
+        if report is None:
+            arrays = [reported(one, rng, chip.provenance) for one in calibration.fits]
+        else:
+            from labrig.reports.calibration import write_report
+
+            arrays = write_report(report, calibration.fits, report_conditions(files), rng, chip=chip, past=past)
+    if as_json:
+        from labrig.reports.as_json import calibration_json
+
+        print(calibration_json(chip, arrays, past))
+        return
+    _print(chip, arrays, past if old is not None else None)
+    print(f"{output}: chip {chip.chip_id}, {len(arrays)} arrays")
     if report is not None:
-        import numpy as np
-
-        from labrig.reports.calibration import write_report
-
-        write_report(report, calibration.fits, report_conditions(files), np.random.default_rng(seed))
         print(f"{report}: open it in a browser")
+
+
+def _earlier(against: Path, files: Sequence[Path]) -> ChipParameters:
+    """The calibration to compare with; another chip's is refused before anything is fitted."""
+    from labrig.recording import Recording
+    from labrig_calibration.changes import ComparisonError
+    from labrig_surrogates.io import load_chip
+
+    old = load_chip(against)
+    with Recording.open(files[0]) as recording:
+        chip_id = recording.info.chip_id
+    if old.chip_id != chip_id:
+        raise ComparisonError(
+            f"{against} is a calibration of chip {old.chip_id}, but {files[0]} was recorded on chip {chip_id}; "
+            "give --against a calibration of the same chip"
+        )
+    return old
+
+
+def _print(chip: ChipParameters, arrays: Sequence[ReportedArray], past: Past | None) -> None:
+    """The verdict on each array, with its reasons, and what changed where that was asked."""
+    from labrig.reports.changes import change_rows, change_sentences
+
+    for one in arrays:
+        print(f"array {one.parameters.array}: {one.verdict.sentence}")
+        for reason in one.verdict.reasons:
+            print(f"   {reason}")
+    if past is None or past.change is None:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    print(f"chip {chip.chip_id} since {past.since}:")
+    for sentence in change_sentences(past.change):
+        print(f"   {sentence}")
+    for each in past.carried_over:
+        print(
+            f"   Array {each.array}: the earlier calibration predicts these writes with {each.ratio:.2f} x this error."
+        )
+    table = Table("array", "parameter", "before", "now", "shift", "scatter", "largest", "chance", box=None)
+    for row in change_rows(past.change):
+        style = "bold" if row.changed else None
+        numbers = (row.before, row.now, row.shift, row.scatter, row.worst, row.chance)
+        table.add_row(str(row.array), row.name, *numbers, style=style)
+    Console(markup=False, highlight=False).print(table)
+    rate = f"{100 * past.change.false_alarm_rate:.3g} %"
+    print(f"Shifts, scatter and changes are in standard errors; false-alarm rate {rate} for all of them together.")

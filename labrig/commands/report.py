@@ -18,6 +18,10 @@ def report(
     files: Annotated[list[Path], typer.Argument(help="The recordings that the chip was fitted to.")],
     chip: Annotated[Path, typer.Option(help="The fitted chip.")] = _DEFAULT_CHIP,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = _DEFAULT_OUTPUT,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="OLD", help="The earlier calibration to compare with; else the newest beside the chip."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws in the diagnostics.")] = 0,
 ) -> None:
     """Write the report of a calibration again, from its files.
@@ -28,10 +32,17 @@ def report(
     import numpy as np
 
     from labrig.calibrating import judged_again, report_conditions
+    from labrig.calibration_history import calibrations_beside
     from labrig.reports.calibration import write_report
+    from labrig.reports.past import past_of
     from labrig.threads import one_thread
+    from labrig_surrogates.io import load_chip
 
     rng = np.random.default_rng(seed)
     with interruptible(), one_thread():
-        write_report(output, judged_again(files, chip, rng), report_conditions(files), rng)
+        fits = judged_again(files, chip, rng)
+        fitted = load_chip(chip)
+        old = None if against is None else load_chip(against)
+        past = past_of(fitted, fits, calibrations_beside(chip, fitted.chip_id), old)
+        write_report(output, fits, report_conditions(files), rng, chip=fitted, past=past)
     print(f"{output}: open it in a browser")

@@ -1,4 +1,4 @@
-"""`labrig show`: what is in a recording?"""
+"""`labrig show`: what is in a recording, or in the file of a fitted chip?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _TERMINAL = "terminal"
 
 
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording (HDF5).", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A recording (HDF5), or a fitted chip (.safetensors).", show_default=False),
+    ],
     plot: Annotated[
         str | None,
         typer.Option(
@@ -25,9 +28,11 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """Print what a recording holds, after checking every committed row.
+    """Print what a recording holds, after checking every committed row, or the parameters of a fitted chip.
 
     Example: labrig show run.h5 --plot terminal
+
+    Example: labrig show chip.safetensors
     """
     from rich.console import Console
 
@@ -42,6 +47,9 @@ def show(
             raise StorageError(f"--plot {plot}: expected the word {_TERMINAL}, or a file that ends in .html")
         demand_extra("show --plot FILE.html", "report")
     console = Console(markup=False, highlight=False)
+    if file.suffix == ".safetensors":
+        _show_chip(console, file, plot)
+        return
     with open_recording(file) as recording, Contents.open(file) as contents:
         verify(recording)
         facts = overview(recording, contents)
@@ -62,6 +70,16 @@ def show(
 
     write_recording_page(Path(plot), facts, shown)
     print(f"{plot}: open it in a browser")
+
+
+def _show_chip(console: Console, file: Path, plot: str | None) -> None:
+    from labrig.reports.chip_terminal import print_chip
+    from labrig_drivers.errors import StorageError
+    from labrig_surrogates.io import load_chip
+
+    if plot is not None and plot != _TERMINAL:
+        raise StorageError(f"--plot {plot}: the page of a fitted chip is made by `labrig report` or `labrig calibrate`")
+    print_chip(console, file, load_chip(file), maps=plot is not None)
 
 
 def _print(console: Console, facts: Overview) -> None:

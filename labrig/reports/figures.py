@@ -27,7 +27,7 @@ def transfer_figure(parameters: ArrayParameters, dataset: MvmDataset, column: in
     grid_a = np.linspace(u_a.min(), u_a.max(), 200)
     kappa, offset_a = parameters.compression.value[column], parameters.offset.value[column]
     figure = new_figure(f"Transfer curve, column {column}", "current before the amplifier (µA)", "output (µA)")
-    figure.add_scattergl(
+    figure.add_scatter(
         x=_MICRO * u_a[chosen],
         y=_MICRO * dataset.current_a[chosen, column],
         mode="markers",

@@ -10,6 +10,12 @@ import plotly.graph_objects as go
 from labrig_drivers.errors import StorageError
 
 _SCRIPT = "plotly.min.js"
+# A touch screen always shows the buttons, so only those stay that leave the title readable.
+_CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d", "zoom2d"],
+}
 
 
 def new_figure(title: str, x_title: str, y_title: str, *, height: int = 360) -> go.Figure:
@@ -29,37 +35,40 @@ def new_figure(title: str, x_title: str, y_title: str, *, height: int = 360) -> 
 
 def embedded(figure: go.Figure) -> str:
     """A figure as HTML that draws itself with the script beside the page."""
-    html: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, default_width="100%", config={"responsive": True, "displaylogo": False}
-    )
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False, default_width="100%", config=_CONFIG)
     return html
 
 
-def write_page(path: Path, template: Path, **content: object) -> None:
-    """Fills a template and writes the page, with the plotting script once beside it (`plotly.min.js`).
+def write_page(path: Path, template: Path, *, one_file: bool = False, **content: object) -> None:
+    """Fills a template and writes the page.
 
     Args:
         path: Where the page goes; one that is there is replaced.
         template: A jinja2 template.
+        one_file: Whether the plotting script is part of the page, given to the template as `script`, so that the page
+            can be sent on by itself (5 MB); otherwise it lies once beside the pages of a folder (`plotly.min.js`).
         **content: What it shows.
 
     Raises:
         StorageError: The folder cannot be written.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    if one_file:
+        content = {**content, "script": _plotting_script()}
     page = environment.from_string(template.read_text(encoding="utf-8")).render(**content)
     unfinished = path.with_name(path.name + ".part")
     try:
         unfinished.write_text(page, encoding="utf-8")
-        _write_plotting_script(path.parent / _SCRIPT)
+        if not one_file and not (script := path.parent / _SCRIPT).exists():
+            script.write_text(_plotting_script(), encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise StorageError(f"{path}: the page cannot be written ({error.strerror})") from error
 
 
-def _write_plotting_script(path: Path) -> None:
+def _plotting_script() -> str:
     from plotly.offline import get_plotlyjs
 
-    if not path.exists():
-        path.write_text(get_plotlyjs(), encoding="utf-8")
+    script: str = get_plotlyjs()
+    return script

@@ -1,0 +1,133 @@
+"""One fitted array with everything that a report says of it: from a fresh fit, or from the files of an earlier one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labrig.reports.verdict import Counts, Verdict, judge_fit
+from labrig_calibration.battery import FitSize
+from labrig_calibration.dataset import MvmDataset
+from labrig_calibration.diagnostics import Diagnostics, Prediction, predict_recorded
+from labrig_calibration.fit import HELDOUT_FRACTION, split_chronologically
+from labrig_calibration.judging import RecordedJudgement, judge_recorded
+from labrig_calibration.ladder import RungVerdict
+from labrig_calibration.residuals import JudgementError
+from labrig_calibration.result import CalibrationResult, JudgedArray
+from labrig_surrogates.parameters import ArrayParameters
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ReportedArray:
+    """What a report shows of one array.
+
+    Attributes:
+        parameters: The fit.
+        dataset: What it was fitted to.
+        heldout: The MVMs that it never saw, glitches left out.
+        prediction: What it says of them.
+        diagnostics: How well.
+        z: Their residuals, standard normal for a true model, NaN in columns that are dead, `[N, columns]`.
+        judgement: What tests of the residuals found; None where there are too few.
+        verdict: What it is worth.
+        ladder: What each rung brought; empty where the file does not say.
+        notes: What the data could not tell.
+        flagged: MVMs left out as glitches.
+        outliers: Single outputs that count as wrong.
+    """
+
+    parameters: ArrayParameters
+    dataset: MvmDataset
+    heldout: MvmDataset
+    prediction: Prediction
+    diagnostics: Diagnostics
+    z: FloatArray
+    judgement: RecordedJudgement | None
+    verdict: Verdict
+    ladder: tuple[RungVerdict, ...]
+    notes: tuple[str, ...]
+    flagged: int
+    outliers: int
+
+    @property
+    def column_error(self) -> FloatArray:
+        """Held-out error of each column as a multiple of its own noise floor, `[columns]`."""
+        noise_a = self.diagnostics.noise_rms_a
+        ratio = np.divide(
+            self.diagnostics.residual_rms_a, noise_a, out=np.full_like(noise_a, np.nan), where=noise_a > 0
+        )
+        return np.asarray(ratio)
+
+
+def reported(
+    fitted: CalibrationResult | JudgedArray, rng: np.random.Generator, provenance: Mapping[str, str | float | int]
+) -> ReportedArray:
+    """Gathers what a report says of one array.
+
+    Args:
+        fitted: A fresh fit, or parameters judged on their recording again.
+        rng: Places residuals inside their ADC codes, and draws null distributions.
+        provenance: Of the chip's file: where a fit that is not fresh says how it came about.
+    """
+    parameters, dataset, diagnostics = fitted.array_parameters, fitted.dataset, fitted.diagnostics
+    if isinstance(fitted, CalibrationResult):
+        wrong, outliers = fitted.flagged, fitted.outliers
+        flagged, ladder, notes = int(wrong.sum()), fitted.ladder, fitted.notes
+    else:
+        prefix = f"array_{parameters.array}_"
+        wrong = np.zeros(len(dataset), dtype=np.bool_)
+        flagged, outliers = (int(provenance.get(f"{prefix}{name}", 0)) for name in ("flagged", "outliers"))
+        ladder = tuple(RungVerdict(**one) for one in json.loads(str(provenance.get(f"{prefix}ladder", "[]"))))
+        notes = tuple(note for note in str(provenance.get(f"{prefix}notes", "")).split("; ") if note)
+    clean = dataset.select(~wrong) if wrong.any() else dataset
+    earlier, heldout = split_chronologically(clean, HELDOUT_FRACTION)
+    prediction = predict_recorded(parameters, heldout)
+    size = FitSize(len(earlier), _per_column(parameters))
+    z, judgement = _judgement(heldout, prediction, size, rng)
+    counts = Counts(float(dataset.saturated.mean()), flagged / max(len(dataset), 1), float(parameters.stuck.mean()))
+    verdict = judge_fit(diagnostics, counts, None if judgement is None else judgement.battery)
+    return ReportedArray(
+        parameters, dataset, heldout, prediction, diagnostics, z, judgement, verdict, ladder, notes, flagged, outliers
+    )
+
+
+def _judgement(
+    heldout: MvmDataset,
+    prediction: Prediction,
+    fitted: FitSize,
+    rng: np.random.Generator,
+) -> tuple[FloatArray, RecordedJudgement | None]:
+    """Residuals of all columns, and what tests found in those that are alive."""
+    alive = np.isfinite(prediction.mean_a).all(axis=0) & (prediction.sigma_a > 0).all(axis=0)
+    alive &= heldout.converters.adc_lsb_a > 0
+    z = np.full(prediction.mean_a.shape, np.nan)
+    mean_a, sigma_a = prediction.mean_a[:, alive], prediction.sigma_a[:, alive]
+    try:
+        found = judge_recorded(mean_a, sigma_a, _columns_of(heldout, alive), rng=rng, fitted=fitted)
+    except JudgementError:
+        plain = np.where(heldout.saturated, np.nan, heldout.current_a - prediction.mean_a)
+        return np.asarray(plain / prediction.sigma_a), None
+    z[:, alive] = found.residuals
+    return z, found
+
+
+def _columns_of(dataset: MvmDataset, chosen: NDArray[np.bool_]) -> MvmDataset:
+    converters = replace(dataset.converters, adc_full_scale_a=dataset.converters.adc_full_scale_a[chosen])
+    return replace(
+        dataset,
+        current_a=dataset.current_a[:, chosen],
+        saturated=dataset.saturated[:, chosen],
+        target_conductance_s=dataset.target_conductance_s[:, :, chosen],
+        converters=converters,
+    )
+
+
+def _per_column(parameters: ArrayParameters) -> float:
+    """Parameters that each column spends on the mean of its outputs: cells of every write, and what it has itself."""
+    return float(parameters.write_conductance_s.shape[0] * parameters.rows + 3)
