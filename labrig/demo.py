@@ -206,7 +206,7 @@ def _compare(
         chip_id=chip.chip_id,
         path=settings.folder / "training.h5",
         plan={"name": "training", "seeds": [one.seed for one in prepared], "writes": writes},
-        capacity=lambda info: comparison_capacity(chip, data, recipe, seeds, writes, info.arrays),
+        capacity=lambda info: comparison_capacity(prepared[0].deployed, chip, data, recipe, seeds, writes, info.arrays),
     )
     with LiveRig(run, bus) as board:
         result = compare(

@@ -15,8 +15,11 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder, made by `labrig train`.", metavar="RUN")],
     rig: Annotated[Path | None, typer.Option(help="Rig file; the run's own by default.")] = None,
     writes: Annotated[int | None, typer.Option(min=1, help="Programmings; the training file's by default.")] = None,
+    chips: Annotated[
+        int, typer.Option(min=0, help="Judge on so many chips drawn from the calibration's errors, without a rig.")
+    ] = 0,
 ) -> None:
-    """Judge a trained network on the chip, over several programmings.
+    """Judge a trained network on the chip, over several programmings: as it is, and with its columns calibrated.
 
     Example: labrig evaluate runs/digits --writes 5
     """
@@ -24,13 +27,17 @@ def evaluate(
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
     from labrig.threads import one_thread
-    from labrig.training.run import evaluate_run
+    from labrig.training.evaluation_run import evaluate_run
 
     bus = EventBus()
     with interruptible(), one_thread(), ProgressListener() as progress:
         bus.subscribe(progress)
-        result, where = evaluate_run(run, rig, writes, bus)
+        found = evaluate_run(run, rig, writes, bus, chips=chips)
+    result = found.zero_shot
     print(
-        f"{run}: {100 * result.mean:.2f} % ± {100 * result.error:.2f} on {result.images} test images ({where}; "
-        f"spread over programmings {100 * result.spread_writes:.2f})"
+        f"{run}: {100 * result.mean:.2f} % ± {100 * result.error:.2f} on {result.images} test images ({found.where}; "
+        f"spread over programmings {100 * result.spread_writes:.2f}, 5th percentile {100 * found.worst:.2f})"
     )
+    if found.calibrated is not None:
+        calibrated = found.calibrated
+        print(f"with its columns calibrated on the chip: {100 * calibrated.mean:.2f} % ± {100 * calibrated.error:.2f}")

@@ -13,30 +13,59 @@ from labrig.extras import demand_extra
 
 
 def train(
-    file: Annotated[Path, typer.Argument(help="Training file (TOML).", metavar="TRAIN.toml")],
+    file: Annotated[
+        Path | None, typer.Argument(help="Training file (TOML).", metavar="TRAIN.toml", show_default=False)
+    ] = None,
     rig: Annotated[Path | None, typer.Option(help="Rig file, in place of chip.rig.")] = None,
     recording: Annotated[
         Path | None,
         typer.Option(help="Recording of a calibration sweep, in place of the file's chip: trains without a rig."),
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with an interrupted run from its last checkpoint.", metavar="RUN")
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="Take the steps of a finished run again, from its recording.", metavar="RUN/training.h5"),
+    ] = None,
 ) -> None:
     """Train a network: digital, on the surrogate of a chip, or in the loop with the chip.
 
-    Example: labrig train train.toml --recording calibration.h5
+    Examples: labrig train train.toml --recording calibration.h5; labrig train --resume runs/digits
     """
+    given = [name for name, one in (("TRAIN.toml", file), ("--resume", resume), ("--replay", replay)) if one]
+    if len(given) != 1:
+        raise typer.BadParameter("give one of TRAIN.toml, --resume RUN and --replay RUN/training.h5")
+    if file is None and (rig or recording):
+        raise typer.BadParameter("--rig and --recording go with a training file")
     demand_extra("train", "train")
     from labrig.config import load_rig
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
     from labrig.threads import one_thread
     from labrig.training.config import load_training
-    from labrig.training.run import train_run
+    from labrig.training.replay_run import replay_run
+    from labrig.training.run import resume_run, train_run
+    from labrig.training.run_folder import load_origin
 
-    config = load_training(file).overridden(rig=rig, recording=recording)
     bus = EventBus()
     with interruptible(), one_thread(), ProgressListener() as progress:
         bus.subscribe(progress)
-        with published(None if config.rig is None else load_rig(config.rig), bus):
-            result = train_run(config, bus)
-    print(f"{result.folder}: trained {result.method}; the digital network has {100 * result.digital_accuracy:.1f} %")
-    print(f"next: labrig evaluate {result.folder}")
+        if replay is not None:
+            again = replay_run(replay, bus)
+        else:
+            if file is not None:
+                config = load_training(file).overridden(rig=rig, recording=recording)
+            else:
+                assert resume is not None
+                config = load_origin(resume)
+            with published(None if config.rig is None else load_rig(config.rig), bus):
+                result = train_run(config, bus) if file is not None else resume_run(config, bus)
+    if replay is not None:
+        same = "every weight is the same to the last bit"
+        verdict = same if again.different == 0.0 else f"weights differ by up to {again.different:.3g}"
+        print(f"{again.folder}: {again.steps} steps from the recording; {verdict}")
+        return
+    folder, method = result.config.folder, result.config.file.training.method
+    print(f"{folder}: trained {method}; the digital network has {100 * result.digital_accuracy:.1f} %")
+    print(f"next: labrig evaluate {folder}")

@@ -9,15 +9,20 @@ from torch import nn
 
 from labrig.plans.base import StreamCapacity
 from labrig.training.capacity import PlannedPasses, training_capacity
-from labrig.training.chip_model import ChipModel, deployed_network
+from labrig.training.chip_model import ChipModel
 from labrig.training.datasets import ImageSet
 from labrig.training.evaluate import AccuracyTable, evaluate_on, table
 from labrig.training.ledger import Ledger, total
-from labrig.training.loops import OnStep
-from labrig.training.network import accuracy, analog_network
+from labrig.training.models import accuracy
 from labrig.training.physical import BlockingBoard
 from labrig.training.recipe import Recipe
-from labrig.training.trainings import digital_baseline, in_loop_trained, physical_backend, surrogate_trained
+from labrig.training.trainings import (
+    OnStep,
+    digital_baseline,
+    in_loop_trained,
+    physical_backend,
+    surrogate_trained,
+)
 
 ON_CHIP = ("deployed", "surrogate", "in_loop")
 
@@ -35,9 +40,9 @@ class Prepared:
     """
 
     seed: int
-    digital: nn.Sequential
-    deployed: nn.Sequential
-    surrogate: nn.Sequential
+    digital: nn.Module
+    deployed: nn.Module
+    surrogate: nn.Module
     surrogate_ledger: Ledger
 
 
@@ -59,12 +64,11 @@ class Comparison:
 
 
 def comparison_capacity(
-    chip: ChipModel, data: ImageSet, recipe: Recipe, seeds: int, writes: int, arrays: int
+    network: nn.Module, chip: ChipModel, data: ImageSet, recipe: Recipe, seeds: int, writes: int, arrays: int
 ) -> dict[int, StreamCapacity]:
-    """How much the recording of `compare` must hold."""
-    network = analog_network(data.train_x.shape[1], recipe.hidden, data.classes, chip.geometry)
-    batch = min(recipe.in_loop_optimisation.batch, data.train_y.shape[0])
-    cycles = recipe.alternation.count("physical")
+    """How much the recording of `compare` must hold, for networks like this one."""
+    batch = min(recipe.in_loop.optimisation.batch, data.train_y.shape[0])
+    cycles = recipe.in_loop.most_passes()
     judged = seeds * len(ON_CHIP) * writes
     planned = [
         PlannedPasses(passes=seeds * cycles, images=batch, writes=seeds * cycles),
@@ -81,7 +85,7 @@ def prepare(
     for number, seed in enumerate(seeds):
         step = _labelled(on_step, number, seeds)
         digital = digital_baseline(data, recipe, seed, step)
-        deployed = deployed_network(digital, chip, data, recipe.hidden)
+        deployed = chip.deployed(digital, data)
         surrogate, ledger = surrogate_trained(deployed, chip, data, recipe, seed, step)
         prepared.append(Prepared(seed, digital, deployed, surrogate, ledger))
     return tuple(prepared)

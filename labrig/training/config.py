@@ -1,7 +1,8 @@
-"""Training files: TOML that names a rig or a recording, a task, a network and a method."""
+"""Training files: TOML that names a rig or a recording, a task, a model, a method, a policy and a budget."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,23 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from labrig.toml_models import Fault, Section, check_toml, read_toml
-from labrig.training.loops import Optimisation
-from labrig.training.policy import FixedRatio
+from labrig.training.backends import Kind
+from labrig.training.canaries import CanarySettings
+from labrig.training.models import TWO_LAYER
+from labrig.training.objects import is_import_path
+from labrig.training.optimisation import Optimisation
+from labrig.training.plan import MethodName, Plan, PolicyName, PolicyPlan
+from labrig.training.policy import Budget
 from labrig.training.recipe import Recipe
+from labrig.training.task_loss import TaskLoss
+from labrig_surrogates.schedules import Constant, Exponential, Linear, Schedule
 
-Method = Literal["digital", "surrogate", "in-loop"]
 Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Part = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Magnitude = Annotated[float, Field(ge=0)]
 
 _RECIPE = Recipe()
 
@@ -26,8 +37,12 @@ class RunSection(Section):
 
     folder: Annotated[str, Field(min_length=1)]
     """Where the run's files go, relative to the training file; must not exist yet."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Whole = 0
     """Determines initial weights, the order of images, and every noise draw."""
+    checkpoint_every: Whole = 50
+    """Steps between two checkpoints; 0 writes none."""
+    reconnects: Whole = 3
+    """How often a rig that was lost is opened again before the run ends; it can be resumed afterwards all the same."""
 
 
 class ChipSection(Section):
@@ -39,47 +54,118 @@ class ChipSection(Section):
     """Recording of a calibration sweep: the surrogate is fitted to it where no calibration is named."""
     calibration: str | None = None
     """Fitted chip, made by `labrig calibrate`."""
+    conductance_step_s: Magnitude = 0.0
+    """Smallest change of a cell in S that is written; smaller ones wait in float. 0 writes every change."""
+    endurance_writes: Count | None = None
+    """Programmings that an array endures; a training that would take more is refused."""
 
 
 class DataSection(Section):
     """The task."""
 
-    name: Literal["digits"] = "digits"
-    """Data set: `digits`, the 1,797 images that come with scikit-learn."""
+    name: Annotated[str, Field(min_length=1)] = "digits"
+    """Data set: `digits`, the 1,797 images that come with scikit-learn, or an import path of your own."""
 
 
 class TrainingSection(Section):
     """Network and steps."""
 
-    method: Method
-    """`digital`, `surrogate` (after digital), or `in-loop` (after both)."""
+    method: MethodName
+    """`digital`, `surrogate`, `in-loop` (physics-aware) or another one; see docs/how-to/train.md."""
+    model: Annotated[str, Field(min_length=1)] = TWO_LAYER
+    """`two-layer`, or an import path of your own."""
     hidden: Count = _RECIPE.hidden
-    """Hidden units."""
+    """Hidden units of the two-layer network."""
     digital_steps: Count = _RECIPE.digital_steps
     """Steps of the digital network."""
-    surrogate_steps: Count = _RECIPE.surrogate_steps
-    """Steps on the surrogate."""
-    in_loop_cycles: Count = _RECIPE.alternation.cycles
-    """Physical passes of the in-the-loop training."""
-    surrogate_steps_per_cycle: Annotated[int, Field(ge=0)] = _RECIPE.alternation.surrogate_steps
-    """Surrogate steps before each physical pass."""
+    surrogate_steps: Whole = _RECIPE.surrogate_steps
+    """Steps on the surrogate before the method's own."""
+    in_loop_cycles: Count = 40
+    """Physical passes of the in-the-loop training with a fixed ratio."""
+    surrogate_steps_per_cycle: Whole = 5
+    """Surrogate steps before each physical pass; where `policy` is `adaptive`, at the start."""
+    steps: Count | None = None
+    """Steps of the method; in place of `in_loop_cycles`."""
     batch: Count = _RECIPE.optimisation.batch
     """Images in a step."""
+    chunks: Count = 1
+    """Parts of a batch that are in flight together: the chip measures one while the gradient of another is computed."""
     learning_rate: Rate = _RECIPE.optimisation.learning_rate
     """Adam's step size at the start of digital and surrogate training."""
-    in_loop_learning_rate: Rate = _RECIPE.in_loop_optimisation.learning_rate
-    """Adam's step size at the start of in-the-loop training."""
+    in_loop_learning_rate: Rate = _RECIPE.in_loop.optimisation.learning_rate
+    """Adam's step size at the start of the method's own steps."""
+    clip_sigmas: Magnitude = 0.0
+    """Weights beyond so many standard deviations of their layer are clipped after each step; 0 does not."""
+    average_decay: Part = 0.0
+    """Weight of the past in the moving average of the weights, over the last quarter of the steps; 0 takes none."""
+    distillation: Part = 0.0
+    """Part of the loss that follows the outputs of the digital network."""
+    temperature: Positive = 4.0
+    """Temperature of these outputs."""
+    perturbation: Positive = 0.02
+    """Relative size of the perturbations of `spsa`."""
+    calibration_images: Count = 512
+    """Images that `offline-calibrated` fits scale and bias of the columns to."""
+    layers: dict[str, Kind] = Field(default_factory=dict)
+    """Layers that stay what they are, whatever the step is: `digital`, `surrogate` or `physical`, by name."""
+    probe_every: Whole = 5
+    """Physical passes between two comparisons of the gradients of chip and surrogate; no pass is needed for it."""
 
-    def recipe(self) -> Recipe:
-        """The steps as a `Recipe`."""
-        return Recipe(
-            hidden=self.hidden,
-            digital_steps=self.digital_steps,
-            surrogate_steps=self.surrogate_steps,
-            alternation=FixedRatio(self.in_loop_cycles, self.surrogate_steps_per_cycle),
-            optimisation=Optimisation(batch=self.batch, learning_rate=self.learning_rate),
-            in_loop_optimisation=Optimisation(batch=self.batch, learning_rate=self.in_loop_learning_rate),
-        )
+
+class NoiseSection(Section):
+    """Noise of the steps on the surrogate."""
+
+    schedule: Literal["constant", "linear", "exponential"] = "constant"
+    """How the noise grows."""
+    start: Magnitude = 0.1
+    """Multiple of the chip's own noise at the start of a ramp."""
+    level: Magnitude = 1.0
+    """Multiple of the chip's own noise in the end."""
+    ramp: Part = 0.25
+    """Part of the steps that a ramp takes."""
+    draws: Count = 1
+    """Programmings that each step meets."""
+    population: Whole = 0
+    """Chips that are drawn from the errors of the calibration; 0 trains on the fitted one alone."""
+    stochastic_rounding: bool = False
+    """Whether steps of `chip.conductance_step_s` are rounded at random."""
+
+    def build(self, steps: int) -> Schedule:
+        """The schedule over so many steps."""
+        ramp = max(round(self.ramp * steps), 1)
+        if self.schedule == "linear":
+            return Linear(self.start, self.level, ramp)
+        if self.schedule == "exponential":
+            return Exponential(self.start, self.level, ramp)
+        return Constant(self.level)
+
+
+class PolicySection(Section):
+    """How surrogate steps and passes through the chip alternate."""
+
+    name: PolicyName = "fixed"
+    """`fixed`, `scheduled` (ever more passes), or `adaptive` (where the surrogate's gradient is wrong)."""
+    passes: Count | None = None
+    """Passes that `adaptive` may spend."""
+    writes: Count | None = None
+    """Programmings that it may spend."""
+    seconds: Positive | None = None
+    """Time in s that it may spend."""
+    joules: Positive | None = None
+    """Energy in J that it may spend."""
+
+
+class RecalibrationSection(Section):
+    """How the surrogate is kept right while training."""
+
+    on: bool = False
+    """Whether the calibration is renewed from the passes of the training."""
+    canaries_every: Whole = 10
+    """Passes between two looks at the canaries."""
+    first_s: Magnitude = 60.0
+    """Board time in s after which the drift clock looks first, then at twice the time; 0 stops the clock."""
+    false_alarm_looks: Positive = 1000.0
+    """Looks between two false alarms."""
 
 
 class EvaluationSection(Section):
@@ -93,10 +179,57 @@ class TrainFile(Section):
     """A labrig training file."""
 
     run: RunSection
-    chip: ChipSection
+    chip: ChipSection = ChipSection()
     data: DataSection = DataSection()
     training: TrainingSection
+    noise: NoiseSection = NoiseSection()
+    policy: PolicySection = PolicySection()
+    recalibration: RecalibrationSection = RecalibrationSection()
     evaluation: EvaluationSection = EvaluationSection()
+
+    def recipe(self) -> Recipe:
+        """Everything about the steps."""
+        training, policy = self.training, self.policy
+        steps = training.steps or training.in_loop_cycles * (training.surrogate_steps_per_cycle + 1)
+        rate = training.in_loop_learning_rate
+        if training.method == "surrogate":
+            steps, rate = max(training.surrogate_steps, 1), training.learning_rate
+        loss = TaskLoss(distillation=training.distillation, temperature=training.temperature)
+        canaries = CanarySettings(
+            every=self.recalibration.canaries_every,
+            first_s=self.recalibration.first_s,
+            false_alarm_looks=self.recalibration.false_alarm_looks,
+        )
+        plan = Plan(
+            method=training.method,
+            steps=steps,
+            policy=PolicyPlan(
+                policy.name,
+                training.surrogate_steps_per_cycle,
+                Budget(policy.passes, policy.writes, policy.seconds, policy.joules),
+            ),
+            optimisation=Optimisation(training.batch, rate, loss, training.clip_sigmas),
+            noise=self.noise.build(steps),
+            draws=self.noise.draws,
+            population=self.noise.population,
+            conductance_step_s=self.chip.conductance_step_s,
+            stochastic_rounding=self.noise.stochastic_rounding,
+            average_decay=training.average_decay,
+            chunks=training.chunks,
+            layers=tuple(sorted(training.layers.items())),
+            recalibrate=self.recalibration.on,
+            canaries=canaries,
+            perturbation=training.perturbation,
+            calibration_images=training.calibration_images,
+            probe_every=training.probe_every,
+        )
+        return Recipe(
+            hidden=training.hidden,
+            digital_steps=training.digital_steps,
+            surrogate_steps=0 if training.method == "surrogate" else training.surrogate_steps,
+            optimisation=Optimisation(batch=training.batch, learning_rate=training.learning_rate),
+            in_loop=plan,
+        )
 
 
 @dataclass(frozen=True)
@@ -120,6 +253,11 @@ class TrainConfig:
     rig: Path | None
     recording: Path | None
     calibration: Path | None
+
+    @property
+    def base(self) -> Path:
+        """The folder that import paths start from."""
+        return self.path.parent
 
     def overridden(self, *, rig: Path | None, recording: Path | None) -> TrainConfig:
         """With `--rig` or `--recording` of the command line in place of the file's own.
@@ -163,6 +301,24 @@ def parse_training(text: str, path: Path) -> TrainConfig:
 
 
 def _cross_faults(raw: Mapping[str, object]) -> Iterator[Fault]:
-    chip = raw.get("chip")
-    if isinstance(chip, dict) and not {"rig", "recording", "calibration"} & set(chip):
+    chip, training = raw.get("chip"), raw.get("training")
+    digital = isinstance(training, dict) and training.get("method") == "digital"
+    if (chip is None and not digital) or (
+        isinstance(chip, dict) and not digital and not {"rig", "recording", "calibration"} & set(chip)
+    ):
         yield Fault(("chip",), "names neither rig nor recording nor calibration; at least one is needed")
+    policy, noise = raw.get("policy"), raw.get("noise")
+    if isinstance(policy, dict) and policy.get("name") != "adaptive":
+        for key in sorted({"passes", "writes", "seconds", "joules"} & set(policy)):
+            yield Fault(("policy", key), "only the policy adaptive has a budget")
+    if isinstance(noise, dict) and noise.get("schedule") == "exponential":
+        for key in ("start", "level"):
+            value = noise.get(key, 0.1)
+            if isinstance(value, int | float) and not (math.isfinite(value) and value > 0):
+                yield Fault(("noise", key), "an exponential ramp neither starts nor ends at zero; use linear")
+    data = raw.get("data")
+    for section, key, own in ((training, "model", TWO_LAYER), (data, "name", "digits")):
+        value = section.get(key) if isinstance(section, dict) else None
+        if isinstance(value, str) and value != own and not is_import_path(value):
+            place = "training" if key == "model" else "data"
+            yield Fault((place, key), f"{value!r} is neither {own} nor an import path such as my_file.py:make")

@@ -1,13 +1,15 @@
-"""Image sets for training, as tensors between 0 and 1."""
+"""Image sets for training, as tensors between 0 and 1; own ones by import path."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from labrig.training.objects import is_import_path, load_callable
 from labrig_drivers.errors import ConfigError
 
 # Every result on digits uses this one split: a quarter of each class for the test.
@@ -21,9 +23,9 @@ class ImageSet:
 
     Attributes:
         name: What messages and files call it.
-        train_x: Training images, float32 in 0 .. 1, `[N, pixels]`.
+        train_x: Training images, float32, `[N, ...]`; those of labrig's own sets lie in 0 .. 1.
         train_y: Classes, int64, `[N]`.
-        test_x: Test images, `[M, pixels]`.
+        test_x: Test images, `[M, ...]`.
         test_y: Classes, `[M]`.
         classes: Number of classes.
     """
@@ -35,10 +37,15 @@ class ImageSet:
     test_y: Tensor
     classes: int
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return tuple(self.train_x.shape[1:])
+
     def shuffled_labels(self, generator: torch.Generator) -> ImageSet:
         """The same images with permuted training labels: nothing can be learned, so accuracy must fall to chance."""
         order = torch.randperm(self.train_y.shape[0], generator=generator)
-        return ImageSet(self.name, self.train_x, self.train_y[order], self.test_x, self.test_y, self.classes)
+        return replace(self, train_y=self.train_y[order])
 
 
 def load_digits() -> ImageSet:
@@ -57,12 +64,31 @@ def load_digits() -> ImageSet:
     return ImageSet("digits", pixels[~test], classes[~test], pixels[test], classes[test], 10)
 
 
-def load_images(name: str) -> ImageSet:
-    """Loads a set by name.
+def load_images(name: str, base: Path | None = None) -> ImageSet:
+    """Loads a set by name, or what a function gives back that an import path names.
+
+    Args:
+        name: `digits`, or an import path of a function without arguments that returns an `ImageSet`.
+        base: Folder of the training file; the working folder when None.
 
     Raises:
-        ConfigError: No such set.
+        ConfigError: No such set, or what the function gives back is none.
     """
-    if name != "digits":
-        raise ConfigError(f"data set {name!r} is not known; this version has 'digits'")
-    return load_digits()
+    if not is_import_path(name):
+        if name != "digits":
+            raise ConfigError(f"data set {name!r} is not known; this version has 'digits' and import paths")
+        return load_digits()
+    found = load_callable(name, base or Path())()
+    if not isinstance(found, ImageSet):
+        raise ConfigError(f"data set {name}: returns a {type(found).__name__}; an ImageSet is needed")
+    faults = []
+    for part, x, y in (("train", found.train_x, found.train_y), ("test", found.test_x, found.test_y)):
+        if len(x) != len(y) or not len(x):
+            faults.append(f"{len(x)} {part} images and {len(y)} classes")
+        if not torch.isfinite(x).all():
+            faults.append(f"{part} images that are not finite")
+        if y.dtype != torch.int64 or not len(y) or not 0 <= int(y.min()) <= int(y.max()) < found.classes:
+            faults.append(f"{part} classes that are not int64 from 0 to {found.classes - 1}")
+    if faults:
+        raise ConfigError(f"data set {name}: has {'; '.join(faults)}")
+    return found

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from labrig.training.datasets import ImageSet
-from labrig.training.network import accuracy
+from labrig.training.models import accuracy
 from labrig_surrogates.backend import Backend
 from labrig_surrogates.layers import set_backend
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 
 
 @dataclass
@@ -16,6 +17,11 @@ class Ledger:
         surrogate_steps: Gradient steps on the surrogate alone.
         seconds: Wall time in s.
         joules: Energy in J from the array supply; None where the rig has no supply meter.
+        cell_writes: Cells whose target changed, over all programmings.
+        stale_steps: Steps that used a physical pass of weights older than those they changed.
+        canary_mvms: Products among `mvms` that only looked for drift.
+        recalibrations: Times that the surrogate was fitted anew.
+        reconnects: Times that the rig was lost and opened again.
     """
 
     passes: int = 0
@@ -24,20 +30,25 @@ class Ledger:
     surrogate_steps: int = 0
     seconds: float = 0.0
     joules: float | None = None
+    cell_writes: int = 0
+    stale_steps: int = 0
+    canary_mvms: int = 0
+    recalibrations: int = 0
+    reconnects: int = 0
 
     def as_dict(self) -> dict[str, float | int | None]:
         """For files."""
         return asdict(self)
 
+    def copy_from(self, other: Ledger) -> None:
+        """Takes over the totals of another account, such as that of a checkpoint."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(other, one.name))
 
-def total(ledgers: list[Ledger]) -> Ledger:
+
+def total(ledgers: Sequence[Ledger]) -> Ledger:
     """The sum of several phases; energy is known only where every phase metered it."""
     joules = [ledger.joules for ledger in ledgers if ledger.joules is not None]
-    return Ledger(
-        passes=sum(ledger.passes for ledger in ledgers),
-        mvms=sum(ledger.mvms for ledger in ledgers),
-        writes=sum(ledger.writes for ledger in ledgers),
-        surrogate_steps=sum(ledger.surrogate_steps for ledger in ledgers),
-        seconds=sum(ledger.seconds for ledger in ledgers),
-        joules=sum(joules) if ledgers and len(joules) == len(ledgers) else None,
-    )
+    counted = [one.name for one in fields(Ledger) if one.name != "joules"]
+    sums = {name: sum(getattr(ledger, name) for ledger in ledgers) for name in counted}
+    return Ledger(**sums, joules=sum(joules) if ledgers and len(joules) == len(ledgers) else None)

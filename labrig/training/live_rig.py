@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from labrig.config import RigConfig
 from labrig.energy_meter import EnergyMeter
-from labrig.events import BlockCommitted, EventBus, RunFinished, RunStarted, RunStatus
-from labrig.plans.base import MvmPoint, StreamCapacity
+from labrig.events import EventBus, RunFinished, RunStarted, RunStatus
+from labrig.plans.base import StreamCapacity
 from labrig.portal import LoopPortal
 from labrig.recording import RecordingHeader, RecordingWriter
 from labrig.rig import open_rig
-from labrig_calibration.stimulus import StimulusKind
-from labrig_drivers.crossbar import BoardInfo, CrossbarBoard, FloatArray, MvmResult, ProgramReport
+from labrig.training.recorded_board import BoardPosition, RecordedBoard
+from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult, ProgramReport
 from labrig_drivers.errors import IdentityError, PlanAbortedError
 
 
@@ -41,40 +41,8 @@ class LiveRun:
     capacity: Callable[[BoardInfo], Mapping[int, StreamCapacity]]
 
 
-@dataclass
-class _RecordedBoard:
-    """A board whose every programming and pass goes into the recording."""
-
-    board: CrossbarBoard
-    writer: RecordingWriter
-    meter: EnergyMeter | None
-    bus: EventBus
-    mvms: int = 0
-    blocks: int = 0
-    programmed: int = 0
-    writes: dict[int, int] = field(default_factory=dict)
-
-    async def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
-        report = await self.board.program(array, conductance_s)
-        self.writes[array] = await self.writer.append_write(array, conductance_s, report)
-        self.programmed += 1
-        return report
-
-    async def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
-        if self.meter is not None:
-            self.meter.check()
-        result = await self.board.mvm(array, voltage_v)
-        write = self.writes[array]
-        point = MvmPoint(array, write, self.blocks, int(StimulusKind.ACTIVATION), voltage_v)
-        await self.writer.append_mvms(array, point.kind, voltage_v, result, point.hash)
-        self.blocks += 1
-        self.mvms += voltage_v.shape[0]
-        self.bus.publish(BlockCommitted(array, write, voltage_v.shape[0], self.mvms))
-        return result
-
-
 @asynccontextmanager
-async def _recorded_board(run: LiveRun, bus: EventBus) -> AsyncIterator[_RecordedBoard]:
+async def _recorded_board(run: LiveRun, bus: EventBus) -> AsyncIterator[RecordedBoard]:
     async with AsyncExitStack() as stack:
         rig = await stack.enter_async_context(open_rig(run.config))
         info = rig.board.info
@@ -93,11 +61,12 @@ async def _recorded_board(run: LiveRun, bus: EventBus) -> AsyncIterator[_Recorde
             await stack.enter_async_context(meter)
         mvms, writes = sum(one.rows for one in capacity.values()), sum(one.writes for one in capacity.values())
         bus.publish(RunStarted(str(run.plan["name"]), mvms, writes, run.path))
-        board = _RecordedBoard(rig.board, writer, meter, bus)
+        board = RecordedBoard(rig.board, writer, meter, bus)
         started_s = time.monotonic()
         status: RunStatus = "aborted"
         try:
             yield board
+            await board.flush()
             status = "finished"
         finally:
             joules = None if meter is None else meter.joules()
@@ -112,8 +81,8 @@ class LiveRig:
         self._run = run
         self._bus = bus
         self._portal = LoopPortal()
-        self._context: AbstractAsyncContextManager[_RecordedBoard] | None = None
-        self._board: _RecordedBoard | None = None
+        self._context: AbstractAsyncContextManager[RecordedBoard] | None = None
+        self._board: RecordedBoard | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -145,11 +114,30 @@ class LiveRig:
         """Measures one batch and records it."""
         return self._portal.call(self._opened().mvm(array, voltage_v))
 
+    @property
+    def info(self) -> BoardInfo:
+        """The board."""
+        return self._opened().board.info
+
+    @property
+    def counts(self) -> tuple[dict[int, int], dict[int, int]]:
+        """MVMs and programmings that were made so far, by array."""
+        board = self._opened()
+        return dict(board.rows), dict(board.writes)
+
+    def position(self) -> BoardPosition:
+        """Where the run is, with everything measured safely in the recording."""
+        return self._portal.call(self._opened().position())
+
+    def restore(self, position: BoardPosition) -> bool:
+        """Puts a commanded board where it was; False on any other board, whose arrays have to be programmed anew."""
+        return self._portal.call(self._opened().restore(position))
+
     def joules(self) -> float | None:
         """Energy in J from the array supply since the start; None without a supply meter."""
         meter = self._opened().meter
         return None if meter is None else meter.joules()
 
-    def _opened(self) -> _RecordedBoard:
+    def _opened(self) -> RecordedBoard:
         assert self._board is not None, "use LiveRig as a context manager"
         return self._board

@@ -7,7 +7,8 @@ vector-Jacobian product is that of the noiseless surrogate at the measured input
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from labrig.training.ledger import Ledger
+from labrig.training.writing import Wear, WriteRule
 from labrig_drivers.crossbar import MvmResult, ProgramReport
-from labrig_surrogates.backend import SurrogateBackend, TileName
+from labrig_surrogates.backend import MeanBackend, TileName
 
 FloatArray = NDArray[np.float64]
 
@@ -34,47 +36,114 @@ class BlockingBoard(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Held:
+    """What is on an array.
+
+    Attributes:
+        commanded_s: Targets in S of the last programming, `[rows, columns]`.
+        time_s: Board clock in s at its end.
+    """
+
+    commanded_s: FloatArray
+    time_s: float
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One measured batch, as those see it who learn from it.
+
+    Attributes:
+        tile: Which tile; None for vectors that no layer asked for.
+        array: Its array.
+        held: What was on the array.
+        voltage_v: Inputs in V, `[batch, rows]`.
+        result: What the board answered.
+    """
+
+    tile: TileName | None
+    array: int
+    held: Held
+    voltage_v: FloatArray
+    result: MvmResult
+
+
 class PhysicalBackend:
     """Asks the chip for every product and programs an array whenever its target changed.
 
     Args:
         board: The chip.
-        surrogate: Lends its gradient.
+        gradient: Lends its gradient.
         placement: Array of every tile.
         ledger: Account that the passes and writes go to.
+        rule: Which changes are written.
+
+    Attributes:
+        board: The chip; another connection to it may be put in its place.
+        gradient: Lends its gradient; another model may be put in its place.
+        held: What is on each array, by what this backend wrote.
+        wear: Writes of each cell.
+        observers: Called with every measured batch.
+        gaps: Root mean square of measured less modelled over that of the measured, of each tile's last pass.
     """
 
     def __init__(
         self,
         board: BlockingBoard,
-        surrogate: SurrogateBackend,
+        gradient: MeanBackend,
         placement: Mapping[TileName, int],
         ledger: Ledger,
+        *,
+        rule: WriteRule | None = None,
     ) -> None:
-        self._board = board
-        self._surrogate = surrogate
-        self._placement = placement
+        self.board = board
+        self.gradient = gradient
+        self.placement = placement
         self.ledger = ledger
-        self._held: dict[int, FloatArray] = {}
+        self.held: dict[int, Held] = {}
+        self.wear = Wear()
+        self.observers: list[Callable[[Observation], None]] = []
+        self.gaps: dict[TileName, float] = {}
+        self._rule = rule or WriteRule()
 
     def new_write(self) -> None:
         """Has every array programmed anew at its next use, also where the target is the same."""
-        self._held.clear()
+        self.held.clear()
 
     def currents(self, tile: TileName, target_s: Tensor, voltage_v: Tensor) -> Tensor:
         """Measured column currents that carry the surrogate's gradient; see `Backend.currents`."""
-        array = self._placement[tile]
-        target = target_s.detach().double().numpy()
-        held = self._held.get(array)
-        if held is None or not np.array_equal(held, target):
-            self._held.pop(array, None)
-            self._board.program(array, target)
-            self._held[array] = target
-            self.ledger.writes += 1
-        result = self._board.mvm(array, voltage_v.detach().double().numpy())
-        self.ledger.mvms += voltage_v.shape[0]
+        array = self.placement[tile]
+        commanded_s = self._program(array, target_s.detach().double().numpy())
+        result = self.measure(array, voltage_v.detach().double().numpy(), tile)
         measured = torch.as_tensor(result.current_a, dtype=voltage_v.dtype)
-        if not (target_s.requires_grad or voltage_v.requires_grad):
+        if not torch.is_grad_enabled() or not (target_s.requires_grad or voltage_v.requires_grad):
             return measured
-        mean = self._surrogate.mean_currents(tile, target_s, voltage_v)
-        return mean + (measured - mean).detach()
+        # The gradient is taken at the commanded cells and passes straight through to the weights.
+        commanded = torch.as_tensor(commanded_s, dtype=target_s.dtype)
+        mean = self.gradient.mean_currents(tile, target_s + (commanded - target_s).detach(), voltage_v)
+        apart = (measured - mean).detach()
+        self.gaps[tile] = float(apart.square().mean().sqrt() / measured.square().mean().sqrt().clamp_min(1e-30))
+        return mean + apart
+
+    def measure(self, array: int, voltage_v: FloatArray, tile: TileName | None = None) -> MvmResult:
+        """Measures a batch on what is on an array now, and shows it to the observers."""
+        result = self.board.mvm(array, voltage_v)
+        self.ledger.mvms += voltage_v.shape[0]
+        observation = Observation(tile, array, self.held[array], voltage_v, result)
+        for observer in self.observers:
+            observer(observation)
+        return result
+
+    def _program(self, array: int, wanted_s: FloatArray) -> FloatArray:
+        before = self.held.get(array)
+        held_s = None if before is None else before.commanded_s
+        commanded_s = self._rule.commanded(wanted_s, held_s)
+        if held_s is not None and np.array_equal(held_s, commanded_s):
+            return commanded_s
+        # Should the board fail, nobody knows any more what is on the array.
+        self.held.pop(array, None)
+        report = self.board.program(array, commanded_s)
+        self.held[array] = Held(commanded_s, report.time_s)
+        self.ledger.writes += 1
+        self.ledger.cell_writes += self.wear.count(array, held_s, commanded_s)
+        return commanded_s

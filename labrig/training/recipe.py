@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from labrig.training.loops import Optimisation
-from labrig.training.policy import FixedRatio
+from labrig.training.optimisation import Optimisation
+from labrig.training.plan import Plan, PolicyPlan
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,13 @@ class Recipe:
         hidden: Hidden units.
         digital_steps: Steps of the digital baseline.
         surrogate_steps: Steps on the surrogate, starting from the digital weights.
-        alternation: In-the-loop training, starting from the surrogate-trained weights.
         optimisation: Digital and surrogate steps.
-        in_loop_optimisation: In-the-loop steps: smaller, since they fine-tune.
+        in_loop: Training with the chip, starting from the surrogate-trained weights; its steps are smaller, since they
+            fine-tune. The default makes 40 passes.
     """
 
     hidden: int = 32
     digital_steps: int = 1500
     surrogate_steps: int = 1000
-    alternation: FixedRatio = field(default_factory=lambda: FixedRatio(cycles=40, surrogate_steps=5))
     optimisation: Optimisation = field(default_factory=Optimisation)
-    in_loop_optimisation: Optimisation = field(default_factory=lambda: Optimisation(learning_rate=1e-3))
+    in_loop: Plan = field(default_factory=lambda: Plan(steps=240, policy=PolicyPlan(surrogate_steps=5)))

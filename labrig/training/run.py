@@ -1,50 +1,50 @@
-"""One training run, from a training file to a run folder; and the evaluation of such a folder."""
+"""One training run, from a training file to a run folder, and on from where it was interrupted."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from labrig.calibrating import calibrate_recordings
-from labrig.config import RigConfig, load_rig
-from labrig.events import EventBus, StepDone
-from labrig.plans.base import StreamCapacity
-from labrig.recording import Recording
-from labrig.rig import identify
-from labrig.training.capacity import PlannedPasses, training_capacity
-from labrig.training.chip_model import ChipModel, deployed_network
-from labrig.training.config import TrainConfig, load_training
+from labrig.config import load_rig
+from labrig.events import EventBus, Message, StepDone
+from labrig.placement import plan_placement
+from labrig.training.checkpoint import latest_checkpoint, load_checkpoint
+from labrig.training.chip_model import ChipModel
+from labrig.training.config import TrainConfig
 from labrig.training.datasets import ImageSet, load_images
-from labrig.training.evaluate import AccuracyTable, evaluate_on, table
+from labrig.training.deployment import analog_copy
 from labrig.training.ledger import Ledger
-from labrig.training.live_rig import LiveRig, LiveRun
-from labrig.training.loops import OnStep
-from labrig.training.network import accuracy
+from labrig.training.models import accuracy
+from labrig.training.on_rig import Job, run_session, versioned_chip
+from labrig.training.plan import WITHOUT_RIG
+from labrig.training.recipe import Recipe
+from labrig.training.run_chip import Sources, demand_chip, load_sources
 from labrig.training.run_folder import (
-    CONFIG,
-    RECORDING,
+    CHECKPOINTS,
+    CHIP,
+    DIGITAL,
+    METRICS,
+    NETWORK,
+    START,
     SUMMARY,
     MetricsFile,
-    NetworkShape,
     create_folder,
+    keep_metrics_until,
     load_network,
-    load_summary,
     save_network,
     write_json,
 )
-from labrig.training.trainings import digital_baseline, in_loop_trained, physical_backend, surrogate_trained
-from labrig_drivers.crossbar import BoardInfo
-from labrig_drivers.errors import ConfigError, IdentityError, StorageError
+from labrig.training.run_summary import summary_of
+from labrig.training.session import Line
+from labrig.training.trainings import OnStep, digital_baseline, surrogate_trained
+from labrig_drivers.errors import StorageError
 from labrig_surrogates.io import load_chip, save_chip
-from labrig_surrogates.parameters import ChipParameters
-from labrig_surrogates.tilemap import ArrayGeometry
+from labrig_surrogates.layers import set_backend
 
-CHIP = "chip.safetensors"
+Checkpoint = tuple[dict[str, Tensor], dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -52,113 +52,45 @@ class RunResult:
     """A finished training.
 
     Attributes:
-        folder: The run folder.
-        method: How it was trained.
+        config: The training file, with its run folder.
         digital_accuracy: Test accuracy of the digital network that it started from.
-        ledger: What the last phase spent.
+        ledger: What the method's own steps spent.
     """
 
-    folder: Path
-    method: str
+    config: TrainConfig
     digital_accuracy: float
     ledger: Ledger
 
 
 @dataclass(frozen=True)
-class _Sources:
-    """What a training file names, read and found to fit together."""
+class _Run:
+    """A run in its folder."""
 
-    rig: RigConfig | None
-    chip: ChipParameters | None
+    config: TrainConfig
+    bus: EventBus
+    data: ImageSet
+    recipe: Recipe
+    metrics: MetricsFile
 
+    @property
+    def seed(self) -> int:
+        return self.config.file.run.seed
 
-def train_run(config: TrainConfig, bus: EventBus) -> RunResult:
-    """Trains as a training file says.
+    def on_step(self, phase: str, step: int, steps: int, loss: float) -> None:
+        self.metrics.write({"phase": phase, "step": step, "steps": steps, "loss": loss})
+        self.bus.publish(StepDone(phase, step, steps, loss))
 
-    Everything that the file names is read and compared first; the folder is made only when it all fits together.
-
-    Raises:
-        ConfigError: The method needs something that the file does not name.
-        IdentityError: Rig, recording and calibration belong to different chips.
-        LabrigError: The rig or a file failed.
-    """
-    training = config.file.training
-    sources = _sources(config, bus)
-    data = load_images(config.file.data.name)
-    recipe, seed = training.recipe(), config.file.run.seed
-    create_folder(config.folder, config.source_text)
-    on_step = step_publisher(bus)
-    with closing(MetricsFile(config.folder)) as metrics:
-        unsubscribe = bus.subscribe(metrics)
-        try:
-            network: nn.Sequential = digital_baseline(data, recipe, seed, on_step)
-            digital_accuracy = accuracy(network, data.test_x, data.test_y)
-            ledger, geometry = Ledger(), None
-            if training.method != "digital":
-                assert sources.chip is not None
-                chip = ChipModel.of(sources.chip)
-                geometry = chip.geometry
-                network = deployed_network(network, chip, data, recipe.hidden)
-                network, ledger = surrogate_trained(network, chip, data, recipe, seed, on_step)
-                if training.method == "in-loop":
-                    assert sources.rig is not None
-                    network, ledger = _in_loop(network, chip, sources.rig, config, data, on_step, bus)
-        finally:
-            unsubscribe()
-    if sources.chip is not None:
-        save_chip(config.folder / CHIP, sources.chip)
-    save_network(config.folder, network)
-    summary: dict[str, object] = {
-        "method": training.method,
-        "seed": seed,
-        "data": data.name,
-        "chip_id": None if sources.chip is None else sources.chip.chip_id,
-        "rig": None if config.rig is None else str(config.rig.resolve()),
-        "digital_accuracy": digital_accuracy,
-        "ledger": ledger.as_dict(),
-        "shape": {
-            "pixels": data.train_x.shape[1],
-            "hidden": recipe.hidden,
-            "classes": data.classes,
-            "geometry": None if geometry is None else asdict(geometry),
-        },
-    }
-    write_json(config.folder / SUMMARY, summary)
-    return RunResult(config.folder, training.method, digital_accuracy, ledger)
+    def journal(self, line: Line) -> None:
+        self.metrics.write(line)
+        self.bus.publish(step_event(line))
 
 
-def evaluate_run(folder: Path, rig_path: Path | None, writes: int | None, bus: EventBus) -> tuple[AccuracyTable, str]:
-    """Judges the network of a run folder: on the chip where it was trained for one, else in float.
-
-    Args:
-        folder: The run folder.
-        rig_path: Rig file; the run's own when None.
-        writes: Programmings; the training file's number when None.
-        bus: Gets the events of the rig.
-
-    Returns:
-        The accuracies, and where they were measured in words.
-
-    Raises:
-        ConfigError: The network needs a chip and no rig is named.
-        IdentityError: The rig has another chip than the run.
-        StorageError: Not a finished run, or a file cannot be written.
-    """
-    summary = load_summary(folder)
-    file = load_training(folder / CONFIG).file
-    data = load_images(file.data.name)
-    network = load_network(folder, _shape(folder, summary))
-    if summary["chip_id"] is None:
-        result, where = table([(accuracy(network, data.test_x, data.test_y),)], data), "in float, no chip"
-    else:
-        rig_path = rig_path or (None if summary["rig"] is None else Path(str(summary["rig"])))
-        if rig_path is None:
-            raise ConfigError(f"{folder}: trained on a recording, so name the rig to judge it on: --rig RIG.toml")
-        writes = writes or file.evaluation.writes
-        result = _evaluate_on_chip(network, folder, load_rig(rig_path), data, writes, bus)
-        where = f"on chip {summary['chip_id']}, {writes} programmings"
-    write_json(folder / "evaluation.json", {**result.as_dict(), "where": where})
-    return result, where
+def step_event(line: Line) -> StepDone:
+    """What listeners hear of a line of the log."""
+    loss, right = line.get("loss"), line.get("accuracy")
+    assert loss is None or isinstance(loss, float)
+    assert right is None or isinstance(right, float)
+    return StepDone(str(line["phase"]), int(str(line["step"])), int(str(line["steps"])), loss, right)
 
 
 def step_publisher(bus: EventBus) -> OnStep:
@@ -170,109 +102,130 @@ def step_publisher(bus: EventBus) -> OnStep:
     return publish
 
 
-def _in_loop(
-    start: nn.Sequential,
-    chip: ChipModel,
-    rig: RigConfig,
-    config: TrainConfig,
-    data: ImageSet,
-    on_step: OnStep,
-    bus: EventBus,
-) -> tuple[nn.Sequential, Ledger]:
-    recipe, seed = config.file.training.recipe(), config.file.run.seed
-    cycles = recipe.alternation.count("physical")
-    planned = PlannedPasses(cycles, min(recipe.in_loop_optimisation.batch, data.train_y.shape[0]), cycles)
-    run = LiveRun(
-        config=rig,
-        chip_id=chip.chip_id,
-        path=config.folder / RECORDING,
-        plan={"name": "training", "seed": seed, "file": config.source_text},
-        capacity=_capacity_of(start, chip, planned),
-    )
-    with LiveRig(run, bus) as board:
-        return in_loop_trained(start, chip, board, data, recipe, seed, on_step, board.joules)
+def train_run(config: TrainConfig, bus: EventBus) -> RunResult:
+    """Trains as a training file says.
+
+    Everything that the file names is read and compared first; the folder is made only when it all fits together.
+
+    Raises:
+        ConfigError: The method needs something that the file does not name.
+        IdentityError: Rig, recording and calibration belong to different chips.
+        LabrigError: The rig or a file failed; the run can be resumed.
+    """
+    data = load_images(config.file.data.name, config.base)
+    sources = load_sources(config, bus)
+    create_folder(config)
+    if sources.chip is not None:
+        save_chip(config.folder / CHIP, sources.chip)
+    return _train(config, sources, data, bus, None)
 
 
-def _evaluate_on_chip(
-    network: nn.Sequential, folder: Path, rig: RigConfig, data: ImageSet, writes: int, bus: EventBus
-) -> AccuracyTable:
-    chip = ChipModel.of(load_chip(folder / CHIP))
-    number = 1 + sum(1 for _ in folder.glob("evaluation-*.h5"))
-    run = LiveRun(
-        config=rig,
-        chip_id=chip.chip_id,
-        path=folder / f"evaluation-{number}.h5",
-        plan={"name": "evaluation", "writes": writes},
-        capacity=_capacity_of(network, chip, PlannedPasses(writes, data.test_y.shape[0], writes)),
-    )
-    with LiveRig(run, bus) as board:
-        return table([evaluate_on(network, physical_backend(network, chip, board, 0), data, writes)], data)
+def resume_run(config: TrainConfig, bus: EventBus) -> RunResult:
+    """Goes on with a run that was interrupted, from its last checkpoint, or from the start where it has none.
 
+    On a board whose time is commanded the continuation is identical to the run that was never interrupted, with the
+    same build and number of threads; on any other the arrays are programmed anew.
 
-def _capacity_of(
-    network: nn.Module, chip: ChipModel, planned: PlannedPasses
-) -> Callable[[BoardInfo], Mapping[int, StreamCapacity]]:
-    """Sizes a recording for one kind of passes, given the board."""
-    placement = chip.placement(network)
-    return lambda info: training_capacity(placement, [planned], info.arrays)
+    Args:
+        config: The run folder's own training file; see `load_origin`.
+        bus: Gets the progress.
 
-
-def _sources(config: TrainConfig, bus: EventBus) -> _Sources:
-    method = config.file.training.method
-    faults = []
-    if method == "in-loop" and config.rig is None:
-        faults.append("the method in-loop needs chip.rig (or --rig)")
-    if method != "digital" and config.calibration is None and config.recording is None:
-        faults.append(f"the method {method} needs chip.calibration or chip.recording (or --recording)")
-    if config.folder.exists():
-        faults.append(f"run.folder {config.folder} exists already; choose another one or remove it")
-    if faults:
-        raise ConfigError(f"{config.path}: " + "; ".join(faults))
+    Raises:
+        StorageError: The run has ended already, or its files cannot be read.
+        LabrigError: The rig or a file failed; the run can be resumed again.
+    """
+    folder, method = config.folder, config.file.training.method
+    if (folder / SUMMARY).exists():
+        raise StorageError(f"{folder}: the run has ended; there is nothing to resume")
+    if method != "digital" and not (folder / CHIP).exists():
+        raise StorageError(f"{folder}: was interrupted before its chip was in it; remove the folder and start again")
+    chip = None if method == "digital" else load_chip(folder / CHIP)
     rig = None if config.rig is None else load_rig(config.rig)
-    if method == "digital":
-        return _Sources(rig, None)
-    chip = None if config.calibration is None else load_chip(config.calibration)
-    chip_id = _chip_id(config, chip)
-    if rig is not None and method == "in-loop":
-        asyncio.run(_demand_chip(rig, chip_id))
-    if chip is None:
-        assert config.recording is not None
-        chip = calibrate_recordings([config.recording], config.file.run.seed, bus).chip
-    return _Sources(rig, chip)
+    info = None if rig is None or chip is None or method in WITHOUT_RIG else demand_chip(rig, chip.chip_id)
+    latest = latest_checkpoint(folder / CHECKPOINTS)
+    checkpoint = None if latest is None else load_checkpoint(latest)
+    if (folder / METRICS).exists():
+        # Steps after the checkpoint are taken again, and so are phases that left no network behind.
+        keep_metrics_until(folder, method, 0 if checkpoint is None else int(str(checkpoint[1]["step"])))
+        for phase, file in (("digital", DIGITAL), ("surrogate", START)):
+            if not (folder / file).exists() and phase != method:
+                keep_metrics_until(folder, phase, 0)
+    step = "the start" if checkpoint is None else f"step {checkpoint[1]['step']}"
+    bus.publish(Message(f"{folder}: goes on from {step}"))
+    data = load_images(config.file.data.name, config.base)
+    return _train(config, Sources(rig, info, chip), data, bus, checkpoint)
 
 
-def _chip_id(config: TrainConfig, chip: ChipParameters | None) -> str:
-    """The chip that calibration and recording, of which there is one at least, are of."""
-    if config.recording is None:
-        assert chip is not None
-        return chip.chip_id
-    with Recording.open(config.recording) as recording:
-        recorded = recording.info.chip_id
-    if chip is not None and chip.chip_id != recorded:
-        raise IdentityError(
-            f"chip {chip.chip_id!r} of {config.calibration}", f"chip {recorded!r}", str(config.recording)
-        )
-    return recorded
+def _train(
+    config: TrainConfig, sources: Sources, data: ImageSet, bus: EventBus, checkpoint: Checkpoint | None
+) -> RunResult:
+    with closing(MetricsFile(config.folder)) as metrics:
+        run = _Run(config, bus, data, config.file.recipe(), metrics)
+        network = _digital(run)
+        digital_accuracy = accuracy(network, data.test_x, data.test_y)
+        ledger, geometry, chip_id = Ledger(), None, None
+        if sources.chip is not None:
+            chip = ChipModel.of(sources.chip)
+            geometry, chip_id = chip.geometry, chip.chip_id
+            teacher = _teacher(run, network)
+            network = _start(run, network, chip)
+            _announce(run, network, sources)
+            if checkpoint is not None:
+                chip = versioned_chip(config.folder, chip, int(str(checkpoint[1]["version"])))
+            rig = None if sources.info is None else sources.rig
+            job = Job(config, data, run.recipe.in_loop, chip, rig, teacher, checkpoint)
+            session = run_session(job, network, bus, run.journal, metrics.flush)
+            ledger = session.bench.ledger
+            set_backend(network, None)
+    save_network(config.folder / NETWORK, network)
+    write_json(config.folder / SUMMARY, summary_of(config, data, digital_accuracy, ledger, chip_id, geometry))
+    return RunResult(config, digital_accuracy, ledger)
 
 
-async def _demand_chip(rig: RigConfig, chip_id: str) -> None:
-    """Opens the rig once before anything is fitted, trained or made, and compares; no output is touched."""
-    _, info = await identify(rig)
-    if info.chip_id != chip_id:
-        raise IdentityError(f"chip {chip_id!r} of the calibration", f"chip {info.chip_id!r}", str(rig.path))
+def _digital(run: _Run) -> nn.Module:
+    """The digital network: trained, or as the interrupted run left it."""
+    model, kept = run.config.file.training.model, run.config.folder / DIGITAL
+    if kept.exists():
+        nothing = replace(run.recipe, digital_steps=0)
+        network = digital_baseline(run.data, nothing, run.seed, run.on_step, model=model, base=run.config.base)
+        load_network(kept, network)
+        return network
+    network = digital_baseline(run.data, run.recipe, run.seed, run.on_step, model=model, base=run.config.base)
+    save_network(kept, network)
+    return network
 
 
-def _shape(folder: Path, summary: Mapping[str, object]) -> NetworkShape:
-    shape = summary.get("shape")
-    if not isinstance(shape, dict):
-        raise StorageError(f"{folder / SUMMARY}: does not say the network's shape")
-    try:
-        geometry = shape["geometry"]
-        return NetworkShape(
-            pixels=int(shape["pixels"]),
-            hidden=int(shape["hidden"]),
-            classes=int(shape["classes"]),
-            geometry=None if geometry is None else ArrayGeometry(**geometry),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{folder / SUMMARY}: does not say the network's shape ({error})") from error
+def _teacher(run: _Run, digital: nn.Module) -> Tensor | None:
+    if run.config.file.training.distillation == 0.0:
+        return None
+    with torch.no_grad():
+        outputs: Tensor = digital.eval()(run.data.train_x)
+    digital.train()
+    return outputs
+
+
+def _start(run: _Run, digital: nn.Module, chip: ChipModel) -> nn.Module:
+    """Where the method starts: the deployed network, trained on the surrogate."""
+    kept = run.config.folder / START
+    if kept.exists():
+        network = analog_copy(digital, chip.geometry)
+        load_network(kept, network)
+        return network
+    network = chip.deployed(digital, run.data)
+    if run.recipe.surrogate_steps:
+        network, _ = surrogate_trained(network, chip, run.data, run.recipe, run.seed, run.on_step)
+    set_backend(network, None)
+    save_network(kept, network)
+    return network
+
+
+def _announce(run: _Run, network: nn.Module, sources: Sources) -> None:
+    """Says what passes cost before the first one is made, and refuses what cannot be."""
+    if sources.info is None or sources.chip is None:
+        return
+    plan = run.recipe.in_loop
+    placement = plan_placement(network, sources.info, run.data.train_x[:2], arrays=sorted(sources.chip.arrays))
+    run.bus.publish(Message(placement.describe(min(plan.optimisation.batch, len(run.data.train_y)))))
+    endurance = run.config.file.chip.endurance_writes
+    if endurance is not None:
+        placement.demand_endurance(plan.most_passes(), endurance)

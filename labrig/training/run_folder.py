@@ -3,63 +3,66 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from labrig.events import Event, StepDone
-from labrig.training.network import analog_network, digital_network
-from labrig.training.trainings import generator_of
-from labrig_drivers.errors import StorageError
-from labrig_surrogates.tilemap import ArrayGeometry
+from labrig.training.config import TrainConfig, parse_training
+from labrig_drivers.errors import ConfigError, StorageError
 
 NETWORK = "network.safetensors"
+START = "start.safetensors"
+DIGITAL = "digital.safetensors"
 SUMMARY = "run.json"
 METRICS = "metrics.jsonl"
 CONFIG = "train.toml"
+ORIGIN = "origin.json"
 RECORDING = "training.h5"
+CHIP = "chip.safetensors"
+REPORT = "report.html"
+CHECKPOINTS = "checkpoints"
 
 
-@dataclass(frozen=True)
-class NetworkShape:
-    """What it takes to build a network again before its weights are loaded.
-
-    Attributes:
-        pixels: Size of the input.
-        hidden: Hidden units.
-        classes: Size of the output.
-        geometry: Arrays that it is mapped to; None for a digital network.
-    """
-
-    pixels: int
-    hidden: int
-    classes: int
-    geometry: ArrayGeometry | None
-
-    def build(self) -> nn.Sequential:
-        """The network with weights that mean nothing yet."""
-        if self.geometry is None:
-            return digital_network(self.pixels, self.hidden, self.classes, generator_of(0, 0))
-        return analog_network(self.pixels, self.hidden, self.classes, self.geometry)
-
-
-def create_folder(folder: Path, source_text: str) -> None:
-    """Makes the folder of a new run.
+def create_folder(config: TrainConfig) -> None:
+    """Makes the folder of a new run, with the training file and what its paths mean.
 
     Raises:
         StorageError: It exists already or cannot be made.
     """
+    folder = config.folder
     try:
         folder.mkdir(parents=True)
-        (folder / CONFIG).write_text(source_text, encoding="utf-8")
+        (folder / CONFIG).write_text(config.source_text, encoding="utf-8")
     except FileExistsError as error:
         raise StorageError(f"{folder}: exists already; choose another run.folder or remove it") from error
     except OSError as error:
         raise StorageError(f"{folder}: cannot be made ({error.strerror})") from error
+    named = {"rig": config.rig, "recording": config.recording, "calibration": config.calibration}
+    origin: dict[str, object] = {name: None if path is None else str(path.resolve()) for name, path in named.items()}
+    write_json(folder / ORIGIN, {"file": str(config.path.resolve()), **origin})
+
+
+def load_origin(folder: Path) -> TrainConfig:
+    """The training file of a run folder, with the paths that it had when the run began.
+
+    Raises:
+        StorageError: The folder is none of a run.
+    """
+    try:
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+        origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        config = parse_training(text, Path(origin["file"]))
+        rig, recording, calibration = (
+            None if origin[name] is None else Path(origin[name]) for name in ("rig", "recording", "calibration")
+        )
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise StorageError(f"{folder}: not a run of `labrig train` ({error})") from error
+    return replace(config, folder=folder, rig=rig, recording=recording, calibration=calibration)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -68,32 +71,41 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     Raises:
         StorageError: The folder cannot be written.
     """
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is either complete, and on the disk, or not there.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
     unfinished = path.with_name(path.name + ".part")
     try:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def save_network(folder: Path, network: nn.Module) -> None:
+def save_network(path: Path, network: nn.Module) -> None:
     """Writes the weights of a network."""
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    (folder / NETWORK).write_bytes(save(state))
+    write_whole(path, save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
 
 
-def load_network(folder: Path, shape: NetworkShape) -> nn.Sequential:
-    """Builds a network and loads its weights.
+def load_network(path: Path, network: nn.Module) -> None:
+    """Puts saved weights into a network.
 
     Raises:
-        StorageError: The weights are missing, damaged, or of another shape.
+        StorageError: The weights are missing, damaged, or of another network.
     """
-    network = shape.build()
     try:
-        network.load_state_dict(load_file(folder / NETWORK))
+        network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise StorageError(f"{folder / NETWORK}: cannot be loaded ({error}); is {folder} a finished run?") from error
-    return network
+        raise StorageError(f"{path}: cannot be loaded ({error}); is {path.parent} a finished run?") from error
 
 
 def load_summary(folder: Path) -> dict[str, object]:
@@ -105,24 +117,62 @@ def load_summary(folder: Path) -> dict[str, object]:
     try:
         content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StorageError(f"{folder}: no readable {SUMMARY}; not a finished run of `labrig train`") from error
+        raise StorageError(
+            f"{folder}: no readable {SUMMARY}; not a finished run of `labrig train` "
+            f"(one that was interrupted goes on with `labrig train --resume {folder}`)"
+        ) from error
     if not isinstance(content, dict):
         raise StorageError(f"{folder / SUMMARY}: not a summary of a run")
     return content
 
 
+def load_metrics(folder: Path) -> list[dict[str, object]]:
+    """The lines of `metrics.jsonl`; a last one that was cut short is left out."""
+    lines: list[dict[str, object]] = []
+    try:
+        text = (folder / METRICS).read_text(encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{folder / METRICS}: cannot be read ({error.strerror})") from error
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+@dataclass
 class MetricsFile:
-    """Appends every training step to `metrics.jsonl`; a listener of the event bus."""
+    """Appends every training step to `metrics.jsonl`.
 
-    def __init__(self, folder: Path) -> None:
-        self._file = (folder / METRICS).open("a", encoding="utf-8")
+    Attributes:
+        folder: The run folder.
+    """
 
-    def __call__(self, event: Event) -> None:
-        """Writes a step; other events are not for this file."""
-        if isinstance(event, StepDone):
-            line = {"phase": event.phase, "step": event.step, "steps": event.steps, "loss": event.loss}
-            self._file.write(json.dumps(line) + "\n")
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self._file = (self.folder / METRICS).open("a", encoding="utf-8")
+
+    def write(self, line: Mapping[str, object]) -> None:
+        """Adds one line."""
+        self._file.write(json.dumps(line) + "\n")
+
+    def flush(self) -> None:
+        """Hands everything to the system."""
+        self._file.flush()
 
     def close(self) -> None:
         """Writes what is left and closes the file."""
         self._file.close()
+
+
+def keep_metrics_until(folder: Path, phase: str, step: int) -> None:
+    """Drops the lines of a phase after a step: they are taken again.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    lines = load_metrics(folder)
+    kept = [one for one in lines if one["phase"] != phase or int(str(one["step"])) <= step]
+    write_whole(folder / METRICS, "".join(json.dumps(one) + "\n" for one in kept).encode())

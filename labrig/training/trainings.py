@@ -3,60 +3,58 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
+from pathlib import Path
 
-import torch
 from torch import nn
 
+from labrig.training.assembly import DATA_STREAM, NOISE_STREAM, assemble, generator_of
+from labrig.training.batches import Sampler
 from labrig.training.chip_model import ChipModel
 from labrig.training.datasets import ImageSet
 from labrig.training.ledger import Ledger
-from labrig.training.loops import OnStep, train_digital, train_in_loop, train_surrogate
-from labrig.training.network import digital_network
+from labrig.training.models import TWO_LAYER, build_model
+from labrig.training.optimisation import Stepper
 from labrig.training.physical import BlockingBoard, PhysicalBackend
+from labrig.training.plan import Plan
 from labrig.training.recipe import Recipe
+from labrig.training.session import Line
 
-# Keeps the streams of one seed apart: initial weights and order of images, noise of the surrogate.
-_DATA_STREAM, _NOISE_STREAM = 1, 2
-
-
-def generator_of(seed: int, stream: int) -> torch.Generator:
-    """The generator of one stream of draws of one seed."""
-    return torch.Generator().manual_seed(1000 * seed + stream)
+OnStep = Callable[[str, int, int, float], None]
 
 
-def digital_baseline(data: ImageSet, recipe: Recipe, seed: int, on_step: OnStep) -> nn.Sequential:
-    """Trains the digital network."""
-    generator = generator_of(seed, _DATA_STREAM)
-    network = digital_network(data.train_x.shape[1], recipe.hidden, data.classes, generator)
-    train_digital(network, data, recipe.digital_steps, recipe.optimisation, generator, on_step)
+def digital_baseline(
+    data: ImageSet, recipe: Recipe, seed: int, on_step: OnStep, *, model: str = TWO_LAYER, base: Path | None = None
+) -> nn.Module:
+    """Trains the digital network.
+
+    Args:
+        data: The task.
+        recipe: How.
+        seed: Seed of this training.
+        on_step: Called after each step with phase, step, steps and loss.
+        model: `two-layer`, or an import path; see `build_model`.
+        base: Folder that import paths start from.
+    """
+    generator = generator_of(seed, DATA_STREAM)
+    network = build_model(model, data, recipe.hidden, generator, base)
+    stepper = Stepper(network, recipe.optimisation, recipe.digital_steps)
+    sampler = Sampler(data, recipe.optimisation.batch, generator)
+    for step in range(recipe.digital_steps):
+        on_step("digital", step + 1, recipe.digital_steps, stepper.step(sampler.next()))
     return network
 
 
 def surrogate_trained(
-    start: nn.Sequential, chip: ChipModel, data: ImageSet, recipe: Recipe, seed: int, on_step: OnStep
-) -> tuple[nn.Sequential, Ledger]:
+    start: nn.Module, chip: ChipModel, data: ImageSet, recipe: Recipe, seed: int, on_step: OnStep
+) -> tuple[nn.Module, Ledger]:
     """Trains a copy of a deployed network on the surrogate."""
-    network = copy.deepcopy(start)
-    ledger = Ledger(surrogate_steps=recipe.surrogate_steps)
-    backend = chip.backend(network, generator_of(seed, _NOISE_STREAM))
-    begin = time.perf_counter()
-    train_surrogate(
-        network,
-        backend,
-        data,
-        recipe.surrogate_steps,
-        recipe.optimisation,
-        generator_of(seed, _DATA_STREAM),
-        on_step,
-    )
-    ledger.seconds = time.perf_counter() - begin
-    return network, ledger
+    plan = Plan(method="surrogate", steps=recipe.surrogate_steps, optimisation=recipe.optimisation)
+    return _trained(start, chip, data, plan, seed, on_step, None, lambda: None)
 
 
 def in_loop_trained(
-    start: nn.Sequential,
+    start: nn.Module,
     chip: ChipModel,
     board: BlockingBoard,
     data: ImageSet,
@@ -64,7 +62,7 @@ def in_loop_trained(
     seed: int,
     on_step: OnStep,
     meter_j: Callable[[], float | None],
-) -> tuple[nn.Sequential, Ledger]:
+) -> tuple[nn.Module, Ledger]:
     """Trains a copy of a network, alternating surrogate steps with passes through the chip.
 
     Args:
@@ -77,27 +75,32 @@ def in_loop_trained(
         on_step: Called after each step.
         meter_j: Reads the energy meter in J, None without one.
     """
-    network = copy.deepcopy(start)
-    physical = physical_backend(network, chip, board, seed)
-    begin, energy_j = time.perf_counter(), meter_j()
-    train_in_loop(
-        network,
-        chip.backend(network, generator_of(seed, _NOISE_STREAM)),
-        physical,
-        recipe.alternation,
-        data,
-        recipe.in_loop_optimisation,
-        generator_of(seed, _DATA_STREAM),
-        on_step,
-    )
-    ledger = physical.ledger
-    ledger.seconds = time.perf_counter() - begin
-    after_j = meter_j()
-    ledger.joules = after_j - energy_j if after_j is not None and energy_j is not None else None
-    return network, ledger
+    return _trained(start, chip, data, recipe.in_loop, seed, on_step, board, meter_j)
 
 
 def physical_backend(network: nn.Module, chip: ChipModel, board: BlockingBoard, seed: int) -> PhysicalBackend:
     """The chip as the backend of a network, with an empty ledger."""
-    surrogate = chip.backend(network, generator_of(seed, _NOISE_STREAM))
+    surrogate = chip.backend(network, generator_of(seed, NOISE_STREAM))
     return PhysicalBackend(board, surrogate, chip.placement(network), Ledger())
+
+
+def _trained(
+    start: nn.Module,
+    chip: ChipModel,
+    data: ImageSet,
+    plan: Plan,
+    seed: int,
+    on_step: OnStep,
+    board: BlockingBoard | None,
+    meter_j: Callable[[], float | None],
+) -> tuple[nn.Module, Ledger]:
+    network = copy.deepcopy(start)
+
+    def journal(line: Line) -> None:
+        loss = line["loss"]
+        assert isinstance(loss, float)
+        on_step(plan.method, session.step, session.steps, loss)
+
+    session = assemble(network, chip, data, plan, seed, board=board, meter_j=meter_j)
+    session.run(journal)
+    return network, session.bench.ledger

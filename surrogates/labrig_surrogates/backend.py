@@ -33,6 +33,14 @@ class Backend(Protocol):
         ...
 
 
+class MeanBackend(Protocol):
+    """A differentiable model of arrays without noise: what a measured product borrows its gradient from."""
+
+    def mean_currents(self, tile: TileName, target_s: Tensor, voltage_v: Tensor) -> Tensor:
+        """Mean currents in A, `[batch, columns]`; arguments as in `Backend.currents`."""
+        ...
+
+
 class DigitalBackend:
     """The ideal array: exact conductances, no converters. A layer on it equals `torch.nn.functional.linear`."""
 
@@ -40,6 +48,10 @@ class DigitalBackend:
         """Column currents of an ideal array; see `Backend.currents`."""
         del tile
         return voltage_v @ target_s
+
+    def mean_currents(self, tile: TileName, target_s: Tensor, voltage_v: Tensor) -> Tensor:
+        """The same: an ideal array has no noise; see `MeanBackend`."""
+        return self.currents(tile, target_s, voltage_v)
 
 
 class NominalBackend:
@@ -57,7 +69,11 @@ class NominalBackend:
         del tile
         converters = self._converters
         limit_v = converters.voltage_max_v
-        line_v = quantize(voltage_v, converters.dac_step_v, -limit_v, limit_v)
+        line_v = voltage_v
+        if converters.dac_step_v > 0.0:
+            line_v = quantize(voltage_v, converters.dac_step_v, -limit_v, limit_v)
+        if not bool((self._lsb_a > 0.0).all()):
+            return line_v @ target_s
         low_a, high_a = converters.code_min * self._lsb_a, converters.code_max * self._lsb_a
         return quantize(line_v @ target_s, self._lsb_a, low_a, high_a)
 
@@ -73,6 +89,12 @@ class SurrogateBackend:
         placement: Array index of every tile name.
         generator: Source of all draws.
         age_range_s: Bounds in s of the time between write and read.
+        conductance_step_s: Distance in S of two levels that targets are rounded to; zero does not round.
+        stochastic: Whether targets are rounded at random to one of both neighbours, so that the mean is right.
+
+    Attributes:
+        generator: Source of all draws.
+        noise_level: Multiplies programming errors and read noise: 1 is the chip, what a schedule of noise moves.
     """
 
     def __init__(
@@ -81,15 +103,34 @@ class SurrogateBackend:
         placement: Mapping[TileName, int],
         generator: torch.Generator,
         age_range_s: tuple[float, float] = (0.01, 3.0),
+        *,
+        conductance_step_s: float = 0.0,
+        stochastic: bool = False,
     ) -> None:
-        missing = sorted(set(placement.values()) - set(surrogates))
+        self._placement = placement
+        self._surrogates: Mapping[int, ArraySurrogate] = {}
+        self.use(surrogates)
+        self.generator = generator
+        self.noise_level = 1.0
+        self._age_range_s = age_range_s
+        self._step_s = conductance_step_s
+        self._stochastic = stochastic
+        self._programming: dict[TileName, Tensor] = {}
+
+    def use(self, surrogates: Mapping[int, ArraySurrogate]) -> None:
+        """Goes on with other surrogates of the same arrays, such as refitted ones or those of another chip.
+
+        Raises:
+            SurrogateError: An array that a tile is placed on has none; nothing is changed.
+        """
+        missing = sorted(set(self._placement.values()) - set(surrogates))
         if missing:
             raise SurrogateError(f"the calibration has no fit of arrays {missing}; it has {sorted(surrogates)}")
         self._surrogates = surrogates
-        self._placement = placement
-        self._generator = generator
-        self._age_range_s = age_range_s
-        self._programming: dict[TileName, Tensor] = {}
+
+    def surrogate_of(self, tile: TileName) -> ArraySurrogate:
+        """The surrogate of the array that a tile is placed on."""
+        return self._surrogates[self._placement[tile]]
 
     def new_write(self) -> None:
         """Forgets the programming errors, as programming the chip anew does."""
@@ -97,21 +138,29 @@ class SurrogateBackend:
 
     def currents(self, tile: TileName, target_s: Tensor, voltage_v: Tensor) -> Tensor:
         """Column currents of the fitted array, with fresh noise; see `Backend.currents`."""
-        surrogate = self._surrogates[self._placement[tile]]
+        surrogate = self.surrogate_of(tile)
         if tile not in self._programming:
-            self._programming[tile] = torch.randn(target_s.shape, generator=self._generator)
-        conductance_s = surrogate.new_write(target_s, self._programming[tile])
-        read_draw = torch.randn((voltage_v.shape[0], surrogate.columns), generator=self._generator)
+            self._programming[tile] = torch.randn(target_s.shape, generator=self.generator)
+        draw = self.noise_level * self._programming[tile]
+        conductance_s = surrogate.new_write(self._rounded(surrogate, target_s), draw)
+        read_draw = self.noise_level * torch.randn((voltage_v.shape[0], surrogate.columns), generator=self.generator)
         current_a: Tensor = surrogate(conductance_s, voltage_v, age_s=self._draw_age(), read_draw=read_draw)
         return current_a
 
     def mean_currents(self, tile: TileName, target_s: Tensor, voltage_v: Tensor) -> Tensor:
         """The noiseless, unquantised surrogate: what a physical forward pass borrows its gradient from."""
-        surrogate = self._surrogates[self._placement[tile]]
+        surrogate = self.surrogate_of(tile)
         conductance_s = surrogate.new_write(target_s)
         current_a: Tensor = surrogate(conductance_s, voltage_v, age_s=self._age_range_s[0], convert=False)
         return current_a
 
+    def _rounded(self, surrogate: ArraySurrogate, target_s: Tensor) -> Tensor:
+        if self._step_s == 0.0:
+            return target_s
+        uniform = torch.rand(target_s.shape, generator=self.generator) if self._stochastic else None
+        low_s, high_s = surrogate.converters.conductance_min_s, surrogate.converters.conductance_max_s
+        return low_s + quantize(target_s - low_s, self._step_s, 0.0, high_s - low_s, uniform)
+
     def _draw_age(self) -> Tensor:
         low, high = (torch.log(torch.tensor(bound)) for bound in self._age_range_s)
-        return torch.exp(low + (high - low) * torch.rand((), generator=self._generator))
+        return torch.exp(low + (high - low) * torch.rand((), generator=self.generator))

@@ -1,0 +1,1 @@
+"""How a physical pass becomes a step: one method a module, all behind `Method`."""

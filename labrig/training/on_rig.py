@@ -1,0 +1,218 @@
+"""Runs a session on a rig: recorded, checkpointed, and on again where the rig was lost for a while."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from labrig.config import RigConfig
+from labrig.events import EventBus, Message
+from labrig.plans.base import StreamCapacity
+from labrig.rig import RigError
+from labrig.training.assembly import assemble
+from labrig.training.capacity import PlannedPasses, training_capacity
+from labrig.training.checkpoint import board_position, restore_held, restore_session, save_checkpoint
+from labrig.training.chip_model import ChipModel
+from labrig.training.config import TrainConfig
+from labrig.training.datasets import ImageSet
+from labrig.training.live_rig import LiveRig, LiveRun
+from labrig.training.plan import Plan
+from labrig.training.run_folder import CHECKPOINTS
+from labrig.training.segments import Segments
+from labrig.training.session import Line, Session
+from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.errors import LinkError, ProtocolError
+from labrig_surrogates.io import load_chip, save_chip
+
+_LONGEST_WAIT_S = 30.0
+
+LOST = (LinkError, ProtocolError, RigError)
+"""What says that the rig was lost, and may come back."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a session is assembled from.
+
+    Attributes:
+        config: The training file, with its run folder.
+        data: The task.
+        plan: What is done.
+        chip: The calibrated chip.
+        rig: The rig file; None for a method that does without.
+        teacher: Outputs of a teacher, where the loss has one.
+        checkpoint: Tensors and numbers that the session goes on from; None for a new one.
+    """
+
+    config: TrainConfig
+    data: ImageSet
+    plan: Plan
+    chip: ChipModel
+    rig: RigConfig | None
+    teacher: Tensor | None
+    checkpoint: tuple[dict[str, Tensor], dict[str, object]] | None
+
+
+def run_session(
+    job: Job, start: nn.Module, bus: EventBus, journal: Callable[[Line], None], flush: Callable[[], None]
+) -> Session:
+    """Trains a network in place.
+
+    Args:
+        job: What the session is assembled from.
+        start: The network.
+        bus: Gets the events of the rig.
+        journal: Gets a line for each step.
+        flush: Called before each checkpoint, so that the lines are not behind it.
+
+    Raises:
+        LabrigError: The rig or a file failed, the rig more often than it is opened again.
+    """
+    return _on_rig(job, start, bus, journal, flush) if job.rig is not None else _alone(job, start, journal, flush)
+
+
+def versioned_chip(folder: Path, chip: ChipModel, version: int) -> ChipModel:
+    """The calibration that a run had come to."""
+    return chip if version == 0 else ChipModel.of(load_chip(_chip_path(folder, version)), version)
+
+
+def _chip_path(folder: Path, version: int) -> Path:
+    return folder / f"chip-v{version}.safetensors"
+
+
+def _alone(job: Job, start: nn.Module, journal: Callable[[Line], None], flush: Callable[[], None]) -> Session:
+    folder, every = job.config.folder, job.config.file.run.checkpoint_every
+    session = assemble(start, job.chip, job.data, job.plan, job.config.file.run.seed, teacher=job.teacher)
+    if job.checkpoint is not None:
+        restore_session(session, *job.checkpoint)
+
+    def after_step() -> None:
+        if every and session.step % every == 0:
+            flush()
+            save_checkpoint(folder / CHECKPOINTS, session, None, [])
+
+    session.run(journal, after_step)
+    return session
+
+
+def _on_rig(
+    job: Job, start: nn.Module, bus: EventBus, journal: Callable[[Line], None], flush: Callable[[], None]
+) -> Session:
+    assert job.rig is not None
+    segments = _segments(job)
+    session: Session | None = None
+    lost = 0
+    while True:
+        run = LiveRun(
+            config=job.rig,
+            chip_id=job.chip.chip_id,
+            path=segments.next_path(),
+            plan={"name": "training", "seed": job.config.file.run.seed, "file": job.config.source_text},
+            capacity=_capacity(job, start),
+        )
+        ended = False
+        try:
+            with LiveRig(run, bus) as board:
+                session = _attached(job, start, board, session, segments)
+                watch = _Watch(job, session, board, segments, flush)
+                try:
+                    session.run(journal, watch.after_step)
+                    ended = True
+                    watch.end()
+                except LOST:
+                    watch.failed()
+                    raise
+        except LOST as error:
+            if ended or lost >= job.config.file.run.reconnects:
+                raise
+            wait_s = min(2.0**lost, _LONGEST_WAIT_S)
+            lost += 1
+            bus.publish(Message(f"the rig was lost ({error}); opening it again in {wait_s:.0f} s"))
+            if session is not None:
+                session.bench.ledger.reconnects += 1
+            time.sleep(wait_s)
+            continue
+        return session
+
+
+def _attached(job: Job, start: nn.Module, board: LiveRig, session: Session | None, segments: Segments) -> Session:
+    """The session on a rig that was just opened."""
+    if session is not None:
+        physical = session.bench.chip
+        physical.board, session.meter_j = board, board.joules
+        physical.new_write()  # what the lost rig holds now is anybody's guess
+        segments.begin(session.step, fresh=True, restored={})
+        return session
+    seed = job.config.file.run.seed
+    session = assemble(
+        start, job.chip, job.data, job.plan, seed, board=board, teacher=job.teacher, meter_j=board.joules
+    )
+    restored: dict[int, int] = {}
+    if job.checkpoint is not None:
+        restore_session(session, *job.checkpoint)
+        position = board_position(*job.checkpoint)
+        if position is not None and board.restore(position):
+            restore_held(session, *job.checkpoint)
+            restored = {one.array: 1 for one in position.past}
+    segments.begin(session.step, fresh=not restored, restored=restored)
+    return session
+
+
+def _segments(job: Job) -> Segments:
+    segments = Segments.load(job.config.folder)
+    position = None if job.checkpoint is None else board_position(*job.checkpoint)
+    if job.checkpoint is None or position is None:
+        segments.every.clear()
+        return segments
+    names = job.checkpoint[1]["recordings"]
+    assert isinstance(names, list)
+    segments.back_to(str(names[-1]), position.rows, position.writes)
+    return segments
+
+
+class _Watch:
+    """What happens after each step on a rig: counts, versions of the calibration, checkpoints."""
+
+    def __init__(
+        self, job: Job, session: Session, board: LiveRig, segments: Segments, flush: Callable[[], None]
+    ) -> None:
+        self._folder = job.config.folder
+        self._every = job.config.file.run.checkpoint_every
+        self._session, self._board, self._segments, self._flush = session, board, segments, flush
+        self._counts = board.counts
+        self._version = session.version
+
+    def after_step(self) -> None:
+        session = self._session
+        self._counts = self._board.counts
+        if session.version != self._version:
+            assert session.chip is not None
+            save_chip(_chip_path(self._folder, session.version), session.chip.parameters)
+            self._version = session.version
+        if self._every and session.step % self._every == 0:
+            session.method.learned.state()  # a pass that is under way ends before the board is asked where it is
+            position = self._board.position()
+            self._flush()
+            self._segments.counted(position.rows, position.writes)
+            names = [one.file for one in self._segments.every]
+            save_checkpoint(self._folder / CHECKPOINTS, session, position, names)
+
+    def end(self) -> None:
+        position = self._board.position()
+        self._segments.counted(position.rows, position.writes)
+
+    def failed(self) -> None:
+        self._segments.counted(*self._counts)
+
+
+def _capacity(job: Job, network: nn.Module) -> Callable[[BoardInfo], Mapping[int, StreamCapacity]]:
+    """Sizes the recording; one that outgrows it is extended."""
+    placement = job.chip.placement(network)
+    images = min(job.plan.optimisation.batch, len(job.data.train_y))
+    passes = job.plan.most_passes() * (2 if job.plan.method == "spsa" else 1)
+    planned = [PlannedPasses(max(passes, 1), images, max(passes, 1))]
+    return lambda info: training_capacity(placement, planned, info.arrays)
