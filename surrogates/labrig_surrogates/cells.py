@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,12 +12,11 @@ from torch.autograd.function import FunctionCtx
 from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.draws import Draw, TensorDraw
 from labrig_surrogates.effect_settings import WeightNoise
-from labrig_surrogates.passes import Number, applied, clipped, inside_pass, number
+from labrig_surrogates.passes import Number, applied, clipped, inside_pass, largest_number, number
 from labrig_surrogates.quantization import largest, sigma_bound, wide
 
 
-@dataclass(frozen=True)
-class ArrayWeights:
+class ArrayWeights(NamedTuple):
     """Weights as they stand in the arrays.
 
     Attributes:
@@ -72,8 +70,7 @@ def own_unit(weights: ArrayWeights) -> Tensor:
     return through + (weights.codes * weights.unit - through).detach()
 
 
-@dataclass(frozen=True)
-class WeightState:
+class WeightState(NamedTuple):
     """What belongs to a layer's weights beside their values.
 
     Attributes:
@@ -109,6 +106,7 @@ def weight_limit(weight: Tensor, config: AnalogConfig, weight_max: Tensor | None
         step: Of a learned quantiser, which decides the range.
     """
     mapping, values = config.mapping, wide(weight.detach())
+    found: Number
     if step is not None and config.weight_quantization is not None:
         found = step.detach().abs() * config.weight_quantization.highest
     elif mapping.weight_range == "fixed":
@@ -116,10 +114,13 @@ def weight_limit(weight: Tensor, config: AnalogConfig, weight_max: Tensor | None
         found = weight_max.to(values.dtype)
     elif mapping.weight_range == "sigma":
         found = sigma_bound(values, mapping.clip_sigmas, per_column=mapping.per_column)
+    elif mapping.per_column:
+        found = largest(values, per_column=True)
     else:
-        found = largest(values, per_column=mapping.per_column)
+        found = largest_number(values)
     # Weights that are all zero have a range that is no number's neighbour, so that its reciprocal is one too.
-    limit, least = number(found), 1e8 * torch.finfo(values.dtype).tiny
+    least = 1e8 * torch.finfo(values.dtype).tiny
+    limit = number(found) if isinstance(found, Tensor) else found
     return max(limit, least) if isinstance(limit, int | float) else torch.clamp(limit, min=least)
 
 
@@ -155,6 +156,15 @@ def noise_draw(noise: WeightNoise, shape: Sequence[int], state: WeightState) -> 
     """Numbers for the weight noise: new ones, or those that stay until the next `new_write`."""
     assert state.fresh is not None
     return TensorDraw(state.kept("weight_noise", shape)) if noise.timing == "program" else state.fresh(shape)
+
+
+def with_noise(codes: Tensor, noise: WeightNoise, draw: Draw, sigma: Number | None) -> Tensor:
+    """A new tensor, `codes` with weight noise; see `add_noise`."""
+    if sigma is None or (isinstance(sigma, Tensor) and sigma.numel() > 1):
+        noisy = codes.clone()
+        add_noise(noisy, noise, draw, sigma)
+        return noisy
+    return draw.added_to(codes, sigma)
 
 
 def add_noise(codes: Tensor, noise: WeightNoise, draw: Draw, sigma: Number | None) -> None:

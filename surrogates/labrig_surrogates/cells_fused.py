@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from labrig_surrogates.effect_settings import WeightNoise
 from labrig_surrogates.passes import HALF_LEVEL, SLACK, Number, pieces
 
 
-@dataclass(frozen=True)
-class _Plan:
+class _Plan(NamedTuple):
     """What the fast path does with the weights; `unit` is a number, or has one element for each output."""
 
     unit: Number

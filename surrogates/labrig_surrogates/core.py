@@ -17,11 +17,12 @@ from labrig_surrogates.array_layout import channel_blocks, table_faults, tile_ma
 from labrig_surrogates.backend import Backend
 from labrig_surrogates.backend_product import backend_faults, backend_outputs
 from labrig_surrogates.cells import ArrayWeights, WeightState, weight_limit
-from labrig_surrogates.composed import TileState, composed_outputs, full_scale, tile_outputs
+from labrig_surrogates.composed import TileState, composed_outputs, tile_outputs
 from labrig_surrogates.draws import Draw, DrawStream
 from labrig_surrogates.effect_settings import BackwardPass
 from labrig_surrogates.errors import SurrogateError
-from labrig_surrogates.fused import FusedPlan, InputConverter, OutputNoiseDraw, fused_outputs
+from labrig_surrogates.fused import fused_outputs
+from labrig_surrogates.fused_plan import FusedPlan, OutputNoiseDraw, Ranges, input_converter, output_sigma, output_steps
 from labrig_surrogates.passes import Number, number
 from labrig_surrogates.products import ConvProduct, LinearProduct
 from labrig_surrogates.programming import (
@@ -34,7 +35,6 @@ from labrig_surrogates.programming import (
 )
 from labrig_surrogates.quantization import wide
 from labrig_surrogates.range_start import RANGES, first_parameters, first_ranges, range_faults
-from labrig_surrogates.tile_noise import NoiseScales, tile_sigma
 
 Drawer = Callable[[Sequence[int]], Draw]
 
@@ -98,6 +98,7 @@ class AnalogCore(nn.Module):
         self._add_tensors(weight)
         self._ideal = not config.effects_on and config.mapping.weight_range == "max"
         self._composed_only = config.path == "composed" or bool(composed_only(config))
+        self._calibrated = self.output_max is not None or self.output_std is not None
         self.unmeasured: list[str] = []
         self.note_ranges()
         self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
@@ -209,10 +210,10 @@ class AnalogCore(nn.Module):
 
     def realise(self, weight: Tensor) -> list[ArrayWeights]:
         """The weights as they stand in the arrays now, for one or several calls of `multiply`."""
-        state = self._weight_state(weight)
         if self._programmed is not None and not self.training:
-            return [one.read(wide(weight), state.fresh) for one in self._programmed]
-        return array_weights(weight, self.config, state)
+            fresh = self._draws(weight)[1]
+            return [one.read(wide(weight), fresh) for one in self._programmed]
+        return array_weights(weight, self.config, self._weight_state(weight))
 
     def _weight_state(self, weight: Tensor) -> WeightState:
         uniform, normal = self._draws(weight)
@@ -229,8 +230,7 @@ class AnalogCore(nn.Module):
         )
 
     def _quiet_state(self, weight: Tensor) -> WeightState:
-        state = self._weight_state(weight)
-        return replace(state, log_spread=None, uniform=None, fresh=None)
+        return self._weight_state(weight)._replace(log_spread=None, uniform=None, fresh=None)
 
     @torch.no_grad()
     def prior(self, weight: Tensor) -> WeightPrior:
@@ -334,36 +334,38 @@ class AnalogCore(nn.Module):
         yield from tile_outputs(x, weights, self._blocks, self.product, quiet, self._tile_state(None, None))
 
     def _fused(self, x: Tensor, weights: ArrayWeights, bias: Tensor | None) -> Tensor:
-        dac, adc, product = self.config.dac, self.config.adc, self.product
+        config, product, tiles = self.config, self.product, self.tiles_of_an_output
         values = wide(x)
-        rows = values if isinstance(product, ConvProduct) else values.reshape(-1, values.shape[-1])
-        lsb: tuple[Number, ...] | None = None
-        if adc is not None:
-            state = self._tile_state(None, None)
-            tops = [full_scale(adc, state, tile, weights.limit) for tile in range(self.tiles_of_an_output)]
-            lsb = tuple(number(torch.as_tensor(top).reshape(-1)) / adc.highest for top in tops)
+        flat = isinstance(product, ConvProduct) or values.dim() == 2
+        rows = values if flat else values.reshape(-1, values.shape[-1])
+        calibrated = self._calibrated
+        ranges = Ranges(
+            weights.limit,
+            number(self.input_max),
+            self.output_max if calibrated else None,
+            self.output_std if calibrated else None,
+        )
+        steps = output_steps(config, ranges, tiles)
         plan = FusedPlan(
             product=product,
             blocks=self._blocks,
-            dac=None if dac is None else InputConverter(number(self.input_max) / dac.highest, dac.lowest, dac.highest),
+            dac=input_converter(config, ranges.input_max),
             unit=weights.unit,
-            lsb=lsb,
-            highest=0 if adc is None else adc.highest,
+            lsb=steps,
+            highest=0 if config.adc is None else config.adc.highest,
             compute=torch.get_autocast_dtype(x.device.type) if _autocast(x) else None,
             learns=torch.is_grad_enabled()
             and (x.requires_grad or weights.source.requires_grad or (bias is not None and bias.requires_grad)),
         )
-        outputs = fused_outputs(rows, weights, bias, plan, self._output_noise(rows, weights.limit, lsb))
-        return outputs if rows is values else outputs.view(*x.shape[:-1], outputs.shape[-1])
-
-    def _output_noise(self, rows: Tensor, limit: Number, lsb: tuple[Number, ...] | None) -> tuple[OutputNoiseDraw, ...]:
-        if self.config.output_noise is None or not self.noise:
-            return ()
-        shape, scales = self.product.output_shape(rows, self.shape), NoiseScales(limit, self.input_max, self.output_std)
-        return tuple(
-            OutputNoiseDraw(self.stream.normal(shape, rows), tile_sigma(self.config, tile, scales, lsb))
-            for tile in range(self.tiles_of_an_output)
-        )
+        noise: tuple[OutputNoiseDraw, ...] = ()
+        if config.output_noise is not None and self.noise:
+            shape = product.output_shape(rows, self.shape)
+            noise = tuple(
+                OutputNoiseDraw(self.stream.normal(shape, rows), output_sigma(config, tile, ranges, steps))
+                for tile in range(tiles)
+            )
+        outputs = fused_outputs(rows, weights, bias, plan, noise)
+        return outputs if flat else outputs.view(*x.shape[:-1], outputs.shape[-1])
 
     def _draws(self, like: Tensor) -> tuple[Drawer | None, Drawer | None]:
         """Uniform and normal numbers; None where noise is switched off."""

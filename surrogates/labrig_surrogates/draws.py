@@ -8,7 +8,7 @@ window. Inside a region compiled by `torch.compile` the same draws come from two
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Literal
 
@@ -28,14 +28,14 @@ class PooledDraw:
     def __init__(self, pool: Tensor, key: int, shape: Sequence[int], *, signed: bool) -> None:
         self._pool = pool
         self.shape = tuple(shape)
-        self._count = prod(shape)
         self._signed = signed
-        self._windows = windows(key, self._count, pool.numel())
+        self._windows = windows(key, prod(shape), pool.numel())
 
     def tensor(self) -> Tensor:
         """All numbers, in the draw's shape."""
-        made = self._pool.new_zeros(self._count)
-        self.add_to(made)
+        made = self._pool.new_empty(prod(self.shape))
+        for (part, factor), here in zip(self._parts(0, made.numel()), _at_windows(made, 0), strict=True):
+            torch.mul(part, factor, out=here)
         return made.view(self.shape)
 
     def add_to(self, target: Tensor, scale: float | Tensor = 1.0, first: int = 0) -> None:
@@ -47,19 +47,42 @@ class PooledDraw:
             first: Which number of the draw meets the first element of `target`.
         """
         place = flat(target)
-        last = first + place.numel()
-        while first < last:
-            number, inside = divmod(first, WINDOW)
-            count = min(WINDOW - inside, last - first)
-            offset, sign = self._windows[number]
-            part = self._pool.narrow(0, offset + inside, count)
-            here = place if count == place.numel() else place.narrow(0, place.numel() - (last - first), count)
-            factor = sign if self._signed else 1.0
+        for (part, factor), here in zip(self._parts(first, place.numel()), _at_windows(place, first), strict=True):
             if isinstance(scale, Tensor):
                 here.addcmul_(part, scale, value=factor)
             else:
                 here.add_(part, alpha=factor * scale)
-            first += count
+
+    def added_to(self, base: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        """A new tensor, `base` plus `scale` times all numbers, in one pass; see `add_to`."""
+        made = torch.empty_like(base)
+        old_parts, new_parts = (_at_windows(flat(one), 0) for one in (base, made))
+        for (part, factor), old, new in zip(self._parts(0, made.numel()), old_parts, new_parts, strict=True):
+            if isinstance(scale, Tensor):
+                torch.addcmul(old, part, scale, value=factor, out=new)
+            else:
+                torch.add(old, part, alpha=factor * scale, out=new)
+        return made
+
+    def whole(self) -> tuple[Tensor, float] | None:
+        """All numbers in one piece of the pool, in the draw's shape, and what they are to be multiplied with."""
+        if len(self._windows) != 1:
+            return None
+        offset, sign = self._windows[0]
+        strides = [prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        return torch.as_strided(self._pool, self.shape, strides, offset), sign if self._signed else 1.0
+
+    def _parts(self, first: int, count: int) -> Iterator[tuple[Tensor, float]]:
+        """The parts of the pool that hold `count` numbers from `first` on, and what each is multiplied with."""
+        last = first + count
+        while first < last:
+            number, inside = divmod(first, WINDOW)
+            size = min(WINDOW - inside, last - first)
+            offset, sign = self._windows[number]
+            # Like `narrow`, in a third of its time.
+            part = torch.as_strided(self._pool, (size,), (1,), offset + inside)
+            yield part, sign if self._signed else 1.0
+            first += size
 
 
 class TensorDraw:
@@ -82,8 +105,29 @@ class TensorDraw:
         else:
             place.add_(part, alpha=scale)
 
+    def whole(self) -> tuple[Tensor, float]:
+        """All numbers, and one; see `PooledDraw.whole`."""
+        return self._numbers, 1.0
+
+    def added_to(self, base: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        """A new tensor, `base` plus `scale` times all numbers; see `PooledDraw.added_to`."""
+        made = base.clone()
+        self.add_to(made, scale)
+        return made
+
 
 Draw = PooledDraw | TensorDraw
+
+
+def _at_windows(place: Tensor, first: int) -> Sequence[Tensor]:
+    """A vector that begins at the number `first` of a draw, cut where the draw's windows begin."""
+    count, inside = place.numel(), first % WINDOW
+    if inside + count <= WINDOW:
+        return (place,) if count else ()
+    if not inside:
+        return torch.split(place, WINDOW)
+    begun = WINDOW - inside
+    return (place.narrow(0, 0, begun), *torch.split(place.narrow(0, begun, count - begun), WINDOW))
 
 
 class DrawStream:

@@ -10,87 +10,19 @@ or to the smaller operand.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from labrig_surrogates.cells import ArrayWeights
-from labrig_surrogates.draws import Draw
-from labrig_surrogates.passes import HALF_LEVEL, Number, applied, code_pass, inside_pass, pieces
-from labrig_surrogates.products import Block, ConvProduct, LinearProduct
+from labrig_surrogates.fused_plan import FusedPlan, OutputNoiseDraw
+from labrig_surrogates.passes import HALF_LEVEL, Number, applied, inside_pass, pieces
+from labrig_surrogates.products import ConvProduct, LinearProduct
 
 CONV_PART = 2**19
 """Elements of the inputs that one part of a convolution's batch has at least."""
-
-
-@dataclass(frozen=True)
-class InputConverter:
-    """A DAC: `code = clip(round(x / step))`."""
-
-    step: Number
-    lowest: int
-    highest: int
-
-
-@dataclass(frozen=True)
-class OutputNoiseDraw:
-    """Numbers for the outputs of one tile; `sigma` in LSB, without an ADC in the output's unit."""
-
-    draw: Draw
-    sigma: Number
-    first: int = 0
-
-    def beginning_at(self, first: int) -> OutputNoiseDraw:
-        """The same from the number `first` on."""
-        return OutputNoiseDraw(self.draw, self.sigma, first)
-
-
-@dataclass(frozen=True)
-class FusedPlan:
-    """What the fast path does with one batch; every `Number` that is a tensor has one element, or one per output.
-
-    Attributes:
-        product: Linear or convolution.
-        blocks: Blocks of rows, one for each tile that an output is made of.
-        dac: The DAC; None leaves the inputs as they are.
-        unit: One level of the weights in their own unit.
-        lsb: One level of the ADC of each block in the output's unit; None without an ADC.
-        highest: Highest code of the ADC.
-        compute: Type in which products are computed; None is that of the inputs.
-        learns: Whether a backward pass may follow.
-    """
-
-    product: LinearProduct | ConvProduct
-    blocks: tuple[Block, ...]
-    dac: InputConverter | None
-    unit: Number
-    lsb: tuple[Number, ...] | None
-    highest: int
-    compute: torch.dtype | None
-    learns: bool
-
-    def inputs(self, x: Tensor) -> Tensor:
-        """Inputs in levels of the DAC."""
-        dac = self.dac
-        return self.typed(x if dac is None else code_pass(x, 1.0 / dac.step, dac.lowest, dac.highest))
-
-    def gain(self, block: int) -> Number:
-        """What one level of inputs times one level of weights counts in levels of the ADC: a number, or `[outputs]`."""
-        unit = self.unit if self.dac is None else self.unit * self.dac.step
-        if isinstance(unit, Tensor) and unit.dim():
-            unit = unit.reshape(-1)
-        return unit if self.lsb is None else unit / self.lsb[block]
-
-    def typed(self, x: Tensor) -> Tensor:
-        """In the type of the products."""
-        return x if self.compute is None else x.to(self.compute)
-
-    def untyped(self, x: Tensor) -> Tensor:
-        """In the type of everything else."""
-        return x if self.compute is None else x.float()
 
 
 def fused_outputs(
@@ -133,6 +65,11 @@ def _convert(
     lsb = None if plan.lsb is None else plan.lsb[block]
     if isinstance(lsb, Tensor):
         lsb = plan.product.columns(lsb)
+    if noise is not None and isinstance(noise.sigma, Tensor) and noise.sigma.numel() > 1:
+        numbers = torch.zeros_like(outputs)
+        noise.draw.add_to(numbers, first=noise.first)
+        outputs.addcmul_(numbers, plan.product.columns(noise.sigma))
+        noise = None
     first = 0 if noise is None else noise.first
     for part, result in zip(pieces(outputs), pieces(target, outputs), strict=True):
         if noise is not None:
@@ -177,6 +114,18 @@ def _scaled_product(a: Tensor, b: Tensor, scale: Number) -> Tensor:
     return product * (scale.reshape(-1) if scale.numel() > 1 else scale)
 
 
+def _noisy_product(a: Tensor, b: Tensor, plan: FusedPlan, block: int, noise: OutputNoiseDraw | None) -> Tensor | None:
+    """The product with its output noise, in one call; None where that cannot be."""
+    gain = plan.gain(block)
+    if noise is None or plan.compute is not None or isinstance(gain, Tensor) or isinstance(noise.sigma, Tensor):
+        return None
+    whole = noise.draw.whole()
+    if whole is None:
+        return None
+    numbers, sign = whole
+    return torch.addmm(numbers, a, b, beta=sign * noise.sigma, alpha=gain)
+
+
 def _linear_forward(
     x: Tensor, codes: Tensor, bias: Tensor | None, plan: FusedPlan, noise: Sequence[OutputNoiseDraw]
 ) -> tuple[Tensor, list[Tensor]]:
@@ -187,10 +136,15 @@ def _linear_forward(
     seen: list[Tensor] = []
     for block, (first, last) in enumerate(plan.blocks):
         a, b = (inputs[:, first:last], weights[:, first:last]) if many else (inputs, weights)
-        outputs = plan.untyped(_scaled_product(a, b.T, plan.gain(block)))
+        draw = noise[block] if noise else None
+        outputs = _noisy_product(a, b.T, plan, block, draw)
+        if outputs is None:
+            outputs = plan.untyped(_scaled_product(a, b.T, plan.gain(block)))
+        else:
+            draw = None
         target = torch.empty_like(outputs) if keeps else outputs
         # The digital side adds the bias once.
-        _convert(outputs, plan, block, noise[block] if noise else None, bias if block == 0 else None, target)
+        _convert(outputs, plan, block, draw, bias if block == 0 else None, target)
         if keeps:
             seen.append(outputs)
         total = target if total is None else total.add_(target)
@@ -198,8 +152,7 @@ def _linear_forward(
     return total, seen
 
 
-@dataclass(frozen=True)
-class _Saved:
+class _Saved(NamedTuple):
     """What the backward pass needs beside tensors."""
 
     plan: FusedPlan
@@ -214,14 +167,15 @@ def _save(
     ctx.save_for_backward(x, source, codes.detach(), *seen)
     needs = cast("tuple[bool, ...]", ctx.needs_input_grad)  # type: ignore[attr-defined]
     # Tensors belong to autograd, which frees them as early as it can.
-    bare = replace(weights, source=source.new_empty(0), codes=source.new_empty(0), backward=None)
+    nothing = source.new_empty(0)
+    bare = weights._replace(source=nothing, codes=nothing, backward=None)
     ctx.saved = _Saved(plan, bare, (needs[0], needs[1], needs[2]))  # type: ignore[attr-defined]
 
 
 def _saved(ctx: FunctionCtx) -> tuple[_Saved, Tensor, ArrayWeights, list[Tensor | None]]:
     x, source, codes, *seen = cast("tuple[Tensor, ...]", ctx.saved_tensors)  # type: ignore[attr-defined]
     saved = cast("_Saved", ctx.saved)  # type: ignore[attr-defined]
-    return saved, x, replace(saved.weights, source=source, codes=codes), [*seen]
+    return saved, x, saved.weights._replace(source=source, codes=codes), [*seen]
 
 
 class _FusedLinear(torch.autograd.Function):

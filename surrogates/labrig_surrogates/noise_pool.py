@@ -20,8 +20,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-WINDOW = 2**16
-"""Numbers that one offset and one sign serve; small enough that a window and its target stay in a core's cache."""
+WINDOW = 2**17
+"""Numbers that one offset and one sign serve; small enough that a window and its target stay in the cores' caches."""
 
 _MASK = 2**64 - 1
 
@@ -36,7 +36,12 @@ def mix(word: int) -> int:
 
 def draw_key(seed: int, stream: int, counter: int) -> int:
     """One 64-bit key for the draw number `counter` of a stream."""
-    return mix(mix(mix(seed & _MASK) ^ (stream & _MASK)) ^ (counter & _MASK))
+    return mix(_stream_key(seed, stream) ^ (counter & _MASK))
+
+
+@lru_cache(maxsize=1024)
+def _stream_key(seed: int, stream: int) -> int:
+    return mix(mix(seed & _MASK) ^ (stream & _MASK))
 
 
 def windows(key: int, count: int, pool_size: int) -> list[tuple[int, float]]:

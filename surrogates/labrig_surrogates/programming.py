@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from labrig_surrogates.analog_config import AnalogConfig
-from labrig_surrogates.cells import ArrayWeights, WeightState, add_noise, noise_sigma, weight_limit
+from labrig_surrogates.cells import ArrayWeights, WeightState, noise_sigma, weight_limit, with_noise
 from labrig_surrogates.cells_composed import composed_cells
 from labrig_surrogates.cells_fused import fused_cells
 from labrig_surrogates.draws import Draw
@@ -68,9 +68,8 @@ class StoredWeights:
         """
         codes = self.cells.codes
         if self.noise is not None and fresh is not None:
-            codes = codes.clone()
-            add_noise(codes, self.noise, fresh(codes.shape), self.sigma)
-        return replace(self.cells, source=source, codes=codes)
+            codes = with_noise(codes, self.noise, fresh(codes.shape), self.sigma)
+        return self.cells._replace(source=source, codes=codes)
 
 
 def store_weights(weight: Tensor, config: AnalogConfig, state: WeightState) -> list[StoredWeights]:

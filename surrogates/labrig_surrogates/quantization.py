@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from labrig_surrogates.errors import SurrogateError
-from labrig_surrogates.passes import applied
+from labrig_surrogates.passes import applied, largest_number
 
 Level = Tensor | float
 Rounding = Literal["nearest", "stochastic"]
@@ -207,8 +207,7 @@ def largest(x: Tensor, *, per_column: bool = False) -> Tensor:
     """Largest |x|: of the whole tensor, or of each column, which is the first axis of a weight (`[out, 1, ...]`)."""
     values = wide(x.detach())
     if not per_column:
-        low, high = torch.aminmax(values)
-        return torch.maximum(high, -low)
+        return torch.as_tensor(largest_number(values)).to(values)
     rows = values.reshape(values.shape[0], -1)
     found = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
     return found.reshape(-1, *[1] * (x.dim() - 1))

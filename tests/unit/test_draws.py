@@ -86,6 +86,15 @@ def test_adding_a_draw_is_adding_its_numbers_wherever_one_begins(source: Source)
     by_tensor = torch.zeros(shape)
     draw.add_to(by_tensor, torch.tensor(2.0))
     torch.testing.assert_close(by_tensor, 2.0 * whole)
+    for scale in (2.0, torch.tensor(2.0)):
+        torch.testing.assert_close(draw.added_to(target, scale), target + 2.0 * whole)
+    assert (draw.whole() is None) == (source == "pool")  # a pool's draw of several windows lies nowhere in one piece
+    small = first.normal((3, 4), LIKE)
+    found = small.whole()
+    assert found is not None
+    torch.testing.assert_close(found[0] * found[1], small.tensor(), rtol=0.0, atol=0.0)
+    nothing = first.normal((0, 4), LIKE)
+    assert nothing.added_to(torch.zeros(0, 4)).shape == nothing.tensor().shape == (0, 4)
 
 
 @pytest.mark.parametrize("source", ["pool", "exact"])

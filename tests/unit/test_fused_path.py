@@ -48,6 +48,20 @@ CONFIGS = {
     "wrange": replace(RUNG, weight_noise=WeightNoise(0.1, "wrange"), mapping=Mapping(per_column=True)),
     "wmax, columns apart": replace(RUNG, mapping=Mapping(per_column=True)),
     "abs": replace(RUNG, weight_noise=WeightNoise(0.01, "abs")),
+    "products, columns apart": replace(
+        RUNG, mapping=Mapping(per_column=True), output_noise=OutputNoise(0.02, "products")
+    ),
+    "products, calibrated": replace(
+        RUNG,
+        mapping=Mapping(per_column=True),
+        output_noise=OutputNoise(0.02, "products"),
+        adc=Adc(range="calibrated"),
+    ),
+    "products, columns apart, no ADC": replace(
+        RUNG, mapping=Mapping(per_column=True), output_noise=OutputNoise(0.02, "products"), adc=None
+    ),
+    "ostd, columns apart": replace(RUNG, mapping=Mapping(per_column=True), output_noise=OutputNoise(0.1, "ostd")),
+    "abs noise, columns apart": replace(RUNG, mapping=Mapping(per_column=True), output_noise=OutputNoise(0.1, "abs")),
     "unsigned inputs": replace(RUNG, dac=Dac(input_max=1.5, signed=False)),
     "no DAC": replace(RUNG, dac=None, adc=Adc(range="calibrated"), output_noise=OutputNoise(0.1, "ostd")),
     "no ADC": replace(RUNG, adc=None, output_noise=OutputNoise(0.1, "products")),
