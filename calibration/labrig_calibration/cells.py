@@ -36,6 +36,9 @@ _STUCK_SHARE, _STUCK_RANGE, _STUCK_STEADY = 0.01, 1.3, 0.01
 _WILD_SHARE, _WILD_SPREAD = 0.001, 0.33
 _LEAST_SIGMA = 1e-4
 _ROUNDS = 6
+# Both kinds of lines are made of similar metal: their resistances differ by less than this part of their sum, more or
+# less. Where the data tell them apart it changes nothing; where they do not, it keeps one from hiding the other.
+_WIRE_LIKENESS = 0.3
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
@@ -242,8 +245,12 @@ def _view(data: CellData, gain: Tensor, law: Tensor, model: CellModel) -> _View:
     return _View(y, data.error_s / gain, data.target_s, word, bit, share, neighbours, data.highest_s)
 
 
-def _healthy(view: _View, law: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Log likelihood of each cell that follows, and its parts: residual, reach f t, variance, share f."""
+def _healthy(view: _View, law: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log likelihood of each cell that follows, and its parts: residual, reach f t, variance, share f.
+
+    With the weights of the cells the gain of each column is the best one for this law, not the one it was given:
+    wires and gains trade off, so that the law's errors have to know of it.
+    """
     share = view.share / (1.0 + law[_WORD] * view.word + law[_BIT] * view.bit)
     reach = share * view.target
     residual = view.y - law[_CROSSTALK] * view.neighbours - reach
@@ -251,6 +258,11 @@ def _healthy(view: _View, law: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     information = (reach**2 / variance).sum(dim=0)
     drive = (reach * residual / variance).sum(dim=0)
     spread = law[_MISMATCH] ** 2
+    if weight is not None:
+        part = weight / (1.0 + spread * information)
+        step = (part * drive).sum(dim=0) / (part * information).sum(dim=0).clamp(min=1e-300)
+        residual = residual - step * reach
+        drive = drive - step * information
     square = (residual**2 / variance).sum(dim=0) - spread * drive**2 / (1.0 + spread * information)
     volume = torch.log(variance).sum(dim=0) + torch.log1p(spread * information)
     likelihood = -0.5 * (square + volume + view.y.shape[0] * _LOG_2PI)
@@ -272,9 +284,9 @@ def _others(view: _View, law: Tensor) -> tuple[Tensor, Tensor]:
     return stuck + math.log(_STUCK_SHARE), wild + math.log(_WILD_SHARE)
 
 
-def _mixture(view: _View, law: Tensor, model: CellModel) -> tuple[Tensor, Tensor]:
+def _mixture(view: _View, law: Tensor, model: CellModel, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Log likelihood of each cell, and the probabilities that it follows, is stuck, is wild: `[3, rows, columns]`."""
-    healthy = _healthy(view, law)[0]
+    healthy = _healthy(view, law, weight)[0]
     if not model.pattern:
         return healthy, torch.stack([torch.ones_like(healthy), torch.zeros_like(healthy), torch.zeros_like(healthy)])
     stories = torch.stack([healthy + math.log(1.0 - _STUCK_SHARE - _WILD_SHARE), *_others(view, law)])
@@ -289,19 +301,24 @@ def _scales(view: _View, model: CellModel) -> Tensor:
     return scales if model.wires else torch.full_like(scales, 0.01)
 
 
-def _loss(view: _View, model: CellModel, base: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+def _loss(view: _View, model: CellModel, base: Tensor, scales: Tensor, weight: Tensor, x: Tensor) -> Tensor:
     free = list(model.law)
     law = base.clone()
     law = law.index_copy(0, torch.tensor(free), x * scales[free])
-    return -_mixture(view, law, model)[0].sum()
+    loss = -_mixture(view, law, model, weight)[0].sum()
+    if model.wires:
+        both = _WIRE_LIKENESS * (law[_WORD] + law[_BIT]).abs() + 0.01 * (scales[_WORD] + scales[_BIT])
+        loss = loss + 0.5 * ((law[_WORD] - law[_BIT]) / both) ** 2
+    return loss
 
 
 def _fit_law(view: _View, law: Tensor, model: CellModel) -> tuple[Tensor, float]:
     scales, free = _scales(view, model), list(model.law)
+    weight = _mixture(view, law, model)[1][0]
 
     def value_and_gradient(x: FloatArray) -> tuple[float, FloatArray]:
         at = torch.tensor(x, requires_grad=True)
-        value = _loss(view, model, law, scales, at)
+        value = _loss(view, model, law, scales, weight, at)
         (gradient,) = torch.autograd.grad(value, at)
         return float(value.detach()), gradient.numpy()
 
@@ -318,7 +335,8 @@ def _fit_law(view: _View, law: Tensor, model: CellModel) -> tuple[Tensor, float]
 def _law_covariance(view: _View, law: Tensor, model: CellModel) -> FloatArray:
     scales, free = _scales(view, model), list(model.law)
     at = (law[free] / scales[free]).requires_grad_()
-    (gradient,) = torch.autograd.grad(_loss(view, model, law, scales, at), at, create_graph=True)
+    loss = _loss(view, model, law, scales, _mixture(view, law, model)[1][0], at)
+    (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
     rows = [torch.autograd.grad(one, at, retain_graph=True)[0] for one in gradient]
     hessian = torch.stack(rows)
     covariance = torch.linalg.pinv(0.5 * (hessian + hessian.T), hermitian=True)
@@ -370,6 +388,11 @@ def _finished(
     correlation = torch.as_tensor(covariance / unit[:, None] / unit[None, :])
     moved = shift - _own_gain(view, law, model)
     shared = torch.einsum("ac,ab,bc->c", moved, correlation, moved)
+    if model.pattern:
+        # Slopes scatter around the mean of their own column, which took one of each column's degrees of freedom.
+        rows = float(count.mean())
+        law = law.clone()
+        law[_MISMATCH] *= math.sqrt(rows / max(rows - 1.0, 1.0))
     share = _healthy(view, law)[4]
     level = ((view.y - law[_CROSSTALK] * view.neighbours) / share).mean(dim=0)
     return CellFit(

@@ -179,6 +179,9 @@ def _judged_write(
     parameters: int,
 ) -> RungVerdict:
     """Whether the last write, never read, is predicted better; with two writes, whether all cells are explained."""
+    if not ladder.select:
+        nan = float("nan")
+        return RungVerdict(rung, True, parameters, heldout, nan, nan, "last write", "kept unasked")
     if data.target_s.shape[0] > 2:
         before, after = last_write_nll(data, without), last_write_nll(data, with_it)
         difference = before - after

@@ -192,7 +192,10 @@ def climb(
         length = torch.where(better, (3.0 * length).clamp(max=1.0), 0.3 * length)
         if bool(resting.all()):
             break
-    return state, factorise(normal, state, free), bool(resting.all())
+    factor = factorise(normal, state, free)
+    if 1 in free:
+        state, factor = _upright(state, factor, free)
+    return state, factor, bool(resting.all())
 
 
 def settle(
@@ -218,6 +221,19 @@ def settle(
         if size < _SMALL_STEP:
             return state, True
     return state, last < 10.0 * _SMALL_STEP
+
+
+def _upright(state: ColumnState, factor: Factor, free: tuple[int, ...]) -> tuple[ColumnState, Factor]:
+    """The same curves with compressions above zero: a curve does not change when both signs do."""
+    flip = torch.where(state.shared[1] < 0, -1.0, 1.0).to(state.shared)
+    shared = state.shared.clone()
+    shared[1], shared[3] = shared[1] * flip, shared[3] * flip
+    turned = torch.stack([flip if one in {1, 3} else torch.ones_like(flip) for one in free], dim=1)
+    return replace(state, shared=shared), Factor(
+        factor.inverse,
+        factor.coupling * turned[None, :, None, :],
+        factor.covariance * turned[:, :, None] * turned[:, None, :],
+    )
 
 
 def _border(block: Block, state: ColumnState, u: Tensor, slope: Tensor, free: tuple[int, ...]) -> list[Tensor]:

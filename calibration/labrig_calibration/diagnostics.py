@@ -93,8 +93,10 @@ def predict_nominal(dataset: MvmDataset) -> FloatArray:
 
 
 def through_adc(parameters: ArrayParameters, current_a: FloatArray) -> FloatArray:
-    """Currents in A as the ADC would report them."""
+    """Currents in A as the ADC would report them; unchanged where no ADC is known."""
     converters = parameters.converters
+    if not (converters.adc_lsb_a > 0.0).all():
+        return current_a
     code = np.clip(np.round(current_a / converters.adc_lsb_a), converters.code_min, converters.code_max)
     return np.asarray(code * converters.adc_lsb_a)
 

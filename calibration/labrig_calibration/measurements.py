@@ -118,7 +118,7 @@ class Measurements:
 
     def _block(self, write: int, rows: Rows, low_a: Tensor, high_a: Tensor, range_a: Tensor) -> Block:
         dataset = self.dataset
-        current_a = torch.as_tensor(np.asarray(dataset.current_a[rows, self.columns], dtype=np.float64))
+        current_a = _tensor(dataset.current_a[rows, self.columns])
         saturated = torch.as_tensor(np.asarray(dataset.saturated[rows, self.columns]))
         rail = None
         if bool(saturated.any()):
@@ -136,7 +136,7 @@ class Measurements:
         )
         log_age = torch.log1p(torch.as_tensor(age_s, dtype=torch.float64) / self.drift_reference_s)[:, None]
         aging = (log_age - self.mean_log_age[write]) ** 2
-        return Block(write, rows, torch.as_tensor(dac_levels(dataset, rows)), log_age, aging, outputs)
+        return Block(write, rows, _tensor(dac_levels(dataset, rows)), log_age, aging, outputs)
 
     def _largest_a(self) -> NDArray[np.float64]:
         first = self.dataset.current_a[: 8 * BLOCK, self.columns]
@@ -154,6 +154,11 @@ def dac_levels(dataset: MvmDataset, rows: Rows = slice(None)) -> NDArray[np.floa
         return voltage_v
     limits = dataset.converters.voltage_min_v, dataset.converters.voltage_max_v
     return np.clip(np.round(voltage_v / step_v) * step_v, *limits)
+
+
+def _tensor(values: NDArray[np.float64]) -> Tensor:
+    """A float64 tensor, on the same memory where it may be written to (a mapped file may not)."""
+    return torch.as_tensor(np.array(values, dtype=np.float64, copy=None if values.flags.writeable else True))
 
 
 def _edge(limit_a: Tensor, current_a: Tensor, clipped: Tensor) -> Tensor:

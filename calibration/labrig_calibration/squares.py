@@ -23,12 +23,13 @@ from labrig_calibration.noise_law import (
     loads,
     term_features,
 )
+from labrig_calibration.noise_law import variance as law_of
 
 # Columns handled together: bounds what is held of all MVMs at once.
 _COLUMN_CHUNK = 32
-# An MVM is left out where its squared residuals over all columns lie this many standard deviations above what they
-# should be; so many MVMs can be wrong before it is the model that is wrong.
-_ROW_LIMIT = 8.0
+# An MVM is left out where its squared residuals over all columns lie as far above what they should be as six standard
+# deviations of a normal variable; so many MVMs can be wrong before it is the model that is wrong.
+_ROW_LIMIT = 6.0
 _MOST_FLAGGED = 0.05
 
 
@@ -64,6 +65,26 @@ class _Squares:
         features = term_features(self.currents, self.squares, self.slope, self.aging, terms)
         return fit_noise_law(self.squared, features, floor_a2, self.kept)
 
+    def gains(self, terms: tuple[int, ...], others: list[int], floor_a2: Tensor) -> Tensor:
+        """Log likelihood that each other term would add, by its efficient score, over these columns: `[others]`."""
+        law = self.fit(terms, floor_a2)
+        features = term_features(self.currents, self.squares, self.slope, self.aging, (*terms, *others))
+        k = len(terms)
+        expected = law_of(law.value, features[:k], floor_a2).clamp(min=1e-300)
+        features = features / expected
+        excess = 0.5 * self.kept * (self.squared / expected - 1.0)
+        score = torch.einsum("anc,nc->ca", features, excess)
+        information = 0.5 * torch.einsum("anc,nc,bnc->cab", features, self.kept, features)
+        scale = torch.sqrt(information.diagonal(dim1=1, dim2=2).clamp(min=1e-300))
+        score, information = score / scale, information / scale[:, :, None] / scale[:, None, :]
+        inner = information[:, :k, :k] + 1e-9 * torch.eye(k, dtype=scale.dtype)
+        across = torch.linalg.solve(inner, information[:, :k, k:])
+        own = 1.0 - (information[:, :k, k:] * across).sum(dim=1)
+        effective = score[:, k:] - torch.einsum("ck,cko->co", score[:, :k], across)
+        # What the usual terms can do as well has no score of its own.
+        gained = torch.where(own > 1e-4, effective.clamp(min=0.0) ** 2 / (2.0 * own.clamp(min=1e-4)), 0.0)
+        return gained.sum(dim=0)
+
 
 def fit_noise(
     data: Measurements, state: ColumnState, factor: Factor, floor_a2: Tensor, active: tuple[int, ...]
@@ -85,7 +106,7 @@ def fit_noise(
 def choose_terms(
     data: Measurements, state: ColumnState, factor: Factor, floor_a2: Tensor, *, drifting: bool
 ) -> tuple[int, ...]:
-    """Which terms the data ask for: the usual ones, and each other one whose likelihood over all columns says so.
+    """Which terms the data ask for: the usual ones, and each other one whose score test over all columns says so.
 
     A term that is not there gains each column a quarter of a nat on average, with a spread of 0.56 (half the time it is
     zero, else half of a chi-square): four standard deviations more than that is asked for.
@@ -93,24 +114,17 @@ def choose_terms(
     chosen: tuple[int, ...] = USUAL
     candidates = [term for term in range(len(TERMS)) if term not in USUAL and (drifting or term != DRIFT_SPREAD)]
     chunks = list(_chunks(data, state, factor))
-
-    def likelihood(terms: tuple[int, ...]) -> Tensor:
-        return torch.cat([squares.fit(terms, floor_a2[chunk]).log_likelihood for squares, chunk in chunks])
-
     columns = state.shared.shape[1]
     price = 0.25 * columns + 4.0 * 0.56 * float(np.sqrt(columns))
-    best = likelihood(chosen)
-    for _ in candidates:
-        gains = {}
-        for term in candidates:
-            if term not in chosen:
-                gains[term] = float((likelihood((*chosen, term)) - best).sum())
-        if not gains or max(gains.values()) < price:
+    while candidates:
+        gains = torch.stack([squares.gains(chosen, candidates, floor_a2[chunk]) for squares, chunk in chunks]).sum(
+            dim=0
+        )
+        best = int(gains.argmax())
+        if float(gains[best]) < price:
             break
-        term = max(gains, key=lambda one: gains[one])
-        chosen = (*chosen, term)
-        best = likelihood(chosen)
-    return tuple(sorted(chosen))
+        chosen = tuple(sorted((*chosen, candidates.pop(best))))
+    return chosen
 
 
 def wrong_rows(data: Measurements, state: ColumnState, flagged: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], int]:
@@ -129,10 +143,11 @@ def wrong_rows(data: Measurements, state: ColumnState, flagged: NDArray[np.bool_
         count = inside.sum(dim=1).clamp(min=1.0)
         # One wild output is an outlier of its own; a wrong MVM shows in most columns.
         middle = squared.clamp(max=16.0).sum(dim=1)
-        excess[block.rows] = ((middle - count) / torch.sqrt(2.0 * count)).numpy()
+        # Wilson and Hilferty (PNAS 17, 1931): the cube root of a chi-square is nearly normal.
+        narrow = 2.0 / (9.0 * count)
+        excess[block.rows] = (((middle / count) ** (1 / 3) - (1.0 - narrow)) / torch.sqrt(narrow)).numpy()
         single[block.rows] = (pulled.genuine < 0.5).sum(dim=1).numpy()
-    needed = _ROW_LIMIT if columns > 4 else 3.0 * _ROW_LIMIT
-    wrong = (excess > needed) | (single > max(1, columns // 2))
+    wrong = (excess > _ROW_LIMIT) | (single > max(1, columns // 2))
     if wrong.sum() > _MOST_FLAGGED * max(int(data.counts().sum()), 1):
         wrong[:] = False
     wrong |= flagged

@@ -1,0 +1,171 @@
+"""Chips drawn at random over a wide range, measured, and what a fit of them should find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labrig_calibration.dataset import Converters, MvmDataset
+from labrig_calibration.ladder import Ladder, RungName
+from labrig_calibration.result import CalibrationResult
+from labrig_calibration.stimulus import StimulusCounts, design_mvm_calibration
+from labrig_drivers.mock.chip import ChipSettings, SimulatedArray, WrittenArray
+from labrig_drivers.mock.nodal import transfer_matrix
+
+FloatArray = NDArray[np.float64]
+
+# The polynomial of `labrig_drivers.mock.chip.programming_sigma_s`, over the highest conductance.
+_PROGRAMMING = np.array([0.26348, 1.9650, -1.1731]) / 25.0
+COUNTS = StimulusCounts(sparse=128, random=192, activation=256)
+
+
+@dataclass(frozen=True)
+class MeasuredChip:
+    """A chip and its recording.
+
+    Attributes:
+        settings: What it is made of.
+        truth: Its devices.
+        written: What each write left.
+        dataset: What was measured.
+    """
+
+    settings: ChipSettings
+    truth: SimulatedArray
+    written: tuple[WrittenArray, ...]
+    dataset: MvmDataset
+
+
+def draw_settings(rng: np.random.Generator, sizes: tuple[int, ...] = (8, 12, 16, 24, 32)) -> ChipSettings:
+    """A chip between mild and terrible."""
+    rows, columns = (int(size) for size in rng.choice(sizes, 2))
+    full_scale_a = 2.5e-6 * rows * rng.uniform(0.8, 1.4)
+    lsb_a = full_scale_a / 512
+
+    def spread(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    # Share of the voltage that the wires of the last cell lose, on average.
+    drop = spread(0.01, 0.06) if rng.random() < 0.5 else 0.0
+    return ChipSettings(
+        seed=int(rng.integers(1, 2**31)),
+        arrays=1,
+        rows=rows,
+        columns=columns,
+        adc_full_scale_a=full_scale_a,
+        programming_scale=spread(0.2, 1.5),
+        mismatch_sigma=spread(0.03, 0.2),
+        stuck_fraction=float(rng.choice([0.0, 0.01, 0.04])),
+        wire_ohm=drop / (25e-6 * (rows**2 + columns**2) / 2.0),
+        gain_sigma=spread(0.02, 0.15),
+        offset_sigma_a=lsb_a * spread(1.0, 15.0),
+        compression_a=full_scale_a * spread(0.5, 1.5),
+        compression_sigma=spread(0.02, 0.15),
+        amplifier_noise_a=lsb_a * spread(0.6, 3.0),
+        shot_noise_a=lsb_a * spread(0.0005, 0.02),
+        conductance_noise=spread(0.005, 0.04),
+        drift_exponent=float(rng.uniform(0.01, 0.08)) if rng.random() < 0.5 else 0.0,
+        drift_exponent_sigma=0.0,
+    )
+
+
+def measure(settings: ChipSettings, rng: np.random.Generator, writes: int = 4) -> MeasuredChip:
+    """Carries a calibration out on array 0, with seconds between the batches."""
+    converters = Converters(
+        voltage_min_v=-settings.voltage_max_v,
+        voltage_max_v=settings.voltage_max_v,
+        dac_bits=settings.dac_bits,
+        adc_bits=settings.adc_bits,
+        adc_full_scale_a=np.full(settings.columns, settings.adc_full_scale_a),
+        conductance_min_s=settings.conductance_min_s,
+        conductance_max_s=settings.conductance_max_s,
+    )
+    design = design_mvm_calibration(
+        settings.rows, settings.columns, converters, writes=writes, seed=int(rng.integers(2**31)), counts=COUNTS
+    )
+    truth = SimulatedArray(settings, 0)
+    lsb_a = settings.adc_full_scale_a / 2 ** (settings.adc_bits - 1)
+    written, voltage, current, saturated, time, pattern = [], [], [], [], [], []
+    now_s = 0.0
+    for write, part in enumerate(design.writes):
+        now_s += 1.0
+        written.append(truth.program(part.target_conductance_s, write, now_s))
+        for request, block in enumerate(part.blocks):
+            now_s += float(rng.uniform(0.1, 4.0))
+            batch = truth.mvm(written[-1], block.voltage_v, now_s, request)
+            voltage.append(block.voltage_v)
+            current.append(batch.code * lsb_a)
+            saturated.append(batch.saturated)
+            time.append(np.full(len(block.voltage_v), now_s))
+            pattern.append(np.full(len(block.voltage_v), write, dtype=np.int64))
+    dataset = MvmDataset(
+        voltage_v=np.concatenate(voltage),
+        current_a=np.concatenate(current),
+        pattern=np.concatenate(pattern),
+        target_conductance_s=np.stack([part.target_conductance_s for part in design.writes]),
+        time_s=np.concatenate(time),
+        programmed_at_s=np.array([one.time_s for one in written]),
+        saturated=np.concatenate(saturated),
+        converters=converters,
+        chip_id=f"SIM-{settings.seed}",
+    )
+    return MeasuredChip(settings, truth, tuple(written), dataset)
+
+
+def true_ladder(settings: ChipSettings) -> Ladder:
+    """The rungs that the chip is made of, each of them kept."""
+    rungs: list[RungName] = ["global", "cells", "columns", "curve"]
+    rungs += ["wires"] * (settings.wire_ohm > 0)
+    rungs += ["stuck"]
+    rungs += ["drift"] * (settings.drift_exponent > 0)
+    return Ladder(tuple(rungs), select=False, exact_wires=True)
+
+
+def z_scores(chip: MeasuredChip, result: CalibrationResult) -> dict[str, FloatArray]:
+    """Errors of every family of parameters in standard errors, NaN for what lies at a boundary.
+
+    A parameter that cannot be negative is away from its boundary where the truth is at least three standard errors.
+    """
+    settings, truth, array = chip.settings, chip.truth, result.array_parameters
+    healthy = ~(truth.stuck_low | truth.stuck_high | array.stuck)
+    mean_slope = np.array(
+        [truth.mismatch[healthy[:, j], j].mean() if healthy[:, j].any() else np.nan for j in range(array.columns)]
+    )
+    gauge = truth.gain * mean_slope
+    transfer_s = np.stack(
+        [transfer_matrix(one.conductance_s, settings.wire_ohm, settings.wire_ohm) for one in chip.written]
+    )
+    truths: dict[str, FloatArray] = {
+        "offset": truth.offset_a,
+        "compression": 1.0 / truth.compression_a,
+        "gain": gauge,
+        "amplifier_noise": np.full(array.columns, settings.amplifier_noise_a**2),
+        "shot_noise": settings.shot_noise_a * truth.gain,
+        "conductance_noise": np.full(array.columns, settings.conductance_noise**2),
+        "programming": settings.programming_scale * _PROGRAMMING,
+        "mismatch": np.asarray(settings.mismatch_sigma),
+        "write_conductance": transfer_s / mean_slope,
+        "cell_slope": np.where(healthy, truth.mismatch / mean_slope, np.nan),
+    }
+    if settings.drift_exponent > 0:
+        # Behind wires a column's current drifts less than its cells do: their drop drifts too.
+        cells_s = np.stack([one.conductance_s for one in chip.written])
+        passed = (transfer_s**2).sum(axis=(0, 1)) / (transfer_s * cells_s).sum(axis=(0, 1))
+        truths["drift"] = settings.drift_exponent * passed
+    if settings.wire_ohm > 0:
+        truths["wire_ohm"] = np.full(2, settings.wire_ohm)
+        truths["crosstalk"] = np.zeros(())
+    bounded = {"amplifier_noise", "shot_noise", "conductance_noise", "wire_ohm", "mismatch"}
+    scores = {}
+    for name, value in truths.items():
+        if name not in result.parameters:
+            continue
+        estimate = result.parameters[name]
+        z = (estimate.value - value) / np.where(estimate.error > 0, estimate.error, np.nan)
+        if name in bounded:
+            # By the typical error: a single one is small where its own estimate is.
+            z = np.where(value > 3.0 * np.median(estimate.error), z, np.nan)
+        scores[name] = np.where(np.isfinite(estimate.error), z, np.nan)
+    return scores
