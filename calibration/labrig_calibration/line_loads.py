@@ -36,3 +36,12 @@ def neighbours_s(conductance_s: FloatArray) -> FloatArray:
     added[:, 1:] += conductance_s[:, :-1]
     added[:, :-1] += conductance_s[:, 1:]
     return added
+
+
+def transfer_s(conductance_s: FloatArray, wire_ohm: float) -> FloatArray:
+    """What the cells of an array pass on, wires included, in S, `[rows, columns]`.
+
+    To first order in the resistance; beyond it the current that makes the drop drops itself.
+    """
+    word, bit = wire_loads_s(conductance_s)
+    return np.asarray(conductance_s / (1.0 + wire_ohm * (word + bit)))

@@ -18,6 +18,7 @@ from labrig_calibration.assumptions import AssumedChip
 from labrig_calibration.cell_information import Cells
 from labrig_calibration.dataset import Converters
 from labrig_calibration.information import WriteInformation, total, write_information
+from labrig_calibration.line_loads import transfer_s
 from labrig_calibration.predictions import HELDOUT_FRACTION, Analysis, analysed, typical_columns
 from labrig_calibration.stimulus import (
     LADDER_LEVELS,
@@ -47,7 +48,11 @@ _LEAST = StimulusCounts(
 # load of a network's sparse layers, and vectors as a network makes them, by which the fit is judged.
 _SHARES = {"zero": 0.02, "ladder_patterns": 0.05, "repeats": 0.05, "sparse": 0.05, "activation": 0.05}
 # A packet is at least this part of what there is.
-_GROWTH = 0.06
+_GROWTH = 0.12
+# Times that the last packet is halved.
+_HALVINGS = 6
+# Times that every kind may give vectors to others.
+_PASSES = 3
 # The worst error counts most; a maximum alone would see no way down where two are equally bad.
 _NORM = 8.0
 # One of each distinct vector: what repeats share is added by count.
@@ -195,7 +200,10 @@ class Search:
         return analysed(kinds, times, self._typical_cells(writes), task.converters, task.chip)
 
     def _writes(self) -> list[int]:
-        return [writes for writes in self._task.writes if writes <= self._task.max_writes] or [self._task.max_writes]
+        """Numbers of writes that fit, the smallest at least."""
+        task = self._task
+        most = min(task.max_writes, task.max_mvms // _LEAST.total(task.rows))
+        return [writes for writes in task.writes if writes <= most] or [min(task.max_writes, *task.writes)]
 
     def _parts(
         self, unit: Mapping[StimulusKind, WriteInformation], counts: StimulusCounts
@@ -244,7 +252,7 @@ class Search:
                 info = write_information(
                     voltage_v,
                     np.ones(len(voltage_v)),
-                    write.target_conductance_s[:, self._chosen],
+                    transfer_s(write.target_conductance_s, task.chip.wire_ohm)[:, self._chosen],
                     task.converters.adc_full_scale_a[self._chosen],
                     task.converters,
                     task.chip,
@@ -306,18 +314,34 @@ class Search:
                 trials.append((gain, trial, found))
             if not trials:
                 break
-            gain, counts, analysis = max(trials, key=lambda trial: trial[0])
+            gain, grown, found = max(trials, key=lambda trial: trial[0])
             if stop and gain <= 0.0:
                 break
+            if stop and self._reached(found):
+                return self._trimmed(writes, counts, grown, found)
+            counts, analysis = grown, found
         return FoundDesign(writes, counts, analysis, {})
+
+    def _trimmed(self, writes: int, short: StimulusCounts, enough: StimulusCounts, analysis: Analysis) -> FoundDesign:
+        """As little of the last packet as is enough, by halving."""
+        low, high = short.as_options(), enough.as_options()
+        for _ in range(_HALVINGS):
+            middle = StimulusCounts.of({name: (low[name] + high[name] + 1) // 2 for name in low})
+            if middle.as_options() == high:
+                break
+            found = self.weighed(middle, writes)
+            if self._reached(found):
+                high, analysis = middle.as_options(), found
+            else:
+                low = middle.as_options()
+        return FoundDesign(writes, StimulusCounts.of(high), analysis, {})
 
     def _exchanged(self, plan: FoundDesign, most: int) -> FoundDesign:
         """Moves vectors from one kind to another as long as that helps."""
         rows, units = self._task.rows, _units_of(self._task.rows)
         least = _LEAST.as_options()
-        better = True
-        while better:
-            better = False
+        for _ in range(_PASSES):
+            before = plan
             for source, source_unit in units.items():
                 have = plan.counts.as_options()[source]
                 taken = min(max(1, have // 5), have - least[source])
@@ -332,8 +356,10 @@ class Search:
                         continue
                     analysis = self.weighed(counts, plan.writes)
                     if self._score(analysis) < 0.999 * self._score(plan.analysis):
-                        plan, better = replace(plan, counts=counts, analysis=analysis), True
+                        plan = replace(plan, counts=counts, analysis=analysis)
                         break
+            if plan is before:
+                break
         return plan
 
     def _report(self, stage: str, fraction: float) -> None:

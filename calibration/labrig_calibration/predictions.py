@@ -27,6 +27,7 @@ from labrig_calibration.information import (
     column_errors,
     write_information,
 )
+from labrig_calibration.line_loads import transfer_s
 from labrig_calibration.stimulus import MvmDesign
 
 FloatArray = NDArray[np.float64]
@@ -136,7 +137,7 @@ def analyse(
         voltage_v = np.concatenate([block.voltage_v for block in write.blocks])
         fitted = len(voltage_v) - max(1, int(heldout_fraction * len(voltage_v))) if heldout_fraction > 0 else None
         log_age = np.log1p(mvm_s * np.arange(1, len(voltage_v) + 1) / chip.drift_reference_s)
-        conductance_s = write.target_conductance_s[:, chosen]
+        conductance_s = transfer_s(write.target_conductance_s, chip.wire_ohm)[:, chosen]
         full_scale_a = converters.adc_full_scale_a[chosen]
         kinds.append(
             write_information(voltage_v[:fitted], log_age[:fitted], conductance_s, full_scale_a, converters, chip)

@@ -9,7 +9,7 @@ several writes, because one write cannot tell a cell's programming error from a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from enum import IntEnum
 
 import numpy as np
@@ -91,7 +91,7 @@ class StimulusCounts:
 
     def as_options(self) -> dict[str, int]:
         """All counts by name, as a plan file and a recording hold them."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def by_kind(self, rows: int) -> dict[StimulusKind, int]:
         """Vectors of each kind of one write on an array with `rows` rows."""

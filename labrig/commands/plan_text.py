@@ -175,7 +175,7 @@ def quantity(value: float, unit: str) -> str:
 def percent(value: float) -> str:
     """A part of one in percent."""
     if not value < 10.0:
-        return "more than its scale"
+        return "unknown"
     return f"{100.0 * value:.2g} %"
 
 

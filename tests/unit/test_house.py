@@ -100,6 +100,7 @@ def test_drivers_load_nothing_that_a_driver_author_does_not_need() -> None:
         ["labrig.config", "labrig.rig", "labrig.plans", "labrig.recording", "labrig.acquisition"],
         ["labrig.export", "labrig.recording.compaction", "labrig.reports.overview", "labrig.reports.terminal"],
         ["labrig_calibration", "labrig_calibration.dataset", "labrig_calibration.stimulus"],
+        ["labrig.commands.plan_options", "labrig.commands.plan_text", "labrig_calibration.identifiability"],
         ["labrig_surrogates"],
     ],
     ids=lambda modules: modules[0],
