@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, utc_now
 from labrig.recording.journal import MISSED, journal_path, make_entry
 from labrig.recording.medium import FileSystem, Medium
-from labrig.recording.nodes import dataset_at, group_at
+from labrig.recording.nodes import HDF5_REFUSES, dataset_at, group_at
 from labrig.recording.run_streams import run_streams
 from labrig.recording.streams import chained
 from labrig.recording.structure import create_file, reopen_file
@@ -258,21 +259,27 @@ class RecordingFile:
             stream.committed = stream.written
 
     def close(self, status: str) -> None:
-        """Notes end and status, cuts off the rows that were reserved and not used, and closes."""
-        dataset_at(self._file, "entry/end_time")[()] = np.bytes_(utc_now())
-        dataset_at(self._file, "entry/status")[()] = np.bytes_(status)
-        self._sync(force=True)
-        with self._medium.trimming(self._file) as file:
-            for stream in self._streams():
-                _resize(file, stream.layout.dataset_paths, stream.committed)
-            for journal in self._journals.values():
-                _resize(file, [journal.path], journal.blocks)
+        """Notes end and status, cuts off what was reserved and not used, and closes, also where that fails."""
+        try:
+            dataset_at(self._file, "entry/end_time")[()] = np.bytes_(utc_now())
+            dataset_at(self._file, "entry/status")[()] = np.bytes_(status)
+            self._sync(force=True)
+            with self._medium.trimming(self._file) as file:
+                for stream in self._streams():
+                    _resize(file, stream.layout.dataset_paths, stream.committed)
+                for journal in self._journals.values():
+                    _resize(file, [journal.path], journal.blocks)
+        except BaseException:
+            # Left open it would stay locked for as long as this process lives.
+            with contextlib.suppress(*HDF5_REFUSES):
+                self._file.close()
+            raise
 
     def abandon(self) -> None:
         """Closes the file after a failed write, with nothing more written than HDF5 itself insists on."""
         try:
             self._file.close()
-        except (OSError, RuntimeError) as error:
+        except HDF5_REFUSES as error:
             raise StorageError(f"{self._path}: could not be closed: {error}") from error
 
     def discard(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from labrig.recording.nodes import HDF5_REFUSES
 from labrig_drivers.errors import StorageError
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ class GroupCommit:
             raise StorageError(f"{self._path}: an earlier write failed ({self._failure}), nothing more is written")
         try:
             return work()
-        except (OSError, RuntimeError) as error:
+        except HDF5_REFUSES as error:
             self._failure = error
             raise StorageError(f"{self._path}: cannot be written: {error}; the rows before are safe") from error
 

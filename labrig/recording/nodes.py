@@ -1,8 +1,16 @@
-"""What is found in an HDF5 file, as what it should be: a path can lead to a group, a dataset or a type."""
+"""What is found in an HDF5 file, as what it should be: a path can lead to a group, a dataset or a type.
+
+Whether something is there is asked first, and never learnt from an error of HDF5. h5py words an error from texts that
+HDF5 keeps until its next call; where Python's garbage collector runs in between and lets go of some HDF5 object, that
+is such a call, and what h5py then reads is freed memory: a `UnicodeDecodeError` in place of a `KeyError`.
+"""
 
 from __future__ import annotations
 
 import h5py
+
+HDF5_REFUSES = (OSError, RuntimeError, UnicodeDecodeError)
+"""What h5py raises where HDF5 cannot read or write; the last where the text of the error was lost."""
 
 # HDF5 takes 64 kB for an attribute with its name and type.
 _LONGEST_ATTRIBUTE_BYTES = 60_000
@@ -10,7 +18,7 @@ _LONGEST_ATTRIBUTE_BYTES = 60_000
 
 def dataset_at(parent: h5py.Group, path: str) -> h5py.Dataset:
     """The dataset at `path`; `KeyError` where there is none or something else."""
-    found = parent[path]
+    found = _found(parent, path)
     if not isinstance(found, h5py.Dataset):
         raise KeyError(f"{path} is not a dataset")
     return found
@@ -18,7 +26,7 @@ def dataset_at(parent: h5py.Group, path: str) -> h5py.Dataset:
 
 def group_at(parent: h5py.Group, path: str) -> h5py.Group:
     """The group at `path`; `KeyError` where there is none or something else."""
-    found = parent[path]
+    found = _found(parent, path)
     if not isinstance(found, h5py.Group):
         raise KeyError(f"{path} is not a group")
     return found
@@ -39,9 +47,17 @@ def set_front_text(node: h5py.Group, name: str, text: str) -> None:
 
 def text_attribute(node: h5py.Group, name: str) -> str:
     """A text attribute; `KeyError` or `TypeError` where there is none."""
+    if name not in node.attrs:
+        raise KeyError(f"there is no attribute {name}")
     value = node.attrs[name]
     if isinstance(value, bytes):
         return value.decode()
     if not isinstance(value, str):
         raise TypeError(f"attribute {name} is not a text")
     return value
+
+
+def _found(parent: h5py.Group, path: str) -> object:
+    if path not in parent:
+        raise KeyError(f"there is no {path}")
+    return parent[path]

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 
 from labrig.recording.description import Description, describe
+from labrig.recording.nodes import HDF5_REFUSES
 from labrig.recording.placed import NotPlacedError, PlacedRows
 from labrig.recording.source import HdfRows, RowSource
 from labrig_drivers.errors import StorageError
@@ -60,7 +61,7 @@ def believed(path: Path) -> Iterator[None]:
 def _through_hdf5(path: Path) -> tuple[RowSource, Description]:
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+    except HDF5_REFUSES as error:
         raise StorageError(f"{path}: {_reason(error)}") from error
     try:
         with believed(path):
@@ -70,7 +71,7 @@ def _through_hdf5(path: Path) -> tuple[RowSource, Description]:
         raise
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception) -> str:
     text = str(error)
     if "truncated" in text:
         return "was cut short, its end is missing; if a copy was interrupted, copy it again"

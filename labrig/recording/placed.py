@@ -123,20 +123,21 @@ class PlacedRows:
                 if content.held_still():
                     self.description, self._places, self._names = description, places, _by_group(places)
                     return
-                error: Exception = OSError("its structure changed while it was read")
+                reason = "its structure changed while it was read"
             except ForeignFileError:
                 raise
-            except _TORN as caught:
-                error = caught
+            except _TORN as error:
                 if not self.is_being_written() and content.held_still():
                     raise NotPlacedError(
                         f"{self._path}: is damaged, or was not finished when it was created: {error}"
                     ) from error
+                # Only its text: an error that is kept keeps HDF5's objects, until the garbage collector finds them.
+                reason = str(error)
             if time.monotonic() > deadline:
                 raise StorageError(
                     f"{self._path}: is open in another program and cannot be read beside it, perhaps it is only just "
-                    f"being made; try again in a while: {error}"
-                ) from error
+                    f"being made; try again in a while: {reason}"
+                )
             time.sleep(_PAUSE_S)
 
     def is_being_written(self) -> bool:

@@ -18,7 +18,7 @@ from labrig.recording.differences import difference
 from labrig.recording.header import RecordingHeader, board_info_to_json
 from labrig.recording.journal import JOURNAL_DTYPE, fill_entry, journal_path
 from labrig.recording.medium import FileSystem, Medium
-from labrig.recording.nodes import dataset_at, group_at, set_front_text, text_attribute
+from labrig.recording.nodes import HDF5_REFUSES, dataset_at, group_at, set_front_text, text_attribute
 from labrig.recording.run_streams import RunStreams
 from labrig.recording.table import locate_table
 from labrig_drivers.crossbar import BoardInfo
@@ -61,7 +61,7 @@ def create_file(
     medium = FileSystem() if medium is None else medium
     try:
         file = medium.create(path, size)
-    except OSError as error:
+    except HDF5_REFUSES as error:
         raise StorageError(f"{path}: cannot be created: {error}") from error
     try:
         _build(file, texts, header, info, streams)
@@ -69,10 +69,10 @@ def create_file(
         medium.disk(file).sync()
         medium.keep_name(path)
     except BaseException as error:
-        with contextlib.suppress(OSError, RuntimeError):
+        with contextlib.suppress(*HDF5_REFUSES):
             file.close()
         medium.remove(path)
-        if isinstance(error, OSError):
+        if isinstance(error, HDF5_REFUSES):
             raise StorageError(f"{path}: cannot be created: {error}") from error
         raise
     return file
@@ -97,7 +97,7 @@ def reopen_file(
     """
     try:
         file = (FileSystem() if medium is None else medium).reopen(path)
-    except OSError as error:
+    except HDF5_REFUSES as error:
         raise StorageError(f"{path}: cannot be opened to go on with it: {error}") from error
     wanted = _root_attributes(header, info)
     try:

@@ -8,7 +8,7 @@ sectors: so writes are lost, land out of order, or are torn. A sector itself is 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,8 @@ class CrashImage:
 
     Attributes:
         after: How many operations were begun before the crash.
-        how: `prefix` where exactly those arrived, `reordered` where only some of their sectors did.
+        how: `prefix` where exactly those arrived, `reordered` where only some of their sectors did, `torn` where one
+            sector did not arrive, or none but one.
         data: The content.
     """
 
@@ -206,6 +207,47 @@ def crash_images(
             pending = []
         else:
             pending.append(operation)
+
+
+def torn_images(operations: Sequence[Operation], *, first: int = 0) -> Iterator[CrashImage]:
+    """Between every two syncs each sector once as the only one that arrived, and once as the only one that did not.
+
+    Each in every content that it had in between, and with every length that the file had.
+
+    Args:
+        operations: What was done to the file.
+        first: The least number of operations before the crash.
+    """
+    durable, content = b"", bytearray()
+    lengths, versions = set[int](), dict[int, list[bytes]]()
+    for count, operation in enumerate((*operations, Sync())):
+        if isinstance(operation, Sync):
+            if count >= first:
+                for length in sorted({len(durable), *lengths}):
+                    for data in _torn(durable, bytes(content), versions):
+                        yield CrashImage(count, "torn", data[:length].ljust(length, b"\0"))
+            durable, lengths, versions = bytes(content), set(), {}
+            continue
+        _apply(content, operation)
+        lengths.add(len(content))
+        if isinstance(operation, Write):
+            last = (operation.offset + len(operation.data) - 1) // SECTOR_BYTES
+            for sector in range(operation.offset // SECTOR_BYTES, last + 1):
+                place = slice(sector * SECTOR_BYTES, (sector + 1) * SECTOR_BYTES)
+                known = versions.setdefault(sector, [durable[place]])
+                if bytes(content[place]) != known[-1]:
+                    known.append(bytes(content[place]))
+
+
+def _torn(old: bytes, new: bytes, versions: Mapping[int, Sequence[bytes]]) -> Iterator[bytes]:
+    """Contents in which one sector is another than in all the rest, which is old or new."""
+    for sector, known in versions.items():
+        for version in known:
+            for rest in (old, new):
+                data = bytearray(rest)
+                _apply(data, Write(sector * SECTOR_BYTES, version))
+                if data != rest:
+                    yield bytes(data)
 
 
 def _survivors(durable: bytearray, pending: Sequence[Operation], rng: np.random.Generator) -> bytes:

@@ -20,6 +20,7 @@ from labrig.recording.file import NO_SETTING, BlockLabel, Durability, RecordingF
 from labrig.recording.group_commit import GroupCommit
 from labrig.recording.header import RecordingHeader
 from labrig.recording.journal import POINT_HASH_BYTES
+from labrig.recording.nodes import HDF5_REFUSES
 from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult, ProgramReport
 from labrig_drivers.errors import StorageError
 from labrig_drivers.source_meter import Reading
@@ -300,7 +301,7 @@ class RecordingWriter:
         """
         try:
             return await finish(_run(self._thread, lambda: self._file.recorded_rows(stream_path, start, stop)))
-        except (OSError, RuntimeError, KeyError) as error:
+        except (*HDF5_REFUSES, KeyError) as error:
             raise StorageError(f"{self.path}: {stream_path}: rows {start} to {stop - 1}: {error}") from error
 
     async def close(self, status: RunStatus = "finished") -> None:
@@ -326,7 +327,7 @@ class RecordingWriter:
             return
         try:
             self._file.close(status)
-        except (OSError, RuntimeError) as error:
+        except HDF5_REFUSES as error:
             raise StorageError(f"{self.path}: could not be closed: {error}") from error
 
 
