@@ -64,45 +64,60 @@ def maximise(terms: Terms, start: Tensor, data: tuple[Tensor, ...], *, steps: in
     values = vmap(loss)
     slopes = vmap(grad_and_value(loss))
     curvatures = vmap(hessian(loss))
-    at = start.clone()
-    damping = torch.zeros(len(at), dtype=at.dtype)
-    solved = torch.zeros(len(at), dtype=torch.bool)
-    value = values(at, *data)
+    at, damping = start.clone(), torch.zeros(len(start), dtype=start.dtype)
+    solved = torch.zeros(len(start), dtype=torch.bool)
+    working = torch.arange(len(start))
     for _ in range(steps):
-        slope, value = slopes(at, *data)
-        size, vectors = torch.linalg.eigh(_symmetric(curvatures(at, *data)))
+        mine = tuple(one[working] for one in data)
+        here = at[working]
+        slope, value = slopes(here, *mine)
+        curvature = _symmetric(curvatures(here, *mine))
+        sound = torch.isfinite(slope).all(dim=1) & torch.isfinite(curvature).all(dim=2).all(dim=1)
+        size, vectors = torch.linalg.eigh(torch.where(sound[:, None, None], curvature, torch.zeros_like(curvature)))
         magnitude = size.abs().clamp(min=1e-300)
         largest = magnitude.amax(dim=1, keepdim=True)
-        along = (vectors * slope[:, :, None]).sum(dim=1)
+        along = (vectors * torch.where(sound[:, None], slope, torch.zeros_like(slope))[:, :, None]).sum(dim=1)
         floor = magnitude.maximum(_FLAT * largest)
-        solved = (0.5 * (along**2 / floor).sum(dim=1) < _SOLVED) | solved
-        if bool(solved.all()):
-            break
-        open_ = ~solved
-        moved = at.clone()
+        gain = 0.5 * (along**2 / floor).sum(dim=1)
+        damped, open_ = damping[working], sound & (gain >= _SOLVED)
+        moved = here.clone()
         for _ in range(30):
-            step = -(vectors * (along / (floor + damping[:, None] * largest))[:, None, :]).sum(dim=2)
-            tried = torch.where(open_[:, None], at + step, moved)
-            new = values(tried, *data)
-            better = open_ & torch.isfinite(new) & (new <= value)
-            moved = torch.where(better[:, None], tried, moved)
-            damping = torch.where(better, 0.1 * damping, damping)
-            damping = torch.where(open_ & ~better, torch.clamp(8.0 * damping, min=1e-6), damping)
-            open_ = open_ & ~better
             if not bool(open_.any()):
                 break
-        # Where no step helps any more, rounding ends the search.
-        solved = solved | (open_ & (0.5 * (along**2 / floor).sum(dim=1) < 1e-3))
-        if torch.equal(moved, at):
+            step = -(vectors * (along / (floor + damped[:, None] * largest))[:, None, :]).sum(dim=2)
+            tried = torch.where(open_[:, None], here + step, moved)
+            new = values(tried, *mine)
+            nearer = open_ & torch.isfinite(new) & (new <= value)
+            moved = torch.where(nearer[:, None], tried, moved)
+            damped = torch.where(nearer, 0.1 * damped, damped)
+            damped = torch.where(open_ & ~nearer, torch.clamp(8.0 * damped, min=1e-6), damped)
+            open_ = open_ & ~nearer
+        at[working], damping[working] = moved, damped
+        # Where no step helps any more, rounding ends the search; what is not finite is given up.
+        done = (gain < _SOLVED) | (open_ & (gain < 1e-3))
+        solved[working] = sound & done
+        working = working[sound & ~done & ~open_]
+        if not len(working):
             break
-        at = moved
-    value = values(at, *data)
-    return Found(at, inverse(curvatures(at, *data)), value, solved)
+    return Found(at, inverse(curvatures(at, *data)), values(at, *data), solved)
+
+
+def better(one: Found, other: Found) -> Found:
+    """Of each problem the solution with the smaller loss."""
+    smaller = other.loss < one.loss
+    return Found(
+        torch.where(smaller[:, None], other.parameters, one.parameters),
+        torch.where(smaller[:, None, None], other.covariance, one.covariance),
+        torch.where(smaller, other.loss, one.loss),
+        torch.where(smaller, other.solved, one.solved),
+    )
 
 
 def inverse(curvature: Tensor) -> Tensor:
     """Covariances from second derivatives, `[B, p, p]`; infinite for parameters in flat directions."""
-    size, vectors = torch.linalg.eigh(_symmetric(curvature))
+    sound = torch.isfinite(curvature).all(dim=2).all(dim=1)
+    known = torch.where(sound[:, None, None], _symmetric(curvature), torch.zeros_like(curvature))
+    size, vectors = torch.linalg.eigh(known)
     flat = size <= _FLAT * size.abs().amax(dim=1, keepdim=True)
     inverted = torch.where(flat, torch.zeros_like(size), 1.0 / torch.where(flat, torch.ones_like(size), size))
     covariance = (vectors * inverted[:, None, :]) @ vectors.transpose(1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -160,7 +161,8 @@ class RelaxationFit:
         covariance = self.found.covariance[0]
         size, vectors = torch.linalg.eigh(torch.nan_to_num(covariance, posinf=0.0))
         normal = torch.randn((_DRAWS, len(size)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        return self.found.parameters[0] + (normal * size.clamp(min=0.0).sqrt()) @ vectors.T
+        drawn: Tensor = self.found.parameters[0] + (normal * size.clamp(min=0.0).sqrt()) @ vectors.T
+        return drawn
 
     def _shape(self, parameters: Tensor, programmed_s: FloatArray, age_s: FloatArray) -> Shape:
         return self.inner.shape(
@@ -256,12 +258,11 @@ def compare_predictions(data: Relaxation, until_s: float, seed: int = 0) -> tupl
     rows: list[tuple[str | float, ...]] = []
     for name in LAWS:
         fit = best if name == best.law else _fit(_some_cells(_early(data, until_s)), name)
-        for one in fit.judge(later, seed):
-            rows.append(_row(one, chosen=name == best.law))
+        rows += [_row(one, chosen=name == best.law) for one in fit.judge(later, seed)]
     last = data.rows((data.age_s > 0) & (data.age_s <= until_s))
     last = last.rows(last.age_s == last.age_s.max())
-    for age_s in np.unique(later.age_s):
-        rows.append(_row(_unchanged(last, later.rows(later.age_s == age_s)), chosen=False))
+    ages_s = np.unique(later.age_s)
+    rows += [_row(_unchanged(last, later.rows(later.age_s == age_s)), chosen=False) for age_s in ages_s]
     header = ("law", "age (s)", "chosen", "inside 90 %", "low", "high", "inside 50 %", "loss per cell", "width (S)")
     return best, Table("predictions of ages that were not fitted", header, tuple(rows))
 
@@ -363,7 +364,7 @@ def _one_age_ahead(early: Relaxation, name: str) -> float:
     """Mean loss of a reading at an early age, by the law fitted to the ages before; NaN where there are too few."""
     ages_s = np.unique(early.age_s)
     losses = []
-    for before, age_s in zip(ages_s[1:], ages_s[2:], strict=False):
+    for before, age_s in pairwise(ages_s[1:]):
         fit = _fit(early.rows(early.age_s <= before), name)
         some = early.rows(early.age_s == age_s)
         losses.append(_loss(fit, some) / len(some.cell))

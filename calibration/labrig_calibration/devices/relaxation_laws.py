@@ -82,16 +82,13 @@ class RelaxationLaw:
         middle, spread = hats @ parameters[:knots], torch.exp(hats @ parameters[knots : 2 * knots])
         reading, tails, change, growth = parameters[2 * knots : 2 * knots + 4]
         relative = age / self.first
-        if self.name == "power":
-            reach = relative ** torch.exp(growth)
-        else:
-            reach = torch.log1p(relative * torch.exp(-growth))
+        power = self.name == "power"
+        reach = relative ** torch.exp(growth) if power else torch.log1p(relative * torch.exp(-growth))
         if self.name == "drift":
             kept = programmed * torch.exp(-middle * reach)
             location, scale = kept - programmed, kept * spread * reach
         else:
-            power = {"root of logarithm": 0.5, "bent logarithm": torch.exp(parameters[-1])}.get(self.name, 1.0)
-            location, scale = middle * reach, spread * reach**power
+            location, scale = middle * reach, spread * reach ** self._bend(parameters)
         freedom = 1.0 + torch.exp((tails + change * torch.log1p(relative)).clamp(-3.0, 6.0))
         return Shape(location, torch.sqrt(scale**2 + torch.exp(2.0 * reading)), freedom)
 
@@ -102,6 +99,11 @@ class RelaxationLaw:
             return weight * student_loss(self.shape(parameters, programmed, age), shift) + _prior(parameters, weight)
 
         return terms
+
+    def _bend(self, parameters: Tensor) -> Tensor:
+        if self.name == "bent logarithm":
+            return torch.exp(parameters[-1])
+        return torch.full_like(parameters[-1], 0.5 if self.name == "root of logarithm" else 1.0)
 
     def _hats(self, programmed: Tensor) -> Tensor:
         """Weights of the knots at each conductance, constant beyond the ends, `[n, knots]`."""
