@@ -1,7 +1,7 @@
 """`judge`: every test of residuals at once, with one false-alarm rate for all of them together.
 
-Each check looks at every column and at all columns together. A chip of 128 columns looked at in thirteen ways gives
-1,700 p-values, and at 1 % each a flawless model would be faulted 17 times. So the checks share the false-alarm rate
+Each check looks at every column and at all columns together. A chip of 128 columns looked at in fourteen ways gives
+1,800 p-values, and at 1 % each a flawless model would be faulted 18 times. So the checks share the false-alarm rate
 equally, half of a check's share goes to all columns together and half to the columns, and those share it again
 (Bonferroni, weighted): the chance that a model without fault is faulted at all is at most what is stated. Columns may
 depend on each other for that, except in the joint halves of shape, tails and outliers; there dependence is itself a
@@ -27,7 +27,8 @@ FloatArray = NDArray[np.float64]
 FALSE_ALARM_RATE = 0.01
 
 MEANING = {
-    "bias": "outputs are off by {:.3g} predicted standard deviations on average: an offset or a gain",
+    "bias": "outputs are off by {:.3g} predicted standard deviations on average: an offset",
+    "gain": "a gain explains {:.2%} of what is left: a gain, or drift since the fit",
     "curve": "powers of the output explain {:.2%} of what is left: the transfer curve is another one",
     "drift": "age and time explain {:.2%} of what is left: the chip drifts otherwise than the model",
     "covariates": "inputs explain {:.2%} of what is left: wires, crosstalk or temperature act on the mean",
@@ -42,6 +43,9 @@ MEANING = {
     "tails": "the tails are not those of a normal distribution (Anderson-Darling {:.3g})",
 }
 """The checks, and what each says with its effect; a fault of one often shows in those below it, too."""
+_TOGETHER = {
+    "outliers": "outputs of the worst MVM are {:.3g} predicted standard deviations away: glitches, cables, bad rows"
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ class Check:
         worst = self.worst_column
         in_columns = float(self.p_value[worst]) * np.isfinite(self.p_value).sum() if worst >= 0 else np.inf
         if np.isfinite(self.together_p_value) and self.together_p_value < in_columns:
-            return f"{self.name}: {MEANING[self.name].format(self.together_effect)}, all columns together"
+            meaning = _TOGETHER.get(self.name, MEANING[self.name])
+            return f"{self.name}: {meaning.format(self.together_effect)}, all columns together"
         return f"{self.name}: {MEANING[self.name].format(self.effect[worst])}, worst in column {worst}"
 
 
@@ -187,7 +192,7 @@ def judge(
         if terms.shape[2] == 0:
             skipped[name] = "nothing of the kind was given or it never changed"
             continue
-        first = base[:, :, :1] if name == "curve" else base
+        first = base[:, :, :1] if name == "gain" else base
         tested[name] = (
             specification.added_terms(z, first, terms, inflation=inflation),
             specification.added_terms(

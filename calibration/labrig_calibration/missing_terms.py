@@ -34,7 +34,7 @@ def mean_terms(
     other = [
         term for one in others if np.any(one) for term in (one[:, None] * y, np.broadcast_to(one[:, None], y.shape))
     ]
-    terms = {"curve": [y, y**2, y**3], "drift": drift, "covariates": other}
+    terms = {"gain": [y], "curve": [y**2, y**3], "drift": drift, "covariates": other}
     empty = np.empty((n, mean_a.shape[1], 0))
     return {name: np.stack(some, axis=2) * inverse if some else empty for name, some in terms.items()}
 

@@ -173,6 +173,13 @@ def test_wrong_curve_is_found(nulls: Nulls) -> None:
     assert "curve" in names(bench.judge(measured, nulls))
 
 
+def test_wrong_gain_is_told_from_a_wrong_curve(nulls: Nulls) -> None:
+    bench = Bench.of(12)
+    found = names(bench.judge(0.9 * bench.mean + bench.sigma * bench.noise(), nulls))
+    assert "gain" in found
+    assert "curve" not in found
+
+
 def test_wrong_spread_offset_shape_and_common_noise_are_found(nulls: Nulls) -> None:
     bench = Bench.of(7)
     assert "spread" in names(bench.judge(bench.mean + 1.2 * bench.sigma * bench.noise(), nulls))
