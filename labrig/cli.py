@@ -22,6 +22,7 @@ VERBS = (
     "compact",
     "export",
     "calibrate",
+    "fit-devices",
     "report",
     "train",
     "evaluate",
@@ -33,6 +34,7 @@ VERBS = (
 _FOREIGN_ERRORS = (
     ("labrig_calibration.assumptions", "AssumptionError"),
     ("labrig_calibration.dataset", "DatasetError"),
+    ("labrig_calibration.devices.values", "DeviceFitError"),
     ("labrig_calibration.stimulus", "StimulusError"),
     ("labrig_calibration.changes", "ComparisonError"),
     ("labrig_calibration.fit", "CalibrationError"),
@@ -48,7 +50,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for _verb in VERBS:
-    app.command(_verb)(getattr(import_module(f"labrig.commands.{_verb}"), _verb))
+    _name = _verb.replace("-", "_")
+    app.command(_verb)(getattr(import_module(f"labrig.commands.{_name}"), _name))
 app.add_typer(config_app, name="config")
 
 

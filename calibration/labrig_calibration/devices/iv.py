@@ -1,8 +1,8 @@
 """Current-voltage curves: laws with intervals, and which of them a measurement supports.
 
-Noise is Gaussian with a floor and a part in proportion to the current, both fitted. Which law holds is decided by pieces
-of the curves that were left out of the fit. Readings of a sweep that follow each other resemble each other where no law
-fits exactly; the errors hold nevertheless (Newey and West), and are then those of the law that comes nearest.
+Noise is Gaussian with a floor and a part in proportion to the current, both fitted. Which law holds is decided by
+pieces of the curves that were left out of the fit. Readings of a sweep that follow each other resemble each other where
+no law fits exactly; the errors hold nevertheless (Newey and West), and are then those of the law that comes nearest.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from labrig_surrogates.cell_curves import CubicCurve
 
 _FEWEST = 12
 _PIECES, _FOLDS = 10, 5
+_FURTHEST = 7.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class LawFit:
         numbers: Parameters of each curve.
         floor_a: Standard deviation of the noise at zero current in A, `[curves]`.
         relative: Its part in proportion to the current, `[curves]`.
-        held_out: Negative log-likelihood of a reading that was left out, currents in A, `[curves]`.
+        held_out: Negative log-likelihood of a reading that was left out, currents in A, `[curves]`; one that lies
+            further off than seven standard deviations counts as seven, lest one piece decide for all.
         misfit: Correlation of a reading's residual with the next one's, `[curves]`: near one where the law bends
             otherwise than the curve.
         solved: Curves whose fit came to rest, `[curves]`.
@@ -107,7 +109,7 @@ class IvFit:
         return CubicCurve(float(np.mean([one[1].value for one in self.laws["odd cubic"].numbers])))
 
     def poole_frenkel(self, place: int) -> tuple[Quantity, Quantity]:
-        """c in S and d eps in F of one curve, as `poole_frenkel_current_a` takes them.
+        """Prefactor c in S and d eps in F of one curve, as `poole_frenkel_current_a` takes them.
 
         Args:
             place: Which curve.
@@ -129,7 +131,7 @@ class IvFit:
         comparison = Table("laws of the curves (smaller is better)", header, tuple(rows))
         names = tuple(f"{one.name} ({one.unit})" for one in chosen.numbers[0])
         columns = ("curve", "readings", "best law", *(text for name in names for text in (name, "low", "high")))
-        lines = tuple(
+        lines: tuple[tuple[str | float, ...], ...] = tuple(
             (
                 self.names[place],
                 int(self.readings[place]),
@@ -183,7 +185,7 @@ def fit_iv(curves: Sequence[Curve], *, temperature_k: float = 293.15) -> IvFit:
     kept = [_usable(one) for one in curves]
     faults = [] if curves else ["there are no curves"]
     for curve, (voltage, current) in zip(curves, kept, strict=True):
-        if not len({len(curve.voltage_v), len(curve.current_a), len(curve.in_compliance)}) == 1:
+        if len({len(curve.voltage_v), len(curve.current_a), len(curve.in_compliance)}) != 1:
             faults.append(f"{curve.name}: voltages, currents and flags have different lengths")
         elif not (np.isfinite(curve.voltage_v).all() and np.isfinite(curve.current_a).all()):
             faults.append(f"{curve.name}: readings that are not finite")
@@ -205,7 +207,8 @@ def fit_iv(curves: Sequence[Curve], *, temperature_k: float = 293.15) -> IvFit:
     laws, losses = {}, {}
     for law in LAWS:
         laws[law], losses[law] = _fit_law(law, data, torch.from_numpy(fold), scale_v, scale_a)
-    best = tuple(min(LAWS, key=lambda law, at=place: float(laws[law].held_out[at])) for place in range(len(kept)))  # type: ignore[misc]
+    order, scores = list(LAWS), np.stack([one.held_out for one in laws.values()])
+    best = tuple(order[place] for place in scores.argmin(axis=0))
     readings = np.array([len(v) for v, _ in kept])
     left_out = sum(int(one.in_compliance.sum()) for one in curves)
     return IvFit(tuple(one.name for one in curves), _chosen(losses), best, laws, readings, left_out, temperature_k)
@@ -228,13 +231,14 @@ def _chosen(losses: dict[str, FloatArray]) -> str:
     return best
 
 
-def _terms(law: str) -> Terms:
+def _terms(law: str, furthest: float = math.inf) -> Terms:
     def terms(parameters: Tensor, voltage: Tensor, current: Tensor, weight: Tensor) -> Tensor:
         expected = scaled_current(law, parameters, voltage)
         variance = torch.exp(2.0 * parameters[-2]) + torch.exp(2.0 * parameters[-1]) * expected**2
         # Noise terms that are not there have no lower end: ten units wide around a thousandth.
         tame = (0.5 * ((parameters[-2:] + 7.0) / 10.0) ** 2).sum() / weight.shape[0]
-        return weight * 0.5 * ((current - expected) ** 2 / variance + torch.log(2.0 * math.pi * variance)) + tame
+        square = ((current - expected) ** 2 / variance).clamp(max=furthest**2)
+        return weight * 0.5 * (square + torch.log(2.0 * math.pi * variance)) + tame
 
     return terms
 
@@ -259,23 +263,22 @@ def _fit_law(
     for one in range(_FOLDS):
         inside = weight * (fold != one)
         other = maximise(_terms(law), found.parameters, (voltage, current, inside))
-        terms = torch.func.vmap(_terms(law))(other.parameters, voltage, current, weight)
+        terms = torch.func.vmap(_terms(law, _FURTHEST))(other.parameters, voltage, current, weight)
         folded[:, one] = (terms * weight * (fold == one)).sum(dim=1).numpy()
-    folded += (
-        (np.log(scale_a)[:, None])
-        * (weight[:, None] * (fold[:, None] == torch.arange(_FOLDS)[:, None])).sum(dim=2).numpy()
-    )
+    pieces = torch.arange(_FOLDS, dtype=fold.dtype)
+    members = (weight[:, None] * (fold[:, None] == pieces[:, None])).sum(dim=2).numpy()
+    folded += np.log(scale_a)[:, None] * members
     value, error = found.parameters.numpy(), variance.sqrt().numpy()
     meaning = UNSCALED[law]
-    numbers = []
+    numbers: list[tuple[Quantity, ...]] = []
     for place, (v, e) in enumerate(zip(value, error, strict=True)):
         freedom = max(float(used[place]) - count, 1.0)
         logarithm = v[0] + math.log(scale_a[place] / scale_v[place])
-        one = [from_logarithm(meaning.names[0], logarithm, e[0], meaning.units[0], freedom)]
+        mine = [from_logarithm(meaning.names[0], logarithm, e[0], meaning.units[0], freedom)]
         for k in range(1, count):
             factor = scale_v[place] ** meaning.powers[k]
-            one.append(quantity(meaning.names[k], factor * v[k], factor * e[k], meaning.units[k], freedom))
-        numbers.append(tuple(one))
+            mine.append(quantity(meaning.names[k], factor * v[k], factor * e[k], meaning.units[k], freedom))
+        numbers.append(tuple(mine))
     return (
         LawFit(
             law,
@@ -294,9 +297,8 @@ def _misfit(law: str, found: Found, data: tuple[Tensor, ...]) -> FloatArray:
     """Correlation of neighbouring standardised residuals."""
     voltage, current, weight = data
     expected = torch.func.vmap(lambda p, v: scaled_current(law, p, v))(found.parameters, voltage)
-    sigma = torch.sqrt(
-        torch.exp(2.0 * found.parameters[:, -2:-1]) + torch.exp(2.0 * found.parameters[:, -1:]) * expected**2
-    )
+    floor, relative = torch.exp(found.parameters[:, -2:-1]), torch.exp(found.parameters[:, -1:])
+    sigma = torch.sqrt(floor**2 + (relative * expected) ** 2)
     residual = weight * (current - expected) / sigma
     paired = (residual[:, 1:] * residual[:, :-1]).sum(dim=1)
     return np.asarray((paired / (residual**2).sum(dim=1)).numpy())
@@ -311,7 +313,7 @@ def split_branches(curve: Curve) -> list[Curve]:
     direction = np.sign(np.diff(curve.voltage_v))
     moving = np.flatnonzero(direction)
     turns = moving[1:][np.diff(direction[moving]) != 0]
-    pieces = np.split(np.arange(len(curve.voltage_v)), turns + 0)
+    pieces = np.split(np.arange(len(curve.voltage_v)), turns)
     return [
         Curve(f"{curve.name} piece {k}", curve.voltage_v[one], curve.current_a[one], curve.in_compliance[one])
         for k, one in enumerate(pieces)

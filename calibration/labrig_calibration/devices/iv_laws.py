@@ -7,8 +7,8 @@
 | cubic | G (V + p V**2 + q V**3) | ln G, p, q |
 | Poole-Frenkel | c V exp(b sqrt(abs(V))) | ln c, b |
 
-Poole-Frenkel's b is q / (k T) sqrt(q / (pi d eps)), as Joksas et al. (Adv. Sci. 2022) fit it; the odd cubic is the curve of
-CrossSim 3.2.0 (`Analytical_Devices.py`), the full one that of Milo's ReRAM there.
+Poole-Frenkel's b is q / (k T) sqrt(q / (pi d eps)), as Joksas et al. (Adv. Sci. 2022) fit it; the odd cubic is the
+curve of CrossSim 3.2.0 (`Analytical_Devices.py`), the full one that of Milo's ReRAM there.
 """
 
 from __future__ import annotations

@@ -22,7 +22,17 @@ from torch import Tensor
 
 from labrig_calibration.devices.maximum_likelihood import Found, maximise, propagate
 from labrig_calibration.devices.pulse_likelihood import LAWS, PulseLaw, pulse_numbers, pulse_terms, sum_of_powers
-from labrig_calibration.devices.values import FloatArray, Quantity, Summary, Table, from_logarithm, quantity, refuse
+from labrig_calibration.devices.values import (
+    FloatArray,
+    Progress,
+    Quantity,
+    Summary,
+    Table,
+    from_logarithm,
+    quantity,
+    quiet,
+    refuse,
+)
 from labrig_surrogates.parameters import Estimate
 from labrig_surrogates.pulse_update import ExponentialPulses
 
@@ -182,18 +192,20 @@ class PulseFit:
         return Summary("pulse response", conditions, tuple(quantities), (self.comparison,), tuple(notes))
 
 
-def fit_pulses(trains: PulseTrains) -> PulseFit:
+def fit_pulses(trains: PulseTrains, progress: Progress = quiet) -> PulseFit:
     """Fits linear steps and soft bounds, with and without cycle noise, and takes the law that the trains support.
 
     One law for all devices and both directions, by the sum of their Bayesian information criteria.
 
     Args:
         trains: What was measured.
+        progress: Told before each law.
     """
     scaled = [_Scaled.of(trains.up, 1.0), _Scaled.of(trains.down, -1.0)]
     readings = sum(one.readings.numel() for one in scaled)
     rows, fits, best = [], {}, (math.inf, "")
-    for name, law in LAWS.items():
+    for number, (name, law) in enumerate(LAWS.items()):
+        progress("comparing laws", number / len(LAWS))
         found = [one.fit(law) for one in scaled]
         criterion = sum(
             2.0 * one.loss(fit, law) + law.count * len(one.readings) * math.log(one.pulses)

@@ -15,11 +15,13 @@ from labrig_calibration.devices.maximum_likelihood import Found, clustered_covar
 from labrig_calibration.devices.relaxation_laws import LAWS, RelaxationLaw, Shape, student_loss
 from labrig_calibration.devices.values import (
     FloatArray,
+    Progress,
     Quantity,
     Summary,
     Table,
     from_logarithm,
     quantity,
+    quiet,
     refuse,
     share,
 )
@@ -200,7 +202,9 @@ class RelaxationFit:
         return Summary("relaxation", conditions, tuple(quantities), (self.comparison,), notes)
 
 
-def fit_relaxation(data: Relaxation, until_s: float, law: str | None = None) -> RelaxationFit:
+def fit_relaxation(
+    data: Relaxation, until_s: float, law: str | None = None, progress: Progress = quiet
+) -> RelaxationFit:
     """Fits laws of the shift to early ages, and takes the one that predicted early ages from still earlier ones best.
 
     With less than three early ages the Bayesian information criterion decides instead. Errors hold although the
@@ -210,6 +214,7 @@ def fit_relaxation(data: Relaxation, until_s: float, law: str | None = None) -> 
         data: Measurements after programming; rows at age zero are what shifts are counted from and say nothing.
         until_s: Latest age in s that is used.
         law: One of `LAWS`; by prediction when None.
+        progress: Told after each law.
 
     Raises:
         DeviceFitError: There are too few cells or ages, or numbers that are not finite; every fault is named.
@@ -229,8 +234,11 @@ def fit_relaxation(data: Relaxation, until_s: float, law: str | None = None) -> 
     refuse("relaxation", faults)
     names = LAWS if law is None else (law,)
     some = _some_cells(early)
-    fits = {name: _fit(some, name) for name in names}
-    ahead = {name: _one_age_ahead(some, name) for name in names}
+    fits, ahead = {}, {}
+    for number, name in enumerate(names):
+        progress("comparing laws", number / len(names))
+        fits[name], ahead[name] = _fit(some, name), _one_age_ahead(some, name)
+    progress("fitting all cells", 0.0)
     compared = len(np.unique(some.cell))
     criteria = {name: 2.0 * _loss(fit, some) + fit.inner.count * math.log(compared) for name, fit in fits.items()}
     score = ahead if len(ages_s) > 2 else criteria
@@ -242,21 +250,25 @@ def fit_relaxation(data: Relaxation, until_s: float, law: str | None = None) -> 
     return replace(fit, comparison=comparison, until_s=until_s)
 
 
-def compare_predictions(data: Relaxation, until_s: float, seed: int = 0) -> tuple[RelaxationFit, Table]:
+def compare_predictions(
+    data: Relaxation, until_s: float, seed: int = 0, progress: Progress = quiet
+) -> tuple[RelaxationFit, Table]:
     """Fits to early ages and says how every law, and the belief that nothing changes any more, fares later.
 
     Args:
         data: Measurements at early and later ages.
         until_s: Latest age in s that is fitted to.
         seed: Of the draws of parameters.
+        progress: Told after each law.
 
     Returns:
         The fit whose law the early ages chose, and a row for each law and later age.
     """
-    best = fit_relaxation(data, until_s)
+    best = fit_relaxation(data, until_s, progress=progress)
     later = data.rows(data.age_s > until_s)
     rows: list[tuple[str | float, ...]] = []
-    for name in LAWS:
+    for number, name in enumerate(LAWS):
+        progress("predicting later ages", number / len(LAWS))
         fit = best if name == best.law else _fit(_some_cells(_early(data, until_s)), name)
         rows += [_row(one, chosen=name == best.law) for one in fit.judge(later, seed)]
     last = data.rows((data.age_s > 0) & (data.age_s <= until_s))

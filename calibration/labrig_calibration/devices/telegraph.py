@@ -19,7 +19,16 @@ from torch import Tensor
 
 from labrig_calibration.devices.maximum_likelihood import Found, Terms, better, maximise, propagate
 from labrig_calibration.devices.read_noise import Traces
-from labrig_calibration.devices.values import FloatArray, Quantity, Summary, Table, from_logarithm, quantity
+from labrig_calibration.devices.values import (
+    FloatArray,
+    Progress,
+    Quantity,
+    Summary,
+    Table,
+    from_logarithm,
+    quantity,
+    quiet,
+)
 from labrig_surrogates.noise_traces import Telegraph
 
 _LONG = "memory"
@@ -83,18 +92,25 @@ class TelegraphFit:
         return Summary("read noise: jumps", conditions, tuple(quantities), (self.comparison,), tuple(notes))
 
 
-def fit_telegraph(traces: Traces, *, most_readings: int = 20_000) -> tuple[TelegraphFit, ...]:
+def fit_telegraph(
+    traces: Traces, *, most_readings: int = 20_000, progress: Progress = quiet
+) -> tuple[TelegraphFit, ...]:
     """Fits each trace.
 
     Args:
         traces: What was read.
         most_readings: Only so many from the beginning of a trace are used.
+        progress: Told before each model.
     """
     values = traces.values[:, :most_readings]
     middle = np.median(values, axis=1)
     scale = values.std(axis=1)
     readings = torch.from_numpy((values - middle[:, None]) / scale[:, None])
-    fits = {name: _best(name, readings) for name in MODELS if name != _LONG}
+    fits = {}
+    for number, name in enumerate(MODELS):
+        progress("looking for jumps", number / len(MODELS))
+        if name != _LONG:
+            fits[name] = _best(name, readings)
     count = readings.shape[1]
     criteria = {name: (2.0 * fit.loss).numpy() + _count(name) * math.log(count) for name, fit in fits.items()}
     criteria[_LONG], orders, long = _autoregressive(readings.numpy())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,8 +12,16 @@ from scipy import stats
 
 FloatArray = NDArray[np.float64]
 
+Progress = Callable[[str, float], None]
+"""Told what is being done, and which part of it is done, 0 to 1."""
+
 LEVEL = 0.9
 """Probability that intervals are made for."""
+
+
+def quiet(stage: str, fraction: float) -> None:
+    """A progress that nobody wants to see."""
+    del stage, fraction
 
 
 class DeviceFitError(ValueError):
