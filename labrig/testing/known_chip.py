@@ -39,7 +39,7 @@ class KnownChip:
     seed: int = 1
     arrays: int = 2
     rows: int = 8
-    columns: int = 8
+    columns: int = 16
     gain_sigma: float = 0.0
     offset_sigma: float = 0.0
     cell_sigma: float = 0.0

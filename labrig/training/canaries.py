@@ -108,11 +108,28 @@ def judge(
 
 def _gain(signal: Tensor, apart: Tensor, read: Tensor, spread: Tensor, inputs: Tensor) -> float:
     """Common relative gain error; the errors of cells, equal in all vectors, are in its variance."""
-    power = (signal**2).sum(0).clamp_min(1e-30)
+    driven = (signal**2).sum(0) > 0.0  # a column without any conductance says nothing of its gain
+    signal, apart, read, spread = signal[:, driven], apart[:, driven], read[:, driven], spread[:, driven]
+    power = (signal**2).sum(0)
     error = (signal * apart).sum(0) / power
     variance = (signal**2 * read).sum(0) / power**2 + (spread**2 * (inputs.T @ signal) ** 2).sum(0) / power**2
     weight = 1.0 / variance
-    return float((weight * error).sum() / weight.sum().sqrt())
+    return float((weight * error).sum() / weight.sum().sqrt()) if bool(driven.any()) else 0.0
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A statistic that left its bounds.
+
+    Attributes:
+        array: Which array.
+        reason: Which statistic, in words.
+        began_s: Board time in s since which it seems to be another one.
+    """
+
+    array: int
+    reason: str
+    began_s: float
 
 
 @dataclass
@@ -157,14 +174,21 @@ class Canaries:
         self,
         physical: PhysicalBackend,
         calibration: Mapping[int, ArrayParameters],
-    ) -> tuple[list[CanaryLook], list[str]]:
+        last_s: float,
+    ) -> tuple[list[CanaryLook], list[Alarm]]:
         """Reads the canaries on every array that holds something.
 
+        Args:
+            physical: The chip.
+            calibration: What is thought of it.
+            last_s: Board time in s of the look before, or of the calibration.
+
         Returns:
-            What was found, and what alarms, in words.
+            What was found, and what alarms.
         """
         self.since = 0
-        looks, alarms = [], []
+        looks: list[CanaryLook] = []
+        alarms: list[Alarm] = []
         for array in sorted(physical.held):
             result = physical.measure(array, np.concatenate([self.vectors, self.vectors]))
             physical.ledger.canary_mvms += 2 * PATTERNS
@@ -172,8 +196,8 @@ class Canaries:
             looks.append(CanaryLook(array, *values))
             for name, value in zip(_STATISTICS, values, strict=True):
                 sums = self.sums.setdefault(f"{array}/{name}", RunningCusum(self._scheme(len(physical.held))))
-                if sums.update(value):
-                    alarms.append(f"{name} of array {array} ({value:+.1f} sd)")
+                if sums.update(value, last_s):
+                    alarms.append(Alarm(array, f"{name} of array {array} ({value:+.1f} sd)", sums.began_s))
         return looks, alarms
 
     def recalibrated(self, now_s: float) -> None:
@@ -186,7 +210,8 @@ class Canaries:
         """For a checkpoint."""
         found = {"since": float(self.since), "calibrated_s": self.calibrated_s, "next_s": self.next_s}
         for name, one in self.sums.items():
-            found |= {f"{name}/high": one.high, f"{name}/low": one.low, f"{name}/arrays": one.scheme.canaries / 3}
+            found |= {f"{name}/high": one.high, f"{name}/low": one.low}
+            found |= {f"{name}/arrays": one.scheme.canaries / len(_STATISTICS), f"{name}/began_s": one.began_s}
         return found
 
     def load_state(self, state: Mapping[str, float]) -> None:
@@ -195,7 +220,7 @@ class Canaries:
         for key in (key for key in state if key.endswith("/high")):
             name = key.removesuffix("/high")
             scheme = self._scheme(round(state[f"{name}/arrays"]))
-            self.sums[name] = RunningCusum(scheme, state[key], state[f"{name}/low"])
+            self.sums[name] = RunningCusum(scheme, state[key], state[f"{name}/low"], state[f"{name}/began_s"])
 
     def _scheme(self, arrays: int) -> Cusum:
         looks = self.settings.false_alarm_looks

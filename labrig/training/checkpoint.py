@@ -91,7 +91,7 @@ def restore_session(session: Session, tensors: dict[str, Tensor], numbers: dict[
         stepper.network.load_state_dict(_part(tensors, "network"))
         session.step = int(str(numbers["step"]))
         session.physical_steps = int(str(numbers["physical_steps"]))
-        stepper.load_state(_part(tensors, "optimiser"), session.step)
+        stepper.load_state(_part(tensors, "optimiser"), int(str(numbers["optimiser_steps"])))
         session.sampler.load_state(_part(tensors, "sampler"))
         bench.generator.set_state(tensors["generator"])
         bench.surrogate.generator.set_state(tensors["noise"])
@@ -102,6 +102,7 @@ def restore_session(session: Session, tensors: dict[str, Tensor], numbers: dict[
         bench.ledger.copy_from(Ledger(**_mapping(numbers["ledger"])))  # type: ignore[arg-type]
         session.policy.load_state(_mapping(numbers["policy"]))  # type: ignore[arg-type]
         session.now_s = float(str(numbers["now_s"]))
+        session.looked_s = float(str(numbers["looked_s"]))
         canaries = None if session.recalibration is None else session.recalibration.canaries
         if canaries is not None:
             canaries.load_state(_mapping(numbers["canaries"]))  # type: ignore[arg-type]
@@ -168,12 +169,14 @@ def _state(session: Session) -> tuple[dict[str, Tensor], dict[str, object]]:
     canaries = None if session.recalibration is None else session.recalibration.canaries
     numbers: dict[str, object] = {
         "step": session.step,
+        "optimiser_steps": bench.stepper.step_number,
         "physical_steps": session.physical_steps,
         "ledger": asdict(bench.ledger),
         "policy": session.policy.state(),
         "canaries": None if canaries is None else canaries.state(),
         "version": session.version,
         "now_s": session.now_s,
+        "looked_s": session.looked_s,
         "held": held,
         "measured": measured,
     }

@@ -15,14 +15,18 @@ class RunningCusum:
         scheme: Allowance and limit.
         high: Sum of what was too high.
         low: Sum of what was too low.
+        began_s: Time at which the larger sum was zero last: since then, it seems, something is different.
     """
 
     scheme: Cusum
     high: float = 0.0
     low: float = 0.0
+    began_s: float = float("nan")
 
-    def update(self, value: float) -> bool:
-        """Adds one value; True where a sum is beyond the limit."""
+    def update(self, value: float, time_s: float) -> bool:
+        """Adds one value that was measured at a time in s; True where a sum is beyond the limit."""
+        if max(self.high, self.low) == 0.0:
+            self.began_s = time_s
         self.high = max(0.0, self.high + value - self.scheme.allowance)
         self.low = max(0.0, self.low - value - self.scheme.allowance)
         return max(self.high, self.low) > self.scheme.limit

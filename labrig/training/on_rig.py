@@ -117,7 +117,8 @@ def _on_rig(
         ended = False
         try:
             with LiveRig(run, bus) as board:
-                session = _attached(job, start, board, session, segments)
+                session, restored = _attached(job, start, board, session)
+                segments.begin(run.path, session.step, fresh=not restored, restored=restored)
                 watch = _Watch(job, session, board, segments, flush)
                 try:
                     session.run(journal, watch.after_step)
@@ -139,14 +140,13 @@ def _on_rig(
         return session
 
 
-def _attached(job: Job, start: nn.Module, board: LiveRig, session: Session | None, segments: Segments) -> Session:
-    """The session on a rig that was just opened."""
+def _attached(job: Job, start: nn.Module, board: LiveRig, session: Session | None) -> tuple[Session, dict[int, int]]:
+    """The session on a rig that was just opened, and the writes that are on it already, by array."""
     if session is not None:
         physical = session.bench.chip
         physical.board, session.meter_j = board, board.joules
         physical.new_write()  # what the lost rig holds now is anybody's guess
-        segments.begin(session.step, fresh=True, restored={})
-        return session
+        return session, {}
     seed = job.config.file.run.seed
     session = assemble(
         start, job.chip, job.data, job.plan, seed, board=board, teacher=job.teacher, meter_j=board.joules
@@ -158,8 +158,7 @@ def _attached(job: Job, start: nn.Module, board: LiveRig, session: Session | Non
         if position is not None and board.restore(position):
             restore_held(session, *job.checkpoint)
             restored = {one.array: 1 for one in position.past}
-    segments.begin(session.step, fresh=not restored, restored=restored)
-    return session
+    return session, restored
 
 
 def _segments(job: Job) -> Segments:

@@ -65,12 +65,10 @@ class Segments:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path}: cannot be read ({error})") from error
 
-    def begin(self, step: int, *, fresh: bool, restored: Mapping[int, int]) -> Path:
-        """Notes a new recording, and returns the path that it was given by `next_path`."""
-        path = self.next_path()
+    def begin(self, path: Path, step: int, *, fresh: bool, restored: Mapping[int, int]) -> None:
+        """Notes a new recording; its attributes are those of `Segment`."""
         self.every.append(Segment(path.name, step, fresh, dict(restored)))
         self._write()
-        return path
 
     def next_path(self) -> Path:
         """Where the next recording goes: a name that no file has."""

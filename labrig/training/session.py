@@ -23,6 +23,9 @@ from labrig.training.refit import RefitSettings, refit
 Line = dict[str, object]
 """What the log says about one step, as JSON can hold it."""
 
+# Passes of an array that a refit is made from at least, though some may be of the time before a change.
+_FEWEST_PASSES = 5
+
 
 @dataclass
 class Recalibration:
@@ -86,6 +89,7 @@ class Session:
         self.reference = {name: one.detach().clone() for name, one in self._watched_weights().items()}
         self._probe_every = probe_every
         self.now_s = float("nan")
+        self.looked_s = float("-inf")
         if bench.physical is not None:
             bench.physical.observers.append(self._observe)
 
@@ -163,9 +167,12 @@ class Session:
         canaries = self.recalibration.canaries
         if canaries is not None and canaries.due(self.now_s):
             self.method.learned.state()  # a pass that is still under way has the board first
-            looks, alarms = canaries.look(self.bench.chip, self.chip.parameters.arrays)
+            looks, alarms = canaries.look(self.bench.chip, self.chip.parameters.arrays, self.looked_s)
+            self.looked_s = self.now_s
             line["canaries"] = [vars(look) for look in looks]
-            reasons += alarms
+            reasons += [one.reason for one in alarms]
+            for one in alarms:
+                self._forget_before(one.array, one.began_s)
         recorded = self.recalibration.recorded
         if recorded is not None:
             reasons = ["recorded"] if self.step in recorded else []
@@ -195,9 +202,15 @@ class Session:
             },
         }
 
+    def _forget_before(self, array: int, began_s: float) -> None:
+        """Drops passes of what the chip was before it changed, as long as enough are left for a fit."""
+        seen = self.measured.get(array, deque())
+        while len(seen) > _FEWEST_PASSES and float(seen[0].result.time_s[0]) < began_s:
+            seen.popleft()
+
     def _observe(self, observation: Observation) -> None:
         self.now_s = float(observation.result.time_s[-1])
-        if self.recalibration is None or observation.tile is None:
+        if self.recalibration is None:
             return
         memory = self.recalibration.refit.memory
         self.measured.setdefault(observation.array, deque(maxlen=memory)).append(observation)

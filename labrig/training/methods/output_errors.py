@@ -3,8 +3,8 @@
 `asyt`: a physical pass of which only the outputs are read, beside a digital one; both output errors go back through
 the digital model, half each (AsyT, Nature Communications 2025).
 
-`in-loop-stale`: physics-aware steps that are one behind: while the chip measures a batch at the present weights, the step
-of the batch before is taken. The ledger counts every such step.
+`in-loop-stale`: physics-aware steps that are one behind: while the chip measures a batch at the present weights, the
+step of the batch before is taken. The ledger counts every such step.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def _snapshot(network: nn.Module) -> nn.Module:
     try:
         for core in cores:
             core.backend = None
-        return copy.deepcopy(network)
+        taken = copy.deepcopy(network)
+        taken.zero_grad()  # a copy has the gradients of the last step, too
+        return taken
     finally:
         for core, backend in zip(cores, backends, strict=True):
             core.backend = backend
