@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import nn
 
 from labrig.training.datasets import ImageSet
-from labrig.training.models import accuracy
+from labrig.training.models import predictions
 from labrig_surrogates.backend import Backend
 from labrig_surrogates.layers import set_backend
 
@@ -77,14 +78,34 @@ class AccuracyTable:
         }
 
 
-def evaluate_on(network: nn.Module, backend: ReprogrammableBackend, data: ImageSet, writes: int) -> tuple[float, ...]:
-    """Test accuracy after each of several programmings."""
+@dataclass(frozen=True)
+class Judged:
+    """What several programmings of one network gave.
+
+    Attributes:
+        accuracies: Test accuracy after each.
+        confusion: Test images over all of them, true classes by rows, `[classes, classes]`.
+    """
+
+    accuracies: tuple[float, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+def judge_on(network: nn.Module, backend: ReprogrammableBackend, data: ImageSet, writes: int) -> Judged:
+    """Classifies the test images after each of several programmings."""
     set_backend(network, backend)
-    accuracies = []
+    accuracies, confusion = [], torch.zeros((data.classes, data.classes), dtype=torch.int64)
     for _ in range(writes):
         backend.new_write()
-        accuracies.append(accuracy(network, data.test_x, data.test_y))
-    return tuple(accuracies)
+        said = predictions(network, data.test_x)
+        accuracies.append(float((said == data.test_y).float().mean()))
+        confusion.index_put_((data.test_y, said), torch.tensor(1), accumulate=True)
+    return Judged(tuple(accuracies), tuple(tuple(int(one) for one in row) for row in confusion))
+
+
+def evaluate_on(network: nn.Module, backend: ReprogrammableBackend, data: ImageSet, writes: int) -> tuple[float, ...]:
+    """Test accuracy after each of several programmings."""
+    return judge_on(network, backend, data, writes).accuracies
 
 
 def table(rows: Sequence[Sequence[float]], data: ImageSet) -> AccuracyTable:

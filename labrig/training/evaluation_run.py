@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from labrig.config import RigConfig, load_rig
 from labrig.events import EventBus
@@ -16,16 +17,16 @@ from labrig.training.chip_model import ChipModel
 from labrig.training.column_fit import calibrate_columns, column_layers
 from labrig.training.config import TrainConfig
 from labrig.training.datasets import ImageSet, load_images
-from labrig.training.evaluate import AccuracyTable, ReprogrammableBackend, evaluate_on, table
+from labrig.training.evaluate import AccuracyTable, Judged, ReprogrammableBackend, judge_on, table
 from labrig.training.live_rig import LiveRig, LiveRun
-from labrig.training.models import accuracy
 from labrig.training.normalisation import reestimate_batch_norm
 from labrig.training.population import draw_chip
 from labrig.training.run_folder import CHIP, load_origin, load_summary, write_json
+from labrig.training.run_report import write_run_report
 from labrig.training.run_summary import network_of
 from labrig.training.trainings import physical_backend
 from labrig_drivers.errors import ConfigError
-from labrig_surrogates.backend import SurrogateBackend
+from labrig_surrogates.backend import DigitalBackend, SurrogateBackend, TileName
 from labrig_surrogates.io import load_chip
 from labrig_surrogates.layers import set_backend
 
@@ -44,12 +45,14 @@ class Evaluation:
             None where there is no chip.
         worst: 5th percentile over chips (or programmings, on one chip) as the network is.
         where: Where they were measured, in words.
+        confusion: Test images of the network as it is, true classes by rows.
     """
 
     zero_shot: AccuracyTable
     calibrated: AccuracyTable | None
     worst: float
     where: str
+    confusion: tuple[tuple[int, ...], ...]
 
     def as_dict(self) -> dict[str, object]:
         """For `evaluation.json`."""
@@ -59,6 +62,7 @@ class Evaluation:
             "percentile_5": self.worst,
             "calibrated": calibrated,
             "where": self.where,
+            "confusion": [list(row) for row in self.confusion],
         }
 
 
@@ -84,8 +88,7 @@ def evaluate_run(
     network = network_of(config, summary, data)
     writes = writes or config.file.evaluation.writes
     if summary["chip_id"] is None:
-        rows = ((accuracy(network, data.test_x, data.test_y),),)
-        result = _evaluation(rows, None, data, "in float, no chip")
+        result = _evaluation([judge_on(network, _Float(), data, 1)], None, data, "in float, no chip")
     elif chips:
         result = _on_drawn_chips(network, folder, data, chips, writes)
     else:
@@ -97,6 +100,7 @@ def evaluate_run(
             )
         result = _on_chip(network, config, load_rig(rig_path), data, writes, bus)
     write_json(folder / "evaluation.json", result.as_dict())
+    write_run_report(folder)
     return result
 
 
@@ -121,11 +125,11 @@ def _on_chip(
     )
     with LiveRig(run, bus) as board:
         backend = physical_backend(network, chip, board, 0)
-        zero_shot = evaluate_on(network, backend, data, writes)
+        zero_shot = judge_on(network, backend, data, writes)
         _fit_chip(network, backend, data)
-        calibrated = evaluate_on(network, backend, data, writes)
+        calibrated = judge_on(network, backend, data, writes)
     where = f"on chip {chip.chip_id}, {writes} programmings"
-    return _evaluation((zero_shot,), (calibrated,), data, where)
+    return _evaluation([zero_shot], [calibrated], data, where)
 
 
 def _on_drawn_chips(network: nn.Module, folder: Path, data: ImageSet, chips: int, writes: int) -> Evaluation:
@@ -137,9 +141,9 @@ def _on_drawn_chips(network: nn.Module, folder: Path, data: ImageSet, chips: int
     for number in range(chips):
         surrogates = draw_chip(fitted, generator)
         backend = SurrogateBackend(surrogates, model.placement(network), generator_of(number, NOISE_STREAM))
-        zero_shot.append(evaluate_on(network, backend, data, writes))
+        zero_shot.append(judge_on(network, backend, data, writes))
         _fit_chip(network, backend, data)
-        calibrated.append(evaluate_on(network, backend, data, writes))
+        calibrated.append(judge_on(network, backend, data, writes))
         network.load_state_dict(before)
     where = f"on {chips} chips drawn from the calibration of {fitted.chip_id}, {writes} programmings each"
     return _evaluation(zero_shot, calibrated, data, where)
@@ -154,17 +158,28 @@ def _fit_chip(network: nn.Module, backend: ReprogrammableBackend, data: ImageSet
     reestimate_batch_norm(network, images, 128)
 
 
+class _Float:
+    """Ideal arrays, which are the same however often they are programmed."""
+
+    def new_write(self) -> None:
+        """Nothing changes."""
+
+    def currents(self, tile: TileName, target_s: Tensor, voltage_v: Tensor) -> Tensor:
+        """See `Backend.currents`."""
+        return DigitalBackend().currents(tile, target_s, voltage_v)
+
+
 def _evaluation(
-    zero_shot: tuple[tuple[float, ...], ...] | list[tuple[float, ...]],
-    calibrated: tuple[tuple[float, ...], ...] | list[tuple[float, ...]] | None,
-    data: ImageSet,
-    where: str,
+    zero_shot: Sequence[Judged], calibrated: Sequence[Judged] | None, data: ImageSet, where: str
 ) -> Evaluation:
     # Over chips where there are several, else over the programmings of the one.
-    each = [float(np.mean(row)) for row in zero_shot] if len(zero_shot) > 1 else list(zero_shot[0])
+    first = zero_shot[0].accuracies
+    each = [float(np.mean(one.accuracies)) for one in zero_shot] if len(zero_shot) > 1 else list(first)
+    confusion = np.sum([one.confusion for one in zero_shot], axis=0)
     return Evaluation(
-        table(zero_shot, data),
-        None if calibrated is None else table(calibrated, data),
+        table([one.accuracies for one in zero_shot], data),
+        None if calibrated is None else table([one.accuracies for one in calibrated], data),
         float(np.percentile(each, 5.0)),
         where,
+        tuple(tuple(int(count) for count in row) for row in confusion),
     )

@@ -37,6 +37,7 @@ from labrig.training.run_folder import (
     save_network,
     write_json,
 )
+from labrig.training.run_report import write_run_report
 from labrig.training.run_summary import summary_of
 from labrig.training.session import Line
 from labrig.training.trainings import OnStep, digital_baseline, surrogate_trained
@@ -178,7 +179,10 @@ def _train(
             ledger = session.bench.ledger
             set_backend(network, None)
     save_network(config.folder / NETWORK, network)
-    write_json(config.folder / SUMMARY, summary_of(config, data, digital_accuracy, ledger, chip_id, geometry))
+    write_json(
+        config.folder / SUMMARY, summary_of(config, data, digital_accuracy, ledger, chip_id, geometry, sources.info)
+    )
+    write_run_report(config.folder)
     return RunResult(config, digital_accuracy, ledger)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 from torch import nn
@@ -15,6 +16,7 @@ from labrig.training.deployment import analog_copy
 from labrig.training.ledger import Ledger
 from labrig.training.models import build_model
 from labrig.training.run_folder import NETWORK, SUMMARY, load_network
+from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 from labrig_surrogates.tilemap import ArrayGeometry
 
@@ -26,6 +28,7 @@ def summary_of(
     ledger: Ledger,
     chip_id: str | None,
     geometry: ArrayGeometry | None,
+    info: BoardInfo | None,
 ) -> dict[str, object]:
     """The content of `run.json`."""
     return {
@@ -36,6 +39,10 @@ def summary_of(
         "rig": None if config.rig is None else str(config.rig.resolve()),
         "digital_accuracy": digital_accuracy,
         "ledger": ledger.as_dict(),
+        "labrig": version("labrig"),
+        "board": None
+        if info is None
+        else {"program_latency_s": info.program_latency_s, "mvm_latency_s": info.mvm_latency_s},
         "geometry": None if geometry is None else asdict(geometry),
     }
 

@@ -242,6 +242,13 @@ def test_evaluation_judges_zero_shot_and_calibrated_chips_and_many_of_them(bench
     found = json.loads((bench / "run" / "evaluation.json").read_text())
     assert len(found["values"][0]) == len(found["calibrated"]["values"][0]) == 3
     assert found["percentile_5"] <= found["mean"]
+    confusion = np.array(found["confusion"])
+    assert confusion.sum() == 3 * 48
+    assert np.trace(confusion) / confusion.sum() == pytest.approx(found["mean"])
+    page = (bench / "run" / "report.html").read_text()
+    for heading in ("What limited it", "Accuracy of each training batch", "Gap between chip", "Confusion matrix"):
+        assert heading in page
+    assert "points of accuracy against the digital network" in page
     out = labrig("evaluate", bench / "run", "--chips", "6", "--writes", "1")
     assert "on 6 chips drawn from the calibration of SIM-0001" in out
     assert len(json.loads((bench / "run" / "evaluation.json").read_text())["values"]) == 6
