@@ -211,10 +211,9 @@ def _paired(new: ArrayParameters, old: ArrayParameters) -> tuple[dict[str, tuple
             left_out[name] = "the two models differ in its shape"
         elif bool(ours[name].value.any()) != bool(theirs[name].value.any()):
             left_out[name] = "only one of the two models has it"
-    if (new.residual is None) != (old.residual is None):
-        left_out |= dict.fromkeys(
-            ("offset", "compression", "drift"), "only one of the two models has a residual network"
-        )
+    if new.residual is not None or old.residual is not None:
+        # It takes over a part of these, each time another one.
+        left_out |= dict.fromkeys(("offset", "compression", "drift"), "a residual network shares in them")
     # A gain means something else with wires than without; the response is the same thing in both.
     both = {
         name: (one, theirs[name])
@@ -242,7 +241,7 @@ def _responses(array: ArrayParameters) -> tuple[Estimate, Estimate | None]:
     )
     with torch.no_grad():
         reached = (surrogate.new_write(target_s) / target_s).numpy()
-    mean, error = reached.mean(axis=0) * array.gain.value, np.abs(reached.mean(axis=0)) * array.gain.error
+    mean, error = reached.mean(axis=0) * array.gain.value, _times(np.abs(reached.mean(axis=0)), array.gain.error)
     if array.cell_slope_error is None:
         return Estimate(mean, error, "1"), None
     if array.wire_ohm is not None:
@@ -252,7 +251,13 @@ def _responses(array: ArrayParameters) -> tuple[Estimate, Estimate | None]:
         error = np.where(count > 0, np.abs(mean) * np.sqrt(squares.sum(axis=0)) / np.maximum(count, 1), np.inf)
     column = Estimate(mean, error, "1")
     share = np.divide(reached, array.cell_slope, out=np.ones_like(reached), where=array.cell_slope > 0)
-    return column, Estimate(array.gain.value * reached, array.gain.value * share * array.cell_slope_error, "1")
+    return column, Estimate(array.gain.value * reached, _times(array.gain.value * share, array.cell_slope_error), "1")
+
+
+def _times(factor: FloatArray, error: FloatArray) -> FloatArray:
+    """An error times a factor; what is not known stays so, whatever the factor."""
+    known = np.isfinite(error)
+    return np.asarray(np.where(known, factor * np.where(known, error, 0.0), np.inf))
 
 
 def _without(estimate: Estimate, unknown: NDArray[np.bool_]) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +67,7 @@ def calibrate(
         chip = with_history(calibration.chip, past.records)
         save_chip(output, chip)
         if report is None:
-            arrays = [reported(one, rng, chip.provenance) for one in calibration.fits]
+            arrays = reported(calibration.fits, rng, chip.provenance)
         else:
             from labrig.reports.calibration import write_report
 
@@ -119,11 +120,14 @@ def _print(chip: ChipParameters, arrays: Sequence[ReportedArray], past: Past | N
         print(
             f"   Array {each.array}: the earlier calibration predicts these writes with {each.ratio:.2f} x this error."
         )
-    table = Table("array", "parameter", "before", "now", "shift", "scatter", "largest", "chance", box=None)
+    table = Table(
+        "array", "parameter", "before", "now", "shift", "scatter", "largest", "chance", box=None, padding=(0, 1, 0, 0)
+    )
     for row in change_rows(past.change):
         style = "bold" if row.changed else None
         numbers = (row.before, row.now, row.shift, row.scatter, row.worst, row.chance)
         table.add_row(str(row.array), row.name, *numbers, style=style)
-    Console(markup=False, highlight=False).print(table)
+    # A file or a pipe has room for whole lines.
+    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 110).print(table)
     rate = f"{100 * past.change.false_alarm_rate:.3g} %"
     print(f"Shifts, scatter and changes are in standard errors; false-alarm rate {rate} for all of them together.")

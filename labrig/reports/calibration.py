@@ -81,7 +81,7 @@ def write_report(
     if chip is None:
         parameters = {one.array_parameters.array: one.array_parameters for one in fits}
         chip = ChipParameters(fits[0].dataset.chip_id, parameters, {})
-    everything = [reported(one, rng, chip.provenance) for one in fits]
+    everything = reported(fits, rng, chip.provenance)
     full = sorted(everything, key=lambda one: (-one.verdict.level, -one.diagnostics.error_over_noise))[:_MOST_ARRAYS]
     full = sorted(full, key=lambda one: one.parameters.array)
     level = worst([one.verdict for one in everything])
@@ -108,7 +108,7 @@ def _array_section(one: ReportedArray, rng: np.random.Generator) -> dict[str, ob
     drawn_a = prediction.mean_a + prediction.sigma_a * rng.standard_normal(prediction.mean_a.shape)
     nominal_a = through_adc(parameters, predict_nominal(heldout))
     # The most compressed column shows the curve best; the typical one shows what to expect.
-    order = np.argsort(parameters.compression.value)
+    order = np.argsort(np.where(np.isfinite(parameters.gain.error), parameters.compression.value, -np.inf))
     maps = [
         array_figures.slope_figure(one),
         array_figures.conductance_error_figure(one),
@@ -183,12 +183,14 @@ def _tiles(one: ReportedArray) -> list[tuple[str, str]]:
 
 
 def _unknown(parameters: ArrayParameters) -> list[str]:
-    """Families of which the data say nothing, in all columns or in some."""
+    """Families of which the data say nothing, in all columns or in some; dead columns are told elsewhere."""
+    alive = np.isfinite(parameters.gain.error)
     found = []
     for name, estimate in parameters.estimates().items():
-        unknown = int((~np.isfinite(estimate.error)).sum())
+        error = estimate.error[alive] if estimate.error.shape == alive.shape else estimate.error
+        unknown = int((~np.isfinite(error)).sum())
         if unknown:
-            where = "" if unknown == estimate.error.size else f" of {unknown} of {estimate.error.size} columns"
+            where = "" if unknown == error.size else f" of {unknown} of {error.size} columns"
             found.append(f"nothing is known of the {family(name).title}{where}")
     return found
 

@@ -170,8 +170,12 @@ def _rows(name: str, estimate: Estimate, array: ArrayParameters) -> Iterator[Par
             )
         return
     values, errors, unit = shown(name, estimate)
-    value, error = float(np.median(values)), float(np.median(errors))
-    low, high = np.quantile(values, [0.05, 0.95]).tolist()
+    bounded = values[np.isfinite(values)]
+    if not bounded.size:
+        yield ParameterRow(name, title, unit, 1, np.nan, np.inf, np.nan, np.nan)
+        return
+    value, error = float(np.median(bounded)), float(np.median(errors))
+    low, high = np.quantile(bounded, [0.05, 0.95]).tolist()
     yield ParameterRow(name, title, unit, int(values.size), value, error, low, high)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,11 +16,15 @@ from labrig_calibration.diagnostics import Diagnostics, Prediction, predict_reco
 from labrig_calibration.fit import HELDOUT_FRACTION, split_chronologically
 from labrig_calibration.judging import RecordedJudgement, judge_recorded
 from labrig_calibration.ladder import RungVerdict
+from labrig_calibration.nulls import Nulls
 from labrig_calibration.residuals import JudgementError
 from labrig_calibration.result import CalibrationResult, JudgedArray
 from labrig_surrogates.parameters import ArrayParameters
 
 FloatArray = NDArray[np.float64]
+
+# Unseen MVMs below which no test of residuals says anything.
+_FEWEST = 30
 
 
 @dataclass(frozen=True)
@@ -58,23 +62,34 @@ class ReportedArray:
     @property
     def column_error(self) -> FloatArray:
         """Held-out error of each column as a multiple of its own noise floor, `[columns]`."""
-        noise_a = self.diagnostics.noise_rms_a
-        ratio = np.divide(
-            self.diagnostics.residual_rms_a, noise_a, out=np.full_like(noise_a, np.nan), where=noise_a > 0
-        )
-        return np.asarray(ratio)
+        noise_a, unknown = self.diagnostics.noise_rms_a, np.full_like(self.diagnostics.noise_rms_a, np.nan)
+        alive = np.isfinite(self.parameters.gain.error) & (noise_a > 0)
+        return np.asarray(np.divide(self.diagnostics.residual_rms_a, noise_a, out=unknown, where=alive))
 
 
 def reported(
-    fitted: CalibrationResult | JudgedArray, rng: np.random.Generator, provenance: Mapping[str, str | float | int]
-) -> ReportedArray:
-    """Gathers what a report says of one array.
+    fits: Sequence[CalibrationResult | JudgedArray],
+    rng: np.random.Generator,
+    provenance: Mapping[str, str | float | int],
+) -> list[ReportedArray]:
+    """Gathers what a report says of each array.
 
     Args:
-        fitted: A fresh fit, or parameters judged on their recording again.
+        fits: Fresh fits, or parameters judged on their recording again.
         rng: Places residuals inside their ADC codes, and draws null distributions.
         provenance: Of the chip's file: where a fit that is not fresh says how it came about.
     """
+    # Null distributions take most of the time, and those of as many MVMs are the same.
+    nulls: dict[int, Nulls] = {}
+    return [_reported(one, rng, provenance, nulls) for one in fits]
+
+
+def _reported(
+    fitted: CalibrationResult | JudgedArray,
+    rng: np.random.Generator,
+    provenance: Mapping[str, str | float | int],
+    nulls: dict[int, Nulls],
+) -> ReportedArray:
     parameters, dataset, diagnostics = fitted.array_parameters, fitted.dataset, fitted.diagnostics
     if isinstance(fitted, CalibrationResult):
         wrong, outliers = fitted.flagged, fitted.outliers
@@ -89,8 +104,13 @@ def reported(
     earlier, heldout = split_chronologically(clean, HELDOUT_FRACTION)
     prediction = predict_recorded(parameters, heldout)
     size = FitSize(len(earlier), _per_column(parameters))
-    z, judgement = _judgement(heldout, prediction, size, rng)
-    counts = Counts(float(dataset.saturated.mean()), flagged / max(len(dataset), 1), float(parameters.stuck.mean()))
+    z, judgement = _judgement(heldout, prediction, size, rng, nulls)
+    counts = Counts(
+        saturated=float(dataset.saturated.mean()),
+        flagged=flagged / max(len(dataset), 1),
+        stuck=float(parameters.stuck.mean()),
+        dead=int((~np.isfinite(parameters.gain.error)).sum()),
+    )
     verdict = judge_fit(diagnostics, counts, None if judgement is None else judgement.battery)
     return ReportedArray(
         parameters, dataset, heldout, prediction, diagnostics, z, judgement, verdict, ladder, notes, flagged, outliers
@@ -102,17 +122,24 @@ def _judgement(
     prediction: Prediction,
     fitted: FitSize,
     rng: np.random.Generator,
+    nulls: dict[int, Nulls],
 ) -> tuple[FloatArray, RecordedJudgement | None]:
     """Residuals of all columns, and what tests found in those that are alive."""
     alive = np.isfinite(prediction.mean_a).all(axis=0) & (prediction.sigma_a > 0).all(axis=0)
     alive &= heldout.converters.adc_lsb_a > 0
     z = np.full(prediction.mean_a.shape, np.nan)
     mean_a, sigma_a = prediction.mean_a[:, alive], prediction.sigma_a[:, alive]
+    difference_a = np.where(heldout.saturated | ~alive, np.nan, heldout.current_a - prediction.mean_a)
+    plain = difference_a / np.where(alive, prediction.sigma_a, np.nan)
+    if len(heldout) < _FEWEST:
+        return plain, None
+    if len(heldout) not in nulls:
+        nulls[len(heldout)] = Nulls.simulate(len(heldout), rng=rng)
+    null = nulls[len(heldout)]
     try:
-        found = judge_recorded(mean_a, sigma_a, _columns_of(heldout, alive), rng=rng, fitted=fitted)
+        found = judge_recorded(mean_a, sigma_a, _columns_of(heldout, alive), rng=rng, fitted=fitted, nulls=null)
     except JudgementError:
-        plain = np.where(heldout.saturated, np.nan, heldout.current_a - prediction.mean_a)
-        return np.asarray(plain / prediction.sigma_a), None
+        return plain, None
     z[:, alive] = found.residuals
     return z, found
 

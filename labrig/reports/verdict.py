@@ -74,11 +74,13 @@ class Counts:
         saturated: Share of the outputs at an end of the ADC.
         flagged: Share of the MVMs that were left out as glitches.
         stuck: Share of the cells that do not follow their targets.
+        dead: Columns that answer nothing.
     """
 
     saturated: float
     flagged: float
     stuck: float
+    dead: int = 0
 
 
 def judge_fit(diagnostics: Diagnostics, counts: Counts, judgement: Judgement | None) -> Verdict:
@@ -104,6 +106,9 @@ def judge_fit(diagnostics: Diagnostics, counts: Counts, judgement: Judgement | N
         level = Level.USABLE if _inside(coverage, _USABLE_COVERAGE, coverage_doubt) else Level.UNUSABLE
         text = "too narrow" if coverage < 0.9 else "too wide"
         reasons.append((level, f"90 % intervals hold {100 * coverage:.1f} % of the unseen outputs: they are {text}"))
+    if counts.dead:
+        columns = "1 column is" if counts.dead == 1 else f"{counts.dead} columns are"
+        reasons.append((Level.USABLE, f"{columns} dead: whatever goes in, the output is the same"))
     for share, limit, text in (
         (counts.saturated, _MANY_SATURATED, "of the outputs are at an end of the ADC: lower the read voltage"),
         (counts.flagged, _MANY_FLAGGED, "of the MVMs were left out as glitches: look at cables and supply"),
