@@ -26,6 +26,7 @@ VERBS = (
     "report",
     "train",
     "evaluate",
+    "study",
     "doctor",
 )
 

@@ -59,7 +59,7 @@ class RecordingHeader:
             settings=settings,
             started_utc=utc_now(),
             versions=versions_now(),
-            git_commit=_git_commit(),
+            git_commit=checkout_commit(),
         )
 
 
@@ -92,7 +92,7 @@ def board_info_from_json(text: str) -> BoardInfo:
     return BoardInfo(**fields)
 
 
-def _git_commit() -> str:
+def checkout_commit() -> str:
     """The commit of the checkout that labrig runs from, read without git; empty in an installed labrig."""
     folder = Path(__file__).resolve().parents[2] / ".git"
     try:

@@ -42,6 +42,16 @@ class ImageSet:
         """Shape of one image."""
         return tuple(self.train_x.shape[1:])
 
+    def first(self, train: int, test: int) -> ImageSet:
+        """The first images of each part."""
+        return replace(
+            self,
+            train_x=self.train_x[:train],
+            train_y=self.train_y[:train],
+            test_x=self.test_x[:test],
+            test_y=self.test_y[:test],
+        )
+
     def shuffled_labels(self, generator: torch.Generator) -> ImageSet:
         """The same images with permuted training labels: nothing can be learned, so accuracy must fall to chance."""
         order = torch.randperm(self.train_y.shape[0], generator=generator)

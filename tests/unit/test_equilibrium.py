@@ -154,3 +154,21 @@ def test_weights_are_brought_under_the_bound() -> None:
             bound_spectral_norm(weight, limit)
     with pytest.raises(SurrogateError, match="at least one step"):
         Iteration(steps=3, averaged=4)
+    with pytest.raises(SurrogateError, match="one read"):
+        Iteration(drive_reads=0)
+
+
+def test_noise_of_the_injection_is_averaged_by_reading_it_more_often() -> None:
+    noisy = AnalogConfig(output_noise=OutputNoise(level=0.1, relative_to="abs"))
+    spread = {}
+    for reads in (1, 16):
+        plain = layer(states=32, limit=0.5).float()
+        x = torch.randn((64, 4), generator=seeded(9))
+        made = Equilibrium(
+            plain.recurrence,
+            to_analog(plain.injection, noisy),
+            iteration=Iteration(steps=60, averaged=40, drive_reads=reads),
+        )
+        with torch.no_grad():
+            spread[reads] = float((made(x) - plain(x)).square().mean().sqrt())
+    assert spread[16] == pytest.approx(spread[1] / 4, rel=0.15)

@@ -23,20 +23,23 @@ class Iteration:
     Attributes:
         steps: Evaluations of the recurrence; an array with noise never settles, so the number is fixed.
         averaged: The last evaluations whose mean is the answer; averaging takes read noise out.
+        drive_reads: Evaluations of the injection that are averaged. Its noise stays the same during all steps, so
+            that averaging states does nothing against it.
         backward_steps: Terms of the Neumann series of the backward pass. With a spectral bound L its error falls as
             `L**backward_steps`; 0 is the one-step gradient.
 
     Raises:
-        SurrogateError: Less than one step, or more are averaged than there are.
+        SurrogateError: Less than one step or read, or more are averaged than there are.
     """
 
     steps: int = 20
     averaged: int = 1
+    drive_reads: int = 1
     backward_steps: int = 20
 
     def __post_init__(self) -> None:
-        if not 1 <= self.averaged <= self.steps or self.backward_steps < 0:
-            raise SurrogateError(f"{self}: at least one step, and no more averaged than there are")
+        if not 1 <= self.averaged <= self.steps or self.drive_reads < 1 or self.backward_steps < 0:
+            raise SurrogateError(f"{self}: at least one step and one read, and no more averaged than there are")
 
 
 class Equilibrium(nn.Module):
@@ -44,7 +47,7 @@ class Equilibrium(nn.Module):
 
     Args:
         recurrence: W: a square linear layer without bias, digital or analog.
-        injection: U and b: maps the input to the state; evaluated once for each input.
+        injection: U and b: maps the input to the state.
         activation: phi; the bounds of this module hold where its slope never exceeds one.
         iteration: How the fixed point is sought.
     """
@@ -65,6 +68,9 @@ class Equilibrium(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Fixed points `[batch, states]` of inputs `[batch, inputs]`."""
         drive: Tensor = self.injection(x)
+        for _ in range(1, self.iteration.drive_reads):
+            drive = drive + self.injection(x)
+        drive = drive / self.iteration.drive_reads
         with torch.no_grad():
             found = self.settle(drive.detach())
         if not torch.is_grad_enabled():

@@ -1,0 +1,68 @@
+"""`labrig study`: a research study, from its question to a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from labrig.commands.interruptible import interruptible
+from labrig.extras import demand_extra
+
+if TYPE_CHECKING:
+    from labrig.studies.result import StudyResult
+
+_DEFAULT_OUTPUT = Path("studies")
+
+
+def study(
+    name: Annotated[str, typer.Argument(help="Which study: equilibrium.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and the numbers.")] = (
+        _DEFAULT_OUTPUT
+    ),
+    seeds: Annotated[int, typer.Option(help="Independent repetitions.")] = 5,
+    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    rig: Annotated[Path | None, typer.Option(help="Rig file of a chip; the simulated one without it.")] = None,
+    quick: Annotated[bool, typer.Option(help="A small run that shows that everything works.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Run a research study: its claims, the figures that decide them, and its negative controls.
+
+    Example: labrig study equilibrium --seeds 5 -o studies
+    """
+    demand_extra("study", "train", "report")
+    from labrig.events import EventBus, StepDone
+    from labrig.progress import ProgressListener
+    from labrig.studies.files import write_study
+    from labrig.studies.registry import run_study
+    from labrig.studies.running import StudySettings
+    from labrig.threads import one_thread
+
+    bus = EventBus()
+    with interruptible(), one_thread(), ProgressListener() as progress:
+        bus.subscribe(progress)
+        result = run_study(
+            name,
+            StudySettings(seeds=seeds, seed=seed, rig=rig, quick=quick),
+            lambda what, done, total: bus.publish(StepDone(f"{name}, {what}", done, total, None)),
+        )
+    files = write_study(output, result)
+    if as_json:
+        print(json.dumps(json.loads(files.json.read_text(encoding="utf-8"))))
+        return
+    print("\n".join(_lines(result)))
+    print(f"{files.html}: open it in a browser; the numbers are in {files.json.name}")
+
+
+def _lines(result: StudyResult) -> list[str]:
+    lines = [result.question]
+    if not result.trusted:
+        lines.append("A CONTROL FAILED: nothing below can be trusted.")
+    lines += [f"{one.verdict:>14}  {one.claim}: {one.figure}" for one in result.findings]
+    lines += [
+        f"{'control ok' if one.passed else 'CONTROL FAILED':>14}  {one.name}: {one.expected}; {one.figure}"
+        for one in result.controls
+    ]
+    return lines

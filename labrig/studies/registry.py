@@ -1,0 +1,36 @@
+"""The studies by name; each is loaded only when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Final, cast
+
+from labrig.studies.result import StudyResult
+from labrig.studies.running import Report, StudySettings
+from labrig_drivers.errors import ConfigError
+
+STUDIES: Final[dict[str, str]] = {
+    "equilibrium": "does a recurrence on an array bear weight errors better than the same work unrolled?",
+}
+"""What each asks, by its name; the module of the same name has a function `run`."""
+
+
+def run_study(name: str, settings: StudySettings, report: Report) -> StudyResult:
+    """Runs a study.
+
+    Args:
+        name: One of `STUDIES`.
+        settings: How.
+        report: Progress.
+
+    Raises:
+        ConfigError: There is no such study, or less than one seed.
+        LabrigError: The rig failed.
+    """
+    if name not in STUDIES:
+        raise ConfigError(f"no study named {name!r}; there are {', '.join(STUDIES)}")
+    if settings.seeds < 1:
+        raise ConfigError(f"{settings.seeds} seeds are no repetitions: give at least 1, and 2 for an interval")
+    run = cast(Callable[[StudySettings, Report], StudyResult], import_module(f"labrig.studies.{name}").run)
+    return run(settings, report)

@@ -1,0 +1,79 @@
+"""What every study is given, and what it says of its conditions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from labrig.recording.header import checkout_commit
+from labrig.studies.result import Control, Finding, Plot, StudyResult, Table
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """How a study is run.
+
+    Attributes:
+        seeds: Independent repetitions, each with a chip, weights and draws of its own.
+        seed: The first of them.
+        rig: A rig file; None for the simulated chip.
+        quick: Whether a much smaller study is enough, which shows that everything works and decides nothing.
+    """
+
+    seeds: int = 5
+    seed: int = 0
+    rig: Path | None = None
+    quick: bool = False
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds of the repetitions."""
+        return range(self.seed, self.seed + self.seeds)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the parts of a study bring together; see `StudyResult`."""
+
+    findings: tuple[Finding, ...]
+    controls: tuple[Control, ...]
+    tables: tuple[Table, ...]
+    plots: tuple[Plot, ...]
+    conditions: Mapping[str, str]
+
+
+def finished(name: str, question: str, settings: StudySettings, found: Found, started_s: float) -> StudyResult:
+    """A result with the conditions that all studies share.
+
+    Args:
+        name: Of the command.
+        question: What it asks.
+        settings: How it was run.
+        found: What it found.
+        started_s: Monotonic clock in s at its beginning.
+    """
+    shared = {
+        "seeds": f"{settings.seeds}, from {settings.seed}",
+        "size": "quick: shows that everything works, decides nothing" if settings.quick else "full",
+        "labrig": version("labrig"),
+        "commit": checkout_commit() or "unknown",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, CPU",
+    }
+    return StudyResult(
+        name=name,
+        question=question,
+        findings=found.findings,
+        controls=found.controls,
+        tables=found.tables,
+        plots=found.plots,
+        conditions={**found.conditions, **shared},
+        seconds=time.monotonic() - started_s,
+    )

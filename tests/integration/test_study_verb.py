@@ -1,0 +1,40 @@
+"""`labrig study` from the command line, with the smallest study there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from labrig.cli import app
+from labrig.commands.study import study
+from labrig.studies.registry import STUDIES, run_study
+from labrig.studies.running import StudySettings
+from labrig_drivers.errors import ConfigError
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    del what, done, total
+
+
+def test_a_study_leaves_a_page_and_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study("equilibrium", output=tmp_path / "out", seeds=1, seed=0, rig=None, quick=True, as_json=False)
+    printed = capsys.readouterr().out
+    assert "control ok" in printed
+    assert "undecided" in printed  # one seed decides nothing
+    stored = json.loads((tmp_path / "out" / "equilibrium.json").read_text())
+    assert stored["trusted"] is True
+    assert stored["conditions"]["size"].startswith("quick")
+    page = (tmp_path / "out" / "equilibrium.html").read_text()
+    assert "96 %" in page
+
+
+def test_what_is_no_study_is_refused() -> None:
+    with pytest.raises(ConfigError, match="there are equilibrium"):
+        run_study("levitation", StudySettings(), quiet)
+    with pytest.raises(ConfigError, match="0 seeds"):
+        run_study("equilibrium", StudySettings(seeds=0), quiet)
+    command = typer.main.get_command(app).commands["study"]  # type: ignore[attr-defined]
+    assert all(name in command.params[0].help for name in STUDIES)
