@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
-from labrig_surrogates.analog_effects import OutputEffect, WeightEffect
+from labrig_surrogates.analog_effects import CellEffect, OutputEffect, WeightEffect
 from labrig_surrogates.converters import Nonlinearity
 from labrig_surrogates.effect_settings import (
     Adc,
@@ -40,7 +40,7 @@ class AnalogConfig:
         weight_quantization: Levels of the weights.
         weight_noise: Error of each cell, shared by a batch.
         spread: Learnable spread of the weights.
-        weight_effects: Further effects on the programmed weights, in this order.
+        weight_effects: Further effects on the programmed weights and their cells, in this order.
         read_noise: Noise of each cell, fresh for every vector.
         output_effects: Further effects on the outputs, in this order, after `read_noise`.
         saturation: Integrators.
@@ -62,7 +62,7 @@ class AnalogConfig:
     weight_quantization: WeightQuantization | None = None
     weight_noise: WeightNoise | None = None
     spread: WeightSpread | None = None
-    weight_effects: tuple[WeightEffect, ...] = ()
+    weight_effects: tuple[WeightEffect | CellEffect, ...] = ()
     read_noise: ReadNoise | None = None
     output_effects: tuple[OutputEffect, ...] = ()
     saturation: Saturation | None = None
@@ -110,6 +110,9 @@ class AnalogConfig:
             yield "saturation.limit_products counts products, which needs a dac for the input range"
         if self.output_noise is not None and self.output_noise.relative_to == "products":
             yield "output_noise.relative_to='products' needs a dac for the input range"
+        for effect in self.output_effects:
+            if getattr(effect, "needs_dac", False):
+                yield f"output_effects: {type(effect).__name__} needs a dac, which says what inputs are"
 
     def _slices(self) -> Iterator[str]:
         quantization, noise, adc, output = self.weight_quantization, self.weight_noise, self.adc, self.output_noise
@@ -169,6 +172,8 @@ EFFECTS = (
 def composed_only(config: AnalogConfig) -> list[str]:
     """The settings of a config that only the composed path serves, by name; empty where the fused path serves all."""
     reasons = [name for name in ("read_noise", "output_effects", "saturation") if getattr(config, name)]
+    if any(getattr(effect, "fresh_for_each_vector", False) for effect in config.weight_effects):
+        reasons.append("weight_effects with noise for each vector")
     dac, adc, quantization = config.dac, config.adc, config.weight_quantization
     if dac is not None:
         reasons += [name for name, on in _converter_extras("dac", dac.rounding, dac.range, dac.nonlinearity) if on]

@@ -1,4 +1,4 @@
-"""How the weights of one layer lie on arrays, and whether the tables of its converters fit."""
+"""How the weights of one layer lie on arrays, and whether the tables of its converters and amplifiers fit."""
 
 from __future__ import annotations
 
@@ -34,8 +34,12 @@ def channel_blocks(tile_map: TileMap, shape: Sequence[int]) -> tuple[Block, ...]
 
 
 def table_faults(shape: Sequence[int], groups: int, config: AnalogConfig) -> list[str]:
-    """What is wrong with the tables of the converters' nonlinearity, one text each."""
+    """What is wrong with the tables of the converters and amplifiers, one text each."""
     faults = []
+    for effect in config.output_effects:
+        columns = getattr(effect, "columns", 1)
+        if columns not in {1, shape[0]}:
+            faults.append(f"output_effects: {type(effect).__name__} has curves for {columns} of {shape[0]} outputs")
     sizes = (("dac", config.dac, shape[1] * groups), ("adc", config.adc, shape[0]))
     for kind, converter, count in sizes:
         table = () if converter is None or converter.nonlinearity is None else converter.nonlinearity.table_lsb

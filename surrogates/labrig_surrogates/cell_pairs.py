@@ -1,4 +1,7 @@
-"""Signed weights as the conductances of their cells, and back, for effects that act on single cells."""
+"""Signed weights as the levels of their cells, and back, for effects that act on single cells.
+
+A level is a conductance relative to what can be programmed: 0 is the lowest, 1 the highest, noise may lead beyond.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from labrig_surrogates.tilemap import ArrayGeometry, Scheme
+from labrig_surrogates.tilemap import ArrayGeometry, Scheme, cell_levels
 
 
 @dataclass(frozen=True)
@@ -16,17 +19,20 @@ class WeightCells:
     """The cells of a weight matrix.
 
     Attributes:
-        of_weights: Cells in S that a weight adds to, of the shape of the weights.
-        of_references: Cells in S that are subtracted: of the same shape for `differential_pair`; for `offset_column`
-            one for each input and block of outputs, `[blocks, inputs, ...]`.
-        outputs_per_block: Outputs that share a reference; 1 for `differential_pair`.
-        weight_per_s: Weight of one siemens of difference, broadcast against the weights.
+        of_weights: Levels of the cells that weights add to, of the shape of the weights.
+        of_references: Levels of the cells that are subtracted: of the same shape for `differential_pair`; for
+            `offset_column` one for each input of each reference column, `[references, inputs, ...]`.
+        reference_of: Number of the reference column of each output, `[outputs]`; None where each cell has its own.
+        weight_per_level: Weight of one level of difference, a number or one for each output.
+        read_variance: Of a reading of `of_weights` and of `of_references`, in squares of levels and of their shapes,
+            fresh for every input vector; None without.
     """
 
     of_weights: Tensor
     of_references: Tensor
-    outputs_per_block: int
-    weight_per_s: Tensor
+    reference_of: Tensor | None
+    weight_per_level: Tensor
+    read_variance: tuple[Tensor, Tensor] | None = None
 
     def changed(self, change: Callable[[str, Tensor], Tensor]) -> WeightCells:
         """The same weights after something happened to the cells, which are handed out with a name of their own."""
@@ -36,32 +42,57 @@ class WeightCells:
             of_references=change("references", self.of_references),
         )
 
+    def for_each_weight(self, of_references: Tensor) -> Tensor:
+        """Values of references, made to stand beside the weights."""
+        return of_references if self.reference_of is None else of_references.index_select(0, self.reference_of)
+
     def weights(self) -> Tensor:
         """What the cells stand for."""
-        references = self.of_references
-        if references.shape != self.of_weights.shape:
-            references = references.repeat_interleave(self.outputs_per_block, dim=0)[: self.of_weights.shape[0]]
-        return (self.of_weights - references) * self.weight_per_s
+        return (self.of_weights - self.for_each_weight(self.of_references)) * self.weight_per_level
+
+    def moved_to(self, weights: Tensor) -> WeightCells:
+        """Cells that stand for other weights: both of a pair go half of the way, a shared reference stays."""
+        away = (weights - self.weights()) / self.weight_per_level
+        if self.reference_of is not None:
+            return replace(self, of_weights=self.of_weights + away)
+        return replace(self, of_weights=self.of_weights + 0.5 * away, of_references=self.of_references - 0.5 * away)
+
+    def with_read_variance(self, of_weights: Tensor, of_references: Tensor) -> WeightCells:
+        """The same cells with noise of reading, on top of what they have."""
+        if self.read_variance is not None:
+            of_weights, of_references = self.read_variance[0] + of_weights, self.read_variance[1] + of_references
+        return replace(self, read_variance=(of_weights, of_references))
+
+    def cut(self, part: Callable[[Tensor], Tensor]) -> WeightCells:
+        """Some inputs of all outputs; `part` takes them from a tensor `[any, inputs, ...]`."""
+        variance = self.read_variance
+        return replace(
+            self,
+            of_weights=part(self.of_weights),
+            of_references=part(self.of_references),
+            read_variance=None if variance is None else (part(variance[0]), part(variance[1])),
+        )
 
 
 def weight_cells(
-    weights: Tensor, limit: Tensor, scheme: Scheme, geometry: ArrayGeometry | None, low_s: float, high_s: float
+    weights: Tensor, limit: Tensor, scheme: Scheme, geometry: ArrayGeometry | None, groups: int = 1
 ) -> WeightCells:
-    """Target conductances of weights, as `TileMap` lays them out; weights beyond the limit are clipped.
+    """Target levels of weights, as `TileMap` lays them out; weights beyond the limit are clipped.
 
     Args:
         weights: `[outputs, inputs, ...]`.
         limit: Weight that the whole range of conductances stands for, one or one for each output.
         scheme: How a weight lies on cells.
-        geometry: The arrays, which say how many outputs share a reference column; None is one array.
-        low_s: Lowest conductance in S.
-        high_s: Highest conductance in S.
+        geometry: The arrays, which say how many outputs share a reference column; None is one array for each group.
+        groups: Groups of outputs, each on arrays of its own.
     """
-    relative, span_s = torch.clamp(weights / limit, -1.0, 1.0), high_s - low_s
+    own, reference = cell_levels(torch.clamp(weights / limit, -1.0, 1.0), scheme)
     if scheme == "differential_pair":
-        plus, minus = (low_s + span_s * torch.clamp(sign * relative, min=0.0) for sign in (1.0, -1.0))
-        return WeightCells(plus, minus, 1, limit / span_s)
-    per_block = weights.shape[0] if geometry is None else min(geometry.outputs_of(scheme), weights.shape[0])
-    blocks = -(-weights.shape[0] // per_block)
-    middle = torch.full_like(weights[:1], low_s + 0.5 * span_s).expand(blocks, *weights.shape[1:])
-    return WeightCells(low_s + 0.5 * span_s * (1.0 + relative), middle, per_block, 2.0 * limit / span_s)
+        return WeightCells(own, reference, None, limit)
+    outputs = weights.shape[0] // groups
+    per_block = outputs if geometry is None else min(geometry.outputs_of(scheme), outputs)
+    blocks = -(-outputs // per_block)
+    within = torch.arange(outputs, device=weights.device) // per_block
+    first = blocks * torch.arange(groups, device=weights.device)
+    references = reference.expand(groups * blocks, *reference.shape[1:])
+    return WeightCells(own, references, (first[:, None] + within).flatten(), 2.0 * limit)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from labrig_surrogates.analog_config import AnalogConfig
+from labrig_surrogates.analog_effects import Carry
+from labrig_surrogates.cell_pairs import WeightCells
 from labrig_surrogates.draws import Draw, TensorDraw
 from labrig_surrogates.effect_settings import WeightNoise
 from labrig_surrogates.passes import Number, applied, clipped, inside_pass, largest_number, number
@@ -28,6 +30,7 @@ class ArrayWeights(NamedTuple):
         backward: Codes that the backward pass uses for the inputs' gradient; None: `codes`.
         factor: What the outputs of these cells count, a power of two where they hold a slice of the bits.
         sliced: Whether they hold a slice of the bits.
+        cells: The cells before weight noise, where an effect has acted on cells.
     """
 
     source: Tensor
@@ -38,6 +41,7 @@ class ArrayWeights(NamedTuple):
     backward: Tensor | None = None
     factor: float = 1.0
     sliced: bool = False
+    cells: WeightCells | None = None
 
     def gradient(self, grad: Tensor) -> Tensor:
         """Gradient of `source` from that of the weights in the arrays, in their own unit; may use its memory."""
@@ -81,6 +85,7 @@ class WeightState(NamedTuple):
         fresh: Normal numbers of a shape, new at every call; None switches noise off.
         kept: Normal numbers that stay until the next `new_write`, by name.
         of_chip: Normal numbers that stay until the next `new_chip`, by name.
+        carried: States that go on with the age until the next `new_write`, by name.
         age_s: Time in s since the weights were programmed.
         groups: Groups of a convolution.
     """
@@ -92,6 +97,7 @@ class WeightState(NamedTuple):
     fresh: Callable[[Sequence[int]], Draw] | None
     kept: Callable[[str, Sequence[int]], Tensor]
     of_chip: Callable[[str, Sequence[int]], Tensor]
+    carried: Carry
     age_s: float = 0.0
     groups: int = 1
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from labrig_surrogates.analog_config import AnalogConfig
-from labrig_surrogates.analog_effects import ProgrammedWeights
+from labrig_surrogates.analog_effects import ProgrammedWeights, affected_weights
 from labrig_surrogates.bit_slicing import slice_weights, slices_of
 from labrig_surrogates.cells import ArrayWeights, WeightState, noise_draw, noise_sigma
 from labrig_surrogates.draws import Draw
@@ -26,19 +26,18 @@ def composed_cells(weight: Tensor, config: AnalogConfig, state: WeightState, lim
     clean = values
     if state.log_spread is not None and state.fresh is not None:
         values = values + torch.exp(state.log_spread) * state.fresh(values.shape).tensor()
+    cells = None
     if config.weight_effects:
-        known = _known(values, config, state, limit)
-        for effect in config.weight_effects:
-            values = effect.on_weights(values, known)
+        values, cells = affected_weights(values, config.weight_effects, _known(values, config, state, limit))
     if noise is None:
-        return [ArrayWeights(values, values, 1.0, limit)]
+        return [ArrayWeights(values, values, 1.0, limit, cells=cells)]
     noisy = _noisy(values, clean, noise, noise_draw(noise, values.shape, state), limit)
     other = None
     if config.backward.weights == "clean":
         other = clean.detach()
     elif config.backward.weights == "fresh" and state.fresh is not None:
         other = _noisy(clean, clean, noise, state.fresh(clean.shape), limit).detach()
-    return [ArrayWeights(noisy, noisy, 1.0, limit, None, other)]
+    return [ArrayWeights(noisy, noisy, 1.0, limit, None, other, cells=cells)]
 
 
 def _quantised(values: Tensor, config: AnalogConfig, state: WeightState, limit: Number) -> Tensor:
@@ -106,6 +105,7 @@ def _known(values: Tensor, config: AnalogConfig, state: WeightState, limit: Numb
         fresh=fresh,
         kept=kept,
         of_chip=state.of_chip,
+        carried=state.carried,
         age_s=state.age_s,
         quiet=state.fresh is None,
         groups=state.groups,

@@ -15,10 +15,12 @@ from torch import Tensor
 from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.analog_effects import TileOutput
 from labrig_surrogates.bit_slicing import slice_weights, slices_of
+from labrig_surrogates.cell_pairs import WeightCells, weight_cells
 from labrig_surrogates.cells import ArrayWeights, own_unit
 from labrig_surrogates.converters import saturate
 from labrig_surrogates.draws import Draw
 from labrig_surrogates.effect_settings import Adc, Dac
+from labrig_surrogates.line_noise import difference_noise
 from labrig_surrogates.passes import Number
 from labrig_surrogates.products import Block, Product, multiply
 from labrig_surrogates.quantization import quantize, quantize_learned, wide
@@ -36,6 +38,8 @@ class TileState:
         output_std: Standard deviation of each tile's clean outputs, `[tiles, 1]`, where output noise needs it.
         normal: Normal numbers of a shape, new at every call; None switches noise off.
         uniform: Uniform numbers of a shape, new at every call; None rounds to the nearest.
+        of_chip: Normal numbers of a shape that stay until the next `new_chip`, by name.
+        poisson: Poisson numbers with these means, new at every call.
     """
 
     input_max: Tensor | None
@@ -45,6 +49,8 @@ class TileState:
     output_std: Tensor | None
     normal: Callable[[Sequence[int]], Draw] | None
     uniform: Callable[[Sequence[int]], Draw] | None
+    of_chip: Callable[[str, Sequence[int]], Tensor]
+    poisson: Callable[[Tensor], Tensor]
 
 
 def full_scale(adc: Adc, state: TileState, tile: int, limit: Number) -> Number:
@@ -157,8 +163,10 @@ class _Tile:
         outputs = wide(multiply(product, x, weights, backward))
         if config.read_noise is not None and self.state.normal is not None:
             outputs = outputs + self._read_noise(x, weights, cells.limit, outputs.shape)
+        if cells.cells is not None and cells.cells.read_variance is not None and self.state.normal is not None:
+            outputs = outputs + self._cell_noise(x, cells.cells, outputs.shape, self.state.normal)
         for effect in config.output_effects:
-            outputs = effect.on_outputs(outputs, self._known(x, weights, cells.limit))
+            outputs = effect.on_outputs(outputs, self._known(x, weights, cells))
         limit = cells.limit if isinstance(cells.limit, int | float) else product.columns(cells.limit)
         if config.saturation is not None and self.input_max is not None:
             bound = torch.as_tensor(config.saturation.limit_products * limit * self.input_max).to(outputs)
@@ -185,6 +193,23 @@ class _Tile:
             sigma = 1.0
         spread = torch.sqrt(torch.clamp(wide(power), min=torch.finfo(torch.float32).tiny))
         return sigma * spread * self.state.normal(shape).tensor()
+
+    def _cell_noise(
+        self, x: Tensor, cells: WeightCells, shape: Sequence[int], normal: Callable[[Sequence[int]], Draw]
+    ) -> Tensor:
+        """Noise of reading the cells of this tile, in the closed form of `ReadNoise`."""
+        part = cells.cut(self._part)
+        assert part.read_variance is not None
+        square = x.square()
+        own, reference = (wide(self.product.plain(square, one)) for one in part.read_variance)
+        noise = difference_noise(
+            own, reference, cells.reference_of, lambda size: normal(size).tensor(), self.product.channel_axis
+        )
+        per_level = torch.as_tensor(cells.weight_per_level).to(noise)
+        return noise.view(tuple(shape)) * self.product.columns(per_level)
+
+    def _part(self, values: Tensor) -> Tensor:
+        return self.product.weights(values, self.block, self.blocks)
 
     def _output_sigma(self, limit: Number) -> Number:
         noise = self.config.output_noise
@@ -225,9 +250,30 @@ class _Tile:
         learned = self.product.columns(self.state.output_step[self.tile])
         return quantize_learned(outputs, learned, -adc.highest, adc.highest, features, uniform)
 
-    def _known(self, x: Tensor, weights: Tensor, limit: Number) -> TileOutput:
-        def fresh(shape: Sequence[int]) -> Tensor:
-            return x.new_zeros(tuple(shape)) if self.state.normal is None else self.state.normal(shape).tensor()
+    def _known(self, x: Tensor, weights: Tensor, array: ArrayWeights) -> TileOutput:
+        state, config, product = self.state, self.config, self.product
+        top = torch.as_tensor(array.limit).to(weights)
 
-        top = torch.as_tensor(limit).to(weights)
-        return TileOutput(x, weights, top, self.input_max, self.product.plain, fresh)
+        def fresh(shape: Sequence[int]) -> Tensor:
+            return x.new_zeros(tuple(shape)) if state.normal is None else state.normal(shape).tensor()
+
+        def of_chip(name: str, shape: Sequence[int]) -> Tensor:
+            return state.of_chip(f"{name} of tile {self.tile}", shape)
+
+        def cells() -> WeightCells:
+            if array.cells is not None:
+                return array.cells.cut(self._part).moved_to(weights)
+            return weight_cells(weights, top, config.mapping.scheme, config.geometry, product.groups)
+
+        return TileOutput(
+            inputs=x,
+            weights=weights,
+            limit=top,
+            input_max=self.input_max,
+            multiply=product.plain,
+            fresh=fresh,
+            of_chip=of_chip,
+            counts=(lambda means: means) if state.normal is None else state.poisson,
+            cells=cells,
+            axis=product.channel_axis,
+        )

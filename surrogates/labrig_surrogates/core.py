@@ -35,6 +35,7 @@ from labrig_surrogates.programming import (
 )
 from labrig_surrogates.quantization import wide
 from labrig_surrogates.range_start import RANGES, first_parameters, first_ranges, range_faults
+from labrig_surrogates.write_memory import WriteMemory
 
 Drawer = Callable[[Sequence[int]], Draw]
 
@@ -88,9 +89,7 @@ class AnalogCore(nn.Module):
         self.stream = DrawStream(config.draws.source, config.draws.pool_size, seed=seed, stream=stream)
         self.tile_map = tile_map_of(self.shape, product.groups, config)
         self._blocks = channel_blocks(self.tile_map, self.shape)
-        self._kept: dict[str, Tensor] = {}
-        self._of_chip: dict[str, Tensor] = {}
-        self._age_s = 0.0
+        self._memory = WriteMemory(self.stream)
         self._output_factor: Tensor | None = None
         self._programmed: list[StoredWeights] | None = None
         if faults := table_faults(self.shape, product.groups, config):
@@ -223,9 +222,10 @@ class AnalogCore(nn.Module):
             log_spread=self.log_spread,
             uniform=uniform,
             fresh=normal,
-            kept=self._keep(weight, self._kept),
-            of_chip=self._keep(weight, self._of_chip),
-            age_s=self._age_s,
+            kept=self._memory.of_write(weight),
+            of_chip=self._memory.of_chip(weight),
+            carried=self._memory.carried,
+            age_s=self._memory.age_s,
             groups=self.product.groups,
         )
 
@@ -240,8 +240,8 @@ class AnalogCore(nn.Module):
     @torch.no_grad()
     def new_write(self, weight: Tensor) -> None:
         """Draws the errors of programming anew; a programmed core is programmed again with these weights."""
-        self._kept.clear()
-        self._age_s, self._output_factor = 0.0, None
+        self._memory.forget_write()
+        self._output_factor = None
         programmed = self._programmed is not None
         self._programmed = None
         noise = self.config.weight_noise
@@ -253,7 +253,7 @@ class AnalogCore(nn.Module):
     @torch.no_grad()
     def new_chip(self, weight: Tensor) -> None:
         """Draws anew what belongs to the chip whatever is written on it, such as stuck cells, and the next write."""
-        self._of_chip.clear()
+        self._memory.forget_chip()
         self.new_write(weight)
 
     @torch.no_grad()
@@ -261,9 +261,11 @@ class AnalogCore(nn.Module):
         """Lets the cells be as old as that since they were programmed; the errors of programming stay what they are."""
         if not age_s >= 0.0:
             raise SurrogateError(f"layer {self.name!r}: an age of {age_s} s lies before programming")
-        self._age_s = age_s
+        self._memory.age_s = age_s
         if self._programmed is not None:
             self.program(weight)
+        elif any(getattr(effect, "carries_state", False) for effect in self.config.weight_effects):
+            self.realise(weight)  # moves what goes on with the age, so that nothing has to in a compiled region
 
     def set_output_factor(self, factor: Tensor | None) -> None:
         """Multiplies all outputs, after their conversion and before the bias, until the next write; None: not."""
@@ -310,11 +312,12 @@ class AnalogCore(nn.Module):
         return outputs.to(torch.get_autocast_dtype(x.device.type)) if _autocast(x) else outputs
 
     def _composed(self, x: Tensor, weights: list[ArrayWeights], bias: Tensor | None) -> Tensor:
-        state = self._tile_state(*self._draws(x))
+        state = self._tile_state(x, *self._draws(x))
         outputs = composed_outputs(x, weights, self._blocks, self.product, self.config, state)
         return outputs if bias is None else outputs + self.product.columns(bias)
 
-    def _tile_state(self, uniform: Drawer | None, normal: Drawer | None) -> TileState:
+    def _tile_state(self, like: Tensor, uniform: Drawer | None, normal: Drawer | None) -> TileState:
+        values = wide(like.detach())
         return TileState(
             input_max=self.input_max,
             input_step=self.input_step,
@@ -323,6 +326,8 @@ class AnalogCore(nn.Module):
             output_std=self.output_std,
             normal=normal,
             uniform=uniform,
+            of_chip=self._memory.of_chip(values),
+            poisson=self.stream.poisson,
         )
 
     @torch.no_grad()
@@ -331,7 +336,7 @@ class AnalogCore(nn.Module):
         clean = self.config.without(*(effect for effect in EFFECTS if effect not in {"dac", "weight_quantization"}))
         quiet = replace(clean, backward=BackwardPass(), path="auto")
         weights = array_weights(weight, quiet, self._quiet_state(weight))
-        yield from tile_outputs(x, weights, self._blocks, self.product, quiet, self._tile_state(None, None))
+        yield from tile_outputs(x, weights, self._blocks, self.product, quiet, self._tile_state(x, None, None))
 
     def _fused(self, x: Tensor, weights: ArrayWeights, bias: Tensor | None) -> Tensor:
         config, product, tiles = self.config, self.product, self.tiles_of_an_output
@@ -373,16 +378,6 @@ class AnalogCore(nn.Module):
             return None, None
         values = wide(like.detach())
         return (lambda shape: self.stream.uniform(shape, values)), (lambda shape: self.stream.normal(shape, values))
-
-    def _keep(self, like: Tensor, where: dict[str, Tensor]) -> Callable[[str, Sequence[int]], Tensor]:
-        def kept(name: str, shape: Sequence[int]) -> Tensor:
-            values = wide(like.detach())
-            found = where.get(name)
-            if found is None or found.shape != tuple(shape):
-                found = where[name] = self.stream.normal(shape, values).tensor()
-            return found.to(values)
-
-        return kept
 
 
 def _autocast(x: Tensor) -> bool:

@@ -9,6 +9,7 @@ window. Inside a region compiled by `torch.compile` the same draws come from two
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Literal
 
@@ -178,6 +179,12 @@ class DrawStream:
         """Uniform numbers in `[0, 1)`, of the type and on the device of `like`."""
         return self._draw("uniform", shape, like)
 
+    def poisson(self, means: Tensor) -> Tensor:
+        """Poisson numbers with these means, each drawn; the gradient of the means passes."""
+        draw = _poisson if torch.compiler.is_compiling() else _poisson_numbers
+        counted = draw(self._position, self._generator_state, means.detach())
+        return means + (counted - means).detach()
+
     def _draw(self, law: Law, shape: Sequence[int], like: Tensor) -> Draw:
         if self.source == "exact":
             draw = _exact if torch.compiler.is_compiling() else _exact_numbers
@@ -206,18 +213,29 @@ def _pooled_draw(position: Tensor, law: str, shape: Sequence[int], pool_size: in
     return PooledDraw(make(pool_size, seed, like.dtype, like.device), key, shape, signed=signed)
 
 
+@contextmanager
+def _generator_of(position: Tensor, generator_state: Tensor, device: torch.device) -> Iterator[torch.Generator]:
+    """A generator for one draw."""
+    generator = torch.Generator(device)
+    if device.type != "cpu":
+        generator.manual_seed(_next_key(position)[1] >> 1)
+        yield generator
+        return
+    # One sequence that goes on: the generator of the CPU has only 2**32 beginnings, too few for one each draw.
+    generator.set_state(generator_state)
+    yield generator
+    generator_state.copy_(generator.get_state())
+
+
 def _exact_numbers(position: Tensor, generator_state: Tensor, law: str, shape: Sequence[int], like: Tensor) -> Tensor:
     make = torch.randn if law == "normal" else torch.rand
-    generator = torch.Generator(like.device)
-    if like.device.type == "cpu":
-        # One sequence that goes on: the generator of the CPU has only 2**32 beginnings, too few for one each draw.
-        generator.set_state(generator_state)
-    else:
-        generator.manual_seed(_next_key(position)[1] >> 1)
-    numbers = make(tuple(shape), generator=generator, dtype=like.dtype, device=like.device)
-    if like.device.type == "cpu":
-        generator_state.copy_(generator.get_state())
-    return numbers
+    with _generator_of(position, generator_state, like.device) as generator:
+        return make(tuple(shape), generator=generator, dtype=like.dtype, device=like.device)
+
+
+def _poisson_numbers(position: Tensor, generator_state: Tensor, means: Tensor) -> Tensor:
+    with _generator_of(position, generator_state, means.device) as generator:
+        return torch.poisson(means, generator=generator)
 
 
 @torch.library.custom_op("labrig_surrogates::pooled_draw", mutates_args=("position",))
@@ -230,10 +248,21 @@ def _exact(position: Tensor, generator_state: Tensor, law: str, shape: list[int]
     return _exact_numbers(position, generator_state, law, shape, like)
 
 
+@torch.library.custom_op("labrig_surrogates::poisson_draw", mutates_args=("position", "generator_state"))
+def _poisson(position: Tensor, generator_state: Tensor, means: Tensor) -> Tensor:
+    return _poisson_numbers(position, generator_state, means)
+
+
 @_pooled.register_fake
 def _(position: Tensor, law: str, shape: list[int], pool_size: int, like: Tensor) -> Tensor:
     del position, law, pool_size
     return like.new_empty(shape)
+
+
+@_poisson.register_fake
+def _(position: Tensor, generator_state: Tensor, means: Tensor) -> Tensor:
+    del position, generator_state
+    return torch.empty_like(means)
 
 
 @_exact.register_fake

@@ -47,16 +47,7 @@ class MonotoneSpline(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Values of the curve at `x`, in the dtype of `x`."""
-        wide = x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
-        inside = torch.clamp(wide, self.knots[0], self.knots[-1])
-        piece = self._piece(torch.bucketize(inside.detach().contiguous(), self.knots[1:-1].contiguous()))
-        value = piece.value((inside - piece.start) / piece.span)
-        if self.extrapolation == "linear":
-            beyond = wide - inside
-            value = (
-                value + self.slopes[0] * torch.clamp(beyond, max=0.0) + self.slopes[-1] * torch.clamp(beyond, min=0.0)
-            )
-        return value.to(x.dtype)
+        return spline_at(x, self.knots, self.values[None], self.slopes[None], self.extrapolation)
 
     def inverse(self, y: Tensor) -> Tensor:
         """Where the curve has the values `y`; its gradient is one over the slope (first derivatives only).
@@ -77,7 +68,7 @@ class MonotoneSpline(nn.Module):
             torch.clamp(wide, self.values[-1], self.values[0]),
         )
         index = torch.bucketize((sign * inside).detach().contiguous(), (sign * self.values)[1:-1].contiguous())
-        piece = self._piece(index)
+        piece = _pieces(self.knots, self.values[None], self.slopes[None], index)
         start = _solve(piece, inside.detach(), sign)
         slope = piece.slope(start)
         inner = piece.start + piece.span * start + (inside - piece.value(start)) * _reciprocal(slope)
@@ -87,15 +78,50 @@ class MonotoneSpline(nn.Module):
         ends = torch.where(below, self.slopes[0], self.slopes[-1])
         return (inner + (wide - inside) * _reciprocal(ends)).to(y.dtype)
 
-    def _piece(self, index: Tensor) -> _Piece:
-        length = torch.diff(self.knots)
-        secant = torch.diff(self.values) / length
-        left, right = self.slopes[:-1], self.slopes[1:]
-        square, cube = 3.0 * secant - 2.0 * left - right, left + right - 2.0 * secant
-        tables = (self.knots[:-1], length, self.values[:-1], left, square, cube)
-        # Several times faster than indexing with a tensor of many dimensions.
-        flat = index.flatten()
-        return _Piece(*(table.index_select(0, flat).reshape(index.shape) for table in tables))
+
+def spline_at(
+    x: Tensor,
+    knots: Tensor,
+    values: Tensor,
+    slopes: Tensor,
+    extrapolation: Extrapolation,
+    row: Tensor | None = None,
+) -> Tensor:
+    """Values of one or several curves with the same knots, in the dtype of `x`.
+
+    Args:
+        x: Where, any shape.
+        knots: Points, strictly rising, `[points]`.
+        values: Of every curve at the points, `[curves, points]`.
+        slopes: Likewise, from `pchip_slopes`.
+        extrapolation: What happens beyond the ends.
+        row: Which curve, whole numbers broadcast against `x`; None: the first.
+    """
+    wide = x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
+    inside = torch.clamp(wide, knots[0], knots[-1])
+    piece = _pieces(knots, values, slopes, torch.bucketize(inside.detach().contiguous(), knots[1:-1].contiguous()), row)
+    value = piece.value((inside - piece.start) / piece.span)
+    if extrapolation == "linear":
+        beyond = wide - inside
+        first, last = ((end[0] if row is None else end[row]) for end in (slopes[:, 0], slopes[:, -1]))
+        value = value + first * torch.clamp(beyond, max=0.0) + last * torch.clamp(beyond, min=0.0)
+    return value.to(x.dtype)
+
+
+def _pieces(knots: Tensor, values: Tensor, slopes: Tensor, index: Tensor, row: Tensor | None = None) -> _Piece:
+    """The cubics of intervals by number, of one curve or of each one's own."""
+    length = torch.diff(knots)
+    secant = torch.diff(values) / length
+    left, right = slopes[:, :-1], slopes[:, 1:]
+    square, cube = 3.0 * secant - 2.0 * left - right, left + right - 2.0 * secant
+    # Several times faster than indexing with a tensor of many dimensions.
+    flat = index.flatten()
+    own = flat if row is None else (index + row * length.numel()).flatten()
+    by_knot = [table.index_select(0, flat).reshape(index.shape) for table in (knots[:-1], length)]
+    by_curve = [
+        table.flatten().index_select(0, own).reshape(index.shape) for table in (values[:, :-1], left, square, cube)
+    ]
+    return _Piece(*by_knot, *by_curve)
 
 
 class _Piece(NamedTuple):

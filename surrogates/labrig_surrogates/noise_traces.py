@@ -49,18 +49,34 @@ class Flicker:
         ratio = (high_hz / low_hz) ** (1.0 / (count - 1))
         return cls(sigma, tuple(1.0 / (2.0 * math.pi * low_hz * ratio**number) for number in range(count)))
 
+    @property
+    def label(self) -> str:
+        """What tells it from other traces of one cell."""
+        return f"1/f {self.sigma} from {self.times_s[0]} to {self.times_s[-1]} s"
+
     def start(self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A state in equilibrium, `[processes, *shape]`."""
-        numbers = torch.randn((len(self.times_s), *shape), generator=generator, dtype=dtype)
-        return numbers * (self.sigma / math.sqrt(len(self.times_s)))
+        """A state in equilibrium, `[processes, *shape]`, on the device of the generator."""
+        return self.begin(_normal(self.numbers(shape), generator, dtype))
 
     def step(self, state: Tensor, step_s: float, generator: torch.Generator) -> Tensor:
         """The state so much later."""
-        times_s = torch.tensor(self.times_s, dtype=state.dtype).reshape(-1, *[1] * (state.dim() - 1))
-        keep = torch.exp(-step_s / times_s)
-        fresh = torch.randn(state.shape, generator=generator, dtype=state.dtype)
+        return self.go_on(state, step_s, _normal(tuple(state.shape), generator, state.dtype))
+
+    def numbers(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the normal numbers that `begin` and `go_on` take for noise of a shape."""
+        return (len(self.times_s), *shape)
+
+    def begin(self, numbers: Tensor) -> Tensor:
+        """A state in equilibrium, made of standard normal numbers."""
+        return numbers * (self.sigma / math.sqrt(len(self.times_s)))
+
+    def go_on(self, state: Tensor, step_s: float, numbers: Tensor) -> Tensor:
+        """The state so much later, made with standard normal numbers."""
+        times_s = torch.tensor(self.times_s, dtype=state.dtype, device=state.device)
+        times_s = times_s.reshape(-1, *[1] * (state.dim() - 1))
         each = self.sigma / math.sqrt(len(self.times_s))
-        return state * keep + each * torch.sqrt(-torch.expm1(-2.0 * step_s / times_s)) * fresh
+        fresh = each * torch.sqrt(-torch.expm1(-2.0 * step_s / times_s)) * numbers
+        return state * torch.exp(-step_s / times_s) + fresh
 
     @staticmethod
     def value(state: Tensor) -> Tensor:
@@ -69,7 +85,7 @@ class Flicker:
 
     def spectrum(self, frequency_hz: Tensor) -> Tensor:
         """One-sided power spectral density at frequencies, in units squared per Hz."""
-        tau = torch.tensor(self.times_s, dtype=frequency_hz.dtype)
+        tau = torch.tensor(self.times_s, dtype=frequency_hz.dtype, device=frequency_hz.device)
         each = self.sigma**2 / len(self.times_s)
         return (4.0 * each * tau / (1.0 + (2.0 * math.pi * frequency_hz[..., None] * tau) ** 2)).sum(dim=-1)
 
@@ -96,19 +112,39 @@ class Telegraph:
         refuse("telegraph noise", [f"{name} = {rate} must be positive" for name, rate in rates.items() if not rate > 0])
 
     @property
+    def label(self) -> str:
+        """What tells it from other traces of one cell."""
+        return f"telegraph {self.amplitude} up {self.up_hz} down {self.down_hz} Hz"
+
+    @property
     def share_up(self) -> float:
         """Part of the time that it is up."""
         return self.up_hz / (self.up_hz + self.down_hz)
 
     def start(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """A state in equilibrium: True where it is up."""
-        return torch.rand(shape, generator=generator) < self.share_up
+        """A state in equilibrium: True where it is up, on the device of the generator."""
+        return self.begin(_normal(shape, generator, torch.float64))
 
     def step(self, state: Tensor, step_s: float, generator: torch.Generator) -> Tensor:
         """The state so much later: exact, however many jumps are in between."""
+        return self.go_on(state, step_s, _normal(tuple(state.shape), generator, torch.float64))
+
+    @staticmethod
+    def numbers(shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the normal numbers that `begin` and `go_on` take for noise of a shape."""
+        return shape
+
+    def begin(self, numbers: Tensor) -> Tensor:
+        """A state in equilibrium, made of standard normal numbers."""
+        up: Tensor = torch.special.ndtr(numbers) < self.share_up
+        return up
+
+    def go_on(self, state: Tensor, step_s: float, numbers: Tensor) -> Tensor:
+        """The state so much later, made with standard normal numbers."""
         stay = math.exp(-(self.up_hz + self.down_hz) * step_s)
-        chance = self.share_up + (state.to(torch.float64) - self.share_up) * stay
-        return torch.rand(state.shape, generator=generator, dtype=torch.float64) < chance
+        chance = self.share_up + (state.to(numbers.dtype) - self.share_up) * stay
+        up: Tensor = torch.special.ndtr(numbers) < chance
+        return up
 
     def value(self, state: Tensor) -> Tensor:
         """The noise of a state."""
@@ -119,3 +155,7 @@ class Telegraph:
         rate = self.up_hz + self.down_hz
         variance = self.amplitude**2 * self.share_up * (1.0 - self.share_up)
         return 4.0 * variance * rate / (rate**2 + (2.0 * math.pi * frequency_hz) ** 2)
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)

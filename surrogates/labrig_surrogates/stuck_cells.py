@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from labrig_surrogates.analog_effects import ProgrammedWeights
-from labrig_surrogates.cell_pairs import weight_cells
+from labrig_surrogates.cell_pairs import WeightCells
 from labrig_surrogates.faults import refuse
 
 
@@ -48,10 +48,9 @@ class StuckCells:
         """False: stuck is stuck."""
         return False
 
-    def on_weights(self, weights: Tensor, known: ProgrammedWeights) -> Tensor:
-        """The weights with the stuck cells among their own."""
-        cells = weight_cells(weights, known.limit, known.scheme, known.geometry, 0.0, 1.0)
-        return cells.changed(lambda name, level: self._stick(name, level, known)).weights()
+    def on_cells(self, cells: WeightCells, known: ProgrammedWeights) -> WeightCells:
+        """The cells with the stuck ones among them."""
+        return cells.changed(lambda name, level: self._stick(name, level, known))
 
     def _stick(self, name: str, level: Tensor, known: ProgrammedWeights) -> Tensor:
         fate = torch.special.ndtr(known.of_chip(f"stuck {name}", level.shape))

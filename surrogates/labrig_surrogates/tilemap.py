@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -11,6 +12,20 @@ from torch import Tensor
 from labrig_surrogates.errors import SurrogateError
 
 Scheme = Literal["differential_pair", "offset_column"]
+
+
+def cell_levels(relative: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Levels, 0 to 1, of the cells of relative weights -1 to 1, `[outputs, ...]`.
+
+    Returns:
+        Of the cells that weights add to, and of those that are subtracted: `[outputs, ...]` for `differential_pair`,
+        `[1, ...]` for the reference of an `offset_column`.
+    """
+    if scheme == "offset_column":
+        return 0.5 * (1.0 + relative), torch.full_like(relative[:1], 0.5)
+    # A weight of zero may go either way: with the magnitude each of its cells has half of the gradient there.
+    size = relative.abs()
+    return 0.5 * (size + relative), 0.5 * (size - relative)
 
 
 @dataclass(frozen=True)
@@ -127,22 +142,49 @@ class TileMap:
 
     def conductances(self, weight: Tensor, weight_max: Tensor | float) -> list[Tensor]:
         """Target conductances in S of every tile, `[rows, columns]` each; weights are clipped to `weight_max`."""
-        geometry = self.geometry
-        relative = torch.clamp(weight / weight_max, -1.0, 1.0)
-        targets = []
-        for tile in self.tiles:
-            cells = self._cells(relative[tile.first_out : tile.last_out, tile.first_in : tile.last_in].T)
-            padding = (0, geometry.columns - cells.shape[1], 0, geometry.rows - tile.inputs)
-            padded = torch.nn.functional.pad(cells * geometry.conductance_span_s, padding)
-            targets.append(padded + geometry.conductance_min_s)
-        return targets
-
-    def _cells(self, block: Tensor) -> Tensor:
-        """Relative conductances `[inputs, used columns]` of relative weights `[inputs, outputs]`."""
+        own, reference = cell_levels(torch.clamp(weight / weight_max, -1.0, 1.0), self.scheme)
         if self.scheme == "offset_column":
-            return torch.cat([0.5 * (1.0 + block), torch.full_like(block[:, :1], 0.5)], dim=1)
-        pair = torch.stack([torch.clamp(block, min=0.0), torch.clamp(-block, min=0.0)], dim=-1)
-        return pair.reshape(block.shape[0], 2 * block.shape[1])
+            reference = reference.expand(len(self.output_blocks), -1)
+        return self.place(own, reference)
+
+    def place(self, of_weights: Tensor, of_references: Tensor) -> list[Tensor]:
+        """Conductances in S of every tile, `[rows, columns]` each, from the levels of its cells.
+
+        Args:
+            of_weights: Cells that weights add to, 0 to 1 and where noise has been even beyond, `[outputs, inputs]`.
+            of_references: Cells that are subtracted: `[outputs, inputs]` for `differential_pair`, one row for each of
+                the `output_blocks` for `offset_column`.
+        """
+        geometry = self.geometry
+        placed = []
+        for tile in self.tiles:
+            rows, columns = slice(tile.first_in, tile.last_in), slice(tile.first_out, tile.last_out)
+            own = of_weights[columns, rows].T
+            if self.scheme == "offset_column":
+                block = self.output_blocks.index((tile.first_out, tile.last_out))
+                used = torch.cat([own, of_references[block : block + 1, rows].T], dim=1)
+            else:
+                used = torch.stack([own, of_references[columns, rows].T], dim=-1).reshape(tile.inputs, -1)
+            padding = (0, geometry.columns - used.shape[1], 0, geometry.rows - tile.inputs)
+            padded = torch.nn.functional.pad(used * geometry.conductance_span_s, padding)
+            placed.append(padded + geometry.conductance_min_s)
+        return placed
+
+    def lift(self, cells: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Values of the cells of weights and of their references, as `place` takes them, from those of every tile."""
+        pairs = self.scheme == "differential_pair"
+        own = cells[0].new_zeros(self.outputs, self.inputs)
+        reference = torch.zeros_like(own) if pairs else own.new_zeros(len(self.output_blocks), self.inputs)
+        for tile, values in zip(self.tiles, cells, strict=True):
+            rows, columns = slice(tile.first_in, tile.last_in), slice(tile.first_out, tile.last_out)
+            used = values[: tile.inputs].T
+            if pairs:
+                own[columns, rows] = used[0 : 2 * tile.outputs : 2]
+                reference[columns, rows] = used[1 : 2 * tile.outputs : 2]
+            else:
+                own[columns, rows] = used[: tile.outputs]
+                reference[self.output_blocks.index((tile.first_out, tile.last_out)), rows] = used[tile.outputs]
+        return own, reference
 
     def _signed(self, columns: Tensor, outputs: int) -> Tensor:
         """Differences `[..., outputs]` of the columns of a tile."""

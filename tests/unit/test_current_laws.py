@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 
 from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.analog_effects import OutputEffect
-from labrig_surrogates.cell_curves import CellCurves, CubicCurve, MiloCurve, cell_current_a, poole_frenkel_current_a
+from labrig_surrogates.cell_curves import (
+    CellCurve,
+    CellCurves,
+    CubicCurve,
+    MiloCurve,
+    PooleFrenkelCurve,
+    cell_current_a,
+    poole_frenkel_current_a,
+)
 from labrig_surrogates.convert import to_analog
 from labrig_surrogates.current_noise import (
     ShotNoise,
@@ -21,20 +30,24 @@ from labrig_surrogates.current_noise import (
     shot_variance_a2,
     thermal_variance_a2,
 )
-from labrig_surrogates.effect_settings import Dac, NoiseDraws
+from labrig_surrogates.effect_settings import Dac, Mapping, NoiseDraws
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.model_tools import noise_off
 from labrig_surrogates.noise_traces import Flicker, Telegraph
-from labrig_surrogates.tilemap import ArrayGeometry
+from labrig_surrogates.tilemap import ArrayGeometry, Scheme
 
 GEOMETRY = ArrayGeometry(rows=64, columns=64, conductance_min_s=2e-6, conductance_max_s=5e-5, voltage_max_v=0.4)
 SPAN_S, K, Q = 4.8e-5, 1.380649e-23, 1.602176634e-19
 BANDWIDTH_HZ = 1e6
 
 
-def analog(layer: nn.Module, effect: OutputEffect) -> nn.Module:
+def analog(layer: nn.Module, effect: OutputEffect, scheme: Scheme = "differential_pair") -> nn.Module:
     config = AnalogConfig(
-        dac=Dac(bits=8, input_max=2.0), output_effects=(effect,), draws=NoiseDraws(source="exact"), path="composed"
+        dac=Dac(bits=8, input_max=2.0),
+        mapping=Mapping(scheme=scheme),
+        output_effects=(effect,),
+        draws=NoiseDraws(source="exact"),
+        path="composed",
     )
     return to_analog(layer, config).double()
 
@@ -90,6 +103,54 @@ def test_shot_noise_adds_up_over_cells_whatever_their_sign() -> None:
     assert bool(((kurtosis - 3.0).abs() < 0.15).all())
 
 
+def offset_cells(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Conductances in S of the cells and of the one reference column in the middle of the range."""
+    return 2e-6 + SPAN_S * 0.5 * (1.0 + weight), torch.full((40,), 2e-6 + 0.5 * SPAN_S, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("law", ["thermal", "shot"])
+def test_outputs_of_an_offset_scheme_share_the_noise_of_their_reference(law: str) -> None:
+    layer, x = linear(), codes(1)
+    effect = ThermalNoise(GEOMETRY, BANDWIDTH_HZ) if law == "thermal" else ShotNoise(GEOMETRY, BANDWIDTH_HZ)
+    noise = noise_of(analog(layer, effect, "offset_column"), x)
+    own_s, reference_s = offset_cells(layer.weight.detach())
+    size_v = (0.2 * x[0]).abs()
+
+    def variance_a2(cells_s: Tensor) -> Tensor:
+        return (
+            4 * K * 300.0 * BANDWIDTH_HZ * cells_s.sum(-1)
+            if law == "thermal"
+            else 2 * Q * BANDWIDTH_HZ * cells_s @ size_v
+        )
+
+    # Half of the range stands for the largest weight: an ampere counts twice as much as with pairs.
+    expected = torch.diag(variance_a2(own_s)) + variance_a2(reference_s)
+    found = torch.cov(noise.T)
+    torch.testing.assert_close(found, (2.0 * UNIT_PER_A) ** 2 * expected, rtol=0.04, atol=0.01 * float(found.max()))
+
+
+def test_charges_of_a_layer_are_counted_where_they_are_few() -> None:
+    layer, x = linear(), codes(1)
+    bandwidth_hz = 4e12  # a few charges in an eighth of a picosecond
+    noise = noise_of(analog(layer, ShotNoise(GEOMETRY, bandwidth_hz, law="poisson")), x, 100_000)
+    plus_s, minus_s = cells(layer.weight.detach())
+    voltage_v = 0.2 * x[0]
+    per_a = 1 / (2 * bandwidth_hz * Q)
+    coming = per_a * (plus_s @ voltage_v.clamp(min=0) + minus_s @ (-voltage_v).clamp(min=0))
+    going = per_a * (minus_s @ voltage_v.clamp(min=0) + plus_s @ (-voltage_v).clamp(min=0))
+    assert float((coming + going).max()) < 200
+    charges = noise / UNIT_PER_A * per_a
+    torch.testing.assert_close(charges.var(dim=0), coming + going, rtol=0.03, atol=0.0)
+    assert bool((charges.mean(dim=0).abs() < 5 * ((coming + going) / 1e5).sqrt()).all())
+    third = (charges - charges.mean(dim=0)).pow(3).mean(dim=0)
+    error = 5 * (15 * (coming + going).pow(3) / 1e5).sqrt()
+    assert bool(((third - (coming - going)).abs() < error).all())
+    whole = charges + (coming - going)
+    torch.testing.assert_close(whole, whole.round(), rtol=0.0, atol=1e-6)
+    with pytest.raises(SurrogateError, match=r"fano = 0\.5: charges that are counted are independent"):
+        ShotNoise(GEOMETRY, 1.0, fano=0.5, law="poisson")
+
+
 def test_without_a_voltage_there_is_no_shot_noise_and_gradients_stay_finite() -> None:
     model = analog(linear(), ShotNoise(GEOMETRY, BANDWIDTH_HZ))
     x = torch.zeros(5, 40, dtype=torch.float64, requires_grad=True)
@@ -132,15 +193,22 @@ def test_milos_curve_at_spot_values(conductance_us: float, above: float, below: 
         assert float(current_a / (conductance_s * volt)) == pytest.approx(ratio, abs=6e-5)
 
 
-@pytest.mark.parametrize("curve", [MiloCurve(), CubicCurve(0.7)], ids=["Milo", "cubic"])
-def test_a_layer_of_curved_cells_is_the_sum_over_its_cells(curve: MiloCurve | CubicCurve) -> None:
+POOLE_FRENKEL = PooleFrenkelCurve(GEOMETRY, ln_prefactor=(-1.5, -0.9), ln_thickness_permittivity=(-43.0, 0.3))
+
+
+@pytest.mark.parametrize("scheme", ["differential_pair", "offset_column"])
+@pytest.mark.parametrize("curve", [MiloCurve(), CubicCurve(0.7), POOLE_FRENKEL], ids=["Milo", "cubic", "Poole-Frenkel"])
+def test_a_layer_of_curved_cells_is_the_sum_over_its_cells(curve: CellCurve, scheme: Scheme) -> None:
     layer = linear()
     x = codes(7)
-    plus_s, minus_s = cells(layer.weight.detach())
+    pairs = scheme == "differential_pair"
+    plus_s, minus_s = cells(layer.weight.detach()) if pairs else offset_cells(layer.weight.detach())
     voltage_v = 0.2 * x[:, None, :]
     current_a = (cell_current_a(curve, plus_s, voltage_v) - cell_current_a(curve, minus_s, voltage_v)).sum(dim=-1)
-    model = analog(layer, CellCurves(curve, GEOMETRY))
-    torch.testing.assert_close(model(x), UNIT_PER_A * current_a, rtol=1e-9, atol=1e-12)
+    model = analog(layer, CellCurves(curve, GEOMETRY), scheme)
+    unit = UNIT_PER_A if pairs else 2.0 * UNIT_PER_A
+    torch.testing.assert_close(model(x), unit * current_a, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(model(x), layer(x), rtol=1e-2)
     torch.manual_seed(0)
     conv = nn.Conv1d(2, 3, 5, bias=False)
     positions = torch.rand(2, 2, 9, dtype=torch.float64)
@@ -159,10 +227,30 @@ def test_poole_frenkel_emission_is_its_equation_and_has_a_slope_at_zero() -> Non
     assert float(slope[1]) == pytest.approx(1e-5, rel=1e-6)
 
 
+def test_the_series_of_poole_frenkel_emission_is_its_equation() -> None:
+    conductance_s = torch.logspace(math.log10(2e-6), math.log10(5e-5), 30, dtype=torch.float64)
+    voltage_v = torch.linspace(-0.4, 0.4, 41, dtype=torch.float64)[:, None]
+    ln_ohm = -torch.log(conductance_s)
+    expected = poole_frenkel_current_a(voltage_v, torch.exp(-1.5 - 0.9 * ln_ohm), torch.exp(-43.0 + 0.3 * ln_ohm))
+    found = cell_current_a(POOLE_FRENKEL, conductance_s, voltage_v)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-18)
+    assert 1.0 < POOLE_FRENKEL.largest_exponent < 6.0
+    # Without the last term it is not: the number of terms is no accident.
+    powers = POOLE_FRENKEL.powers(conductance_s)
+    shorter = conductance_s * voltage_v + sum(one.coefficient * one.voltages(voltage_v) for one in powers[:-1])
+    assert not torch.allclose(shorter, expected, rtol=1e-6, atol=1e-18)
+    x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(cell_current_a(POOLE_FRENKEL, conductance_s[:1], x).sum(), x)
+    assert float(slope) == pytest.approx(math.exp(-1.5 - 0.9 * float(ln_ohm[0])), rel=1e-9)
+    with pytest.raises(SurrogateError, match=r"the exponent reaches .* more than 12"):
+        PooleFrenkelCurve(GEOMETRY, (-1.5, -0.9), (-50.0, 0.3))
+    with pytest.raises(SurrogateError, match=r"temperature_k = 0 must be positive; .*an open cell has no resistance"):
+        PooleFrenkelCurve(replace(GEOMETRY, conductance_min_s=0.0), (0.0, 0.0), (0.0, 0.0), temperature_k=0)
+
+
 def test_laws_of_volts_need_a_dac() -> None:
-    model = to_analog(linear(), AnalogConfig(output_effects=(ThermalNoise(GEOMETRY, 1.0),), path="composed")).double()
-    with pytest.raises(SurrogateError, match="the config needs a dac"):
-        model(codes(1))
+    with pytest.raises(SurrogateError, match="ThermalNoise needs a dac"):
+        AnalogConfig(output_effects=(ThermalNoise(GEOMETRY, 1.0),))
     with pytest.raises(SurrogateError, match="bandwidth_hz = 0 must be positive; temperature_k = -1 must be"):
         ThermalNoise(GEOMETRY, 0, temperature_k=-1)
 
