@@ -1,0 +1,62 @@
+"""Every parameter within its stated error, over chips drawn at random from mild to terrible.
+
+The nightly study takes 200 chips and holds the bounds of each family; the small one here catches what breaks them.
+Coverage is asked at the true rung and away from boundaries, with errors clustered by chip.
+"""
+
+import numpy as np
+import pytest
+
+from labrig_calibration.fit import fit
+from tests.helpers.random_chips import draw_settings, measure, true_ladder, z_scores
+
+_HALF_WIDTH_90 = 1.6448536269514722
+
+
+def study(chips: range, sizes: tuple[int, ...]) -> tuple[dict[str, list[np.ndarray]], list[float]]:
+    """z-scores of each family, one array a chip, and the held-out error over the noise of each chip."""
+    scores: dict[str, list[np.ndarray]] = {}
+    errors = []
+    for number in chips:
+        rng = np.random.default_rng([77, number])
+        chip = measure(draw_settings(rng, sizes), rng)
+        result = fit(chip.dataset, ladder=true_ladder(chip.settings), rng=rng)
+        errors.append(result.diagnostics.error_over_noise)
+        for name, z in z_scores(chip, result).items():
+            if np.isfinite(z).any():
+                scores.setdefault(name, []).append(z[np.isfinite(z)])
+    return scores, errors
+
+
+def inside(z: np.ndarray) -> float:
+    return float((np.abs(z) < _HALF_WIDTH_90).mean())
+
+
+def test_a_few_chips_are_found_within_their_errors() -> None:
+    scores, errors = study(range(6), (8, 12, 16))
+    for name, parts in scores.items():
+        pooled = np.concatenate(parts)
+        # Chips share nothing, columns of a chip little: a family of many numbers is far from these bounds when right.
+        expected = 3.0 * np.sqrt(0.09 / max(len(parts), min(pooled.size, 60)))
+        assert inside(pooled) > 0.9 - max(expected, 0.1), name
+        assert np.sqrt((pooled**2).mean()) < 1.6, name
+    assert 0.97 < np.median(errors) < 1.06
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_coverage_over_two_hundred_chips() -> None:
+    scores, errors = study(range(1000, 1200), (8, 12, 16, 24, 32))
+    families, everything = {}, []
+    for name, parts in scores.items():
+        # One vote a chip within a family: z-scores of a chip are not independent.
+        per_chip = np.array([inside(z) for z in parts])
+        count = np.array([z.size for z in parts])
+        families[name] = (np.average(per_chip, weights=np.sqrt(count)), np.concatenate(parts))
+        everything.append(np.concatenate(parts))
+    for name, (coverage, pooled) in families.items():
+        assert 0.85 <= coverage <= 0.95, (name, coverage)
+        assert abs(np.median(pooled)) < 0.35, name
+        assert 0.85 < np.median(np.abs(pooled)) / 0.6745 < 1.15, name
+    assert 0.88 <= np.mean([inside(z) for z in everything]) <= 0.92
+    assert np.median(errors) < 1.05
