@@ -53,6 +53,7 @@ def test_numbers_are_those_of_statsmodels_mixed_lm() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:The MLE may be on the boundary")
 def test_numbers_are_those_of_the_statsmodels_that_is_installed() -> None:
     mixed = pytest.importorskip("statsmodels.regression.mixed_linear_model")
     conductance_s, _ = drifting(40, 8)
