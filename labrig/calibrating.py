@@ -86,7 +86,8 @@ def calibrate_recordings(paths: Sequence[Path], seed: int, bus: EventBus) -> Cal
             Message(
                 f"array {dataset.array}: {len(dataset)} MVMs of {dataset.writes} writes, held-out error "
                 f"{fitted.diagnostics.error_over_noise:.3f} x noise floor, "
-                f"{int(fitted.array_parameters.stuck.sum())} stuck cells"
+                f"{int(fitted.array_parameters.stuck.sum())} stuck cells, rung {fitted.rung}, "
+                f"{int(fitted.flagged.sum())} MVMs and {fitted.outliers} outputs left out"
             )
         )
     provenance: dict[str, str | float | int] = {

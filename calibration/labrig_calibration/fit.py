@@ -226,6 +226,7 @@ def _assembled(
         output_shot_noise=noise["output_shot_noise"] if 4 in climbed.noise.active else None,
         output_relative_noise=noise["output_relative_noise"] if 5 in climbed.noise.active else None,
         wire_ohm=of_law(4, 5, unit="ohm") if cells.model.wires else None,
+        exact_wires=cells.model.wires and cells.model.exact,
         crosstalk=of_law(6, unit="1") if cells.model.crosstalk else None,
         drift_spread=noise["drift_spread"] if DRIFT_SPREAD in climbed.noise.active else None,
         write_log_age=np.array(mean_log_age),

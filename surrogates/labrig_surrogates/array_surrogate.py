@@ -13,6 +13,7 @@ from labrig_surrogates.parameters import ArrayParameters, Estimate
 from labrig_surrogates.quantization import quantize
 from labrig_surrogates.transfer import compress, compress_slope
 from labrig_surrogates.wire_first_order import FirstOrderWires
+from labrig_surrogates.wires import transfer_matrix
 
 FloatArray = NDArray[np.float64]
 
@@ -87,10 +88,14 @@ class ArraySurrogate(nn.Module):
         self._spreading = parameters.drift_spread is not None
         self._noise_after = parameters.output_shot_noise is not None or parameters.output_relative_noise is not None
         self.wires: FirstOrderWires | None = None
+        self.network_ohm: tuple[float, float] | None = None
         if parameters.wire_ohm is not None:
             word_ohm, bit_ohm = (float(ohm) for ohm in parameters.wire_ohm.value)
             size = parameters.cell_slope.shape
-            self.wires = FirstOrderWires(size[0], size[1], word_line_ohm=word_ohm, bit_line_ohm=bit_ohm)
+            if parameters.exact_wires:
+                self.network_ohm = (word_ohm, bit_ohm)
+            else:
+                self.wires = FirstOrderWires(size[0], size[1], word_line_ohm=word_ohm, bit_line_ohm=bit_ohm)
 
     @property
     def rows(self) -> int:
@@ -127,6 +132,8 @@ class ArraySurrogate(nn.Module):
             conductance_s = conductance_s + self.programming_sigma(target_s).detach() * programming_draw
         if self.wires is not None:
             conductance_s = self.wires(conductance_s)
+        if self.network_ohm is not None:
+            conductance_s = transfer_matrix(conductance_s, *self.network_ohm)
         if self._coupled:
             conductance_s = apply_crosstalk(conductance_s, self.crosstalk.reshape(1), conserving=False)
         return conductance_s

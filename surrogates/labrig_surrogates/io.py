@@ -56,6 +56,7 @@ def save_chip(path: Path, chip: ChipParameters) -> None:
         arrays_header[str(index)] = {
             "units": units,
             "drift_reference_s": array.drift_reference_s,
+            "exact_wires": array.exact_wires,
             "converters": converters,
         }
     header = {
@@ -139,6 +140,7 @@ def _load_array(index: int, entry: dict[str, object], tensors: dict[str, np.ndar
         output_shot_noise=optional("output_shot_noise"),
         output_relative_noise=optional("output_relative_noise"),
         wire_ohm=optional("wire_ohm"),
+        exact_wires=bool(entry.get("exact_wires", False)),
         crosstalk=optional("crosstalk"),
         drift_spread=optional("drift_spread"),
         write_log_age=tensors.get(f"{prefix}write_log_age"),

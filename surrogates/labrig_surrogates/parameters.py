@@ -139,6 +139,7 @@ class ArrayParameters:
         output_shot_noise: Variance after the curve per current in A, `[columns]`.
         output_relative_noise: Relative variance after the curve, per sum of squares, `[columns]`.
         wire_ohm: Resistance in ohm of a word-line and of a bit-line segment, `[2]`.
+        exact_wires: Whether `wire_ohm` belongs to the exact network instead of its first order.
         crosstalk: Share of a column's current that appears on each neighbour, before the curve, `[]`.
         drift_spread: Variance of the drift exponents over the cells of a column, `[columns]`.
         write_log_age: Mean of `log(1 + t / drift_reference_s)` at which each write was measured, `[writes]`; from there
@@ -169,6 +170,7 @@ class ArrayParameters:
     output_shot_noise: Estimate | None = None
     output_relative_noise: Estimate | None = None
     wire_ohm: Estimate | None = None
+    exact_wires: bool = False
     crosstalk: Estimate | None = None
     drift_spread: Estimate | None = None
     write_log_age: FloatArray | None = None

@@ -1,16 +1,19 @@
 """`chip.safetensors`: what goes in comes out, and damaged files are refused."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.io import load_chip, save_chip
-from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate
+from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate, ResidualNetwork
 
 
 def random_array(index: int, rows: int, columns: int, writes: int, seed: int) -> ArrayParameters:
@@ -83,3 +86,55 @@ def test_missing_foreign_and_truncated_files_are_refused(tmp_path: Path) -> None
             load_chip(path)
     with pytest.raises(SurrogateError, match="cannot be written"):
         save_chip(tmp_path / "absent" / "chip.safetensors", ChipParameters("A", {}, {}))
+
+
+def test_optional_parts_come_back_and_files_of_schema_1_are_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    plain = random_array(0, 4, 3, 2, 0)
+    whole = replace(
+        plain,
+        wire_ohm=Estimate(np.array([1.5, 2.0]), np.array([0.1, 0.2]), "ohm"),
+        exact_wires=True,
+        crosstalk=Estimate(np.asarray(0.01), np.asarray(0.002), "1"),
+        mismatch=Estimate(np.asarray(0.1), np.asarray(0.01), "1"),
+        skew=Estimate(rng.normal(size=3), rng.uniform(size=3), "1"),
+        write_conductance_error_s=rng.uniform(size=(2, 4, 3)),
+        cell_slope_error=rng.uniform(size=(4, 3)),
+        write_log_age=rng.uniform(size=2),
+        residual=ResidualNetwork(rng.normal(size=(5, 3)), rng.normal(size=5), rng.normal(size=5), rng.uniform(size=3)),
+    )
+    path = tmp_path / "chip.safetensors"
+    save_chip(path, ChipParameters("A", {0: whole}, {}))
+    loaded = load_chip(path).arrays[0]
+    assert loaded.exact_wires
+    assert loaded.crosstalk is not None
+    assert float(loaded.crosstalk.value) == 0.01
+    assert loaded.residual is not None
+    np.testing.assert_array_equal(loaded.residual.hidden, whole.residual.hidden if whole.residual else None)
+    np.testing.assert_array_equal(loaded.write_conductance_error_s, whole.write_conductance_error_s)
+    assert list(loaded.estimates()) == list(whole.estimates())
+    with safe_open(path, framework="numpy") as file:
+        header = file.metadata()
+        kept = (
+            "write_conductance_error_s",
+            "cell_slope_error",
+            "write_log_age",
+            "residual",
+            "wire",
+            "cross",
+            "mis",
+            "skew",
+        )
+        tensors = {name: file.get_tensor(name) for name in file.keys() if not any(part in name for part in kept)}  # noqa: SIM118
+    arrays = json.loads(header["arrays"])
+    arrays["0"]["units"] = {name: unit for name, unit in arrays["0"]["units"].items() if name in plain.estimates()}
+    del arrays["0"]["exact_wires"]
+    save_file(tensors, path, metadata={**header, "schema_version": "1", "arrays": json.dumps(arrays)})
+    first = load_chip(path).arrays[0]
+    np.testing.assert_array_equal(first.gain.value, plain.gain.value)
+    assert first.wire_ohm is None
+    assert first.cell_slope_error is None
+    assert not first.exact_wires
+    save_file(tensors, path, metadata={**header, "schema_version": "3"})
+    with pytest.raises(SurrogateError, match="schema version 3 is newer"):
+        load_chip(path)
