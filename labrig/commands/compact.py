@@ -27,7 +27,7 @@ def compact(
     from labrig.recording.compaction import compact as write_compact
 
     target = output or file.with_suffix(".compact.h5")
-    with interruptible(), byte_steps() as steps:
+    with interruptible("nothing of the copy is left, the recording is as it was"), byte_steps() as steps:
         done = write_compact(file, target, steps)
     before_mb, after_mb = done.before_bytes / 1e6, done.after_bytes / 1e6
     print(f"{target}: {after_mb:.1f} MB of {before_mb:.1f} MB, content sha256 {done.sha256}")

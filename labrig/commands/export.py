@@ -16,15 +16,16 @@ def export(
         typer.Argument(metavar="FILE", help="A recording (HDF5), or a fitted chip (.safetensors).", show_default=False),
     ],
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="OUT",
-            help="The new file; its suffix says the format: .nc, .csv, .parquet or .npz; of a chip .py, .json or .csv.",
+            help="The new file; its suffix says the format: .nc, .csv, .parquet or .npz; of a chip .py, .json or .csv. "
+            "With --format by default FILE with the suffix of that format.",
             show_default=False,
         ),
-    ],
+    ] = None,
     kind: Annotated[
         str | None,
         typer.Option(
@@ -54,17 +55,20 @@ def export(
     from labrig.commands.byte_steps import byte_steps
     from labrig.export import export_recording
     from labrig.export.chip_text import export_chip
+    from labrig.export.run import default_output
     from labrig_drivers.errors import StorageError
 
     if file.suffix == ".safetensors":
-        if kind is None or stream:
-            raise StorageError(f"{file} is a fitted chip: give --to aihwkit or --to crosssim, and no --stream")
+        if kind is None or output is None or stream:
+            raise StorageError(
+                f"{file} is a fitted chip: give --to aihwkit or --to crosssim, --output OUT, and no --stream"
+            )
         print(export_chip(file, output, kind=kind, array=array))
         return
-    with interruptible(), byte_steps() as steps:
+    with interruptible("nothing of the export is left, the recording is as it was"), byte_steps() as steps:
         paths = export_recording(
             file,
-            output,
+            output or default_output(file, kind),
             kind=kind,
             array=array,
             names=stream or [],

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 # Pause until an interrupt that was swallowed is raised again.
 _AGAIN_S = 0.25
+_OFF = "outputs are off and files are closed"
 
 
 def run_interruptible(work: Coroutine[object, object, T], first_interrupt: Callable[[], None] | None = None) -> T:
@@ -66,11 +67,14 @@ def run_interruptible(work: Coroutine[object, object, T], first_interrupt: Calla
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(after: str = _OFF) -> Iterator[None]:
     """The same for a verb that blocks: SIGINT or SIGTERM raises KeyboardInterrupt inside.
 
     While context managers then switch outputs off, close files and end child processes, further signals are ignored.
     An interrupt that Python swallowed, because it hit a finaliser, is raised again a moment later.
+
+    Args:
+        after: How things stand then, as the user is told.
 
     Raises:
         typer.Exit: With code 130 or 143, after a signal ended the block.
@@ -89,7 +93,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise _stopped(received[0] if received else signal.SIGINT) from None
+        raise _stopped(received[0] if received else signal.SIGINT, after) from None
     finally:
         if received:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
@@ -108,9 +112,9 @@ def _unwinding(error: BaseException | None) -> bool:
     return False
 
 
-def _stopped(number: int) -> typer.Exit:
+def _stopped(number: int, after: str = _OFF) -> typer.Exit:
     # Nothing is left to be stopped, and a signal that comes while Python ends would only garble the exit code.
     for late in (signal.SIGINT, signal.SIGTERM):
         signal.signal(late, signal.SIG_IGN)
-    typer.echo("labrig: stopped; outputs are off and files are closed", err=True)
+    typer.echo(f"labrig: stopped; {after}", err=True)
     return typer.Exit(128 + number)

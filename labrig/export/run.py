@@ -148,6 +148,18 @@ def format_of(output: Path, kind: str | None) -> Format:
     raise StorageError(f"{output}: its suffix says no format; there are: {known}; or choose one with --format")
 
 
+def default_output(source: Path, kind: str | None) -> Path:
+    """Where a recording goes when only a format was named: beside it, with the suffix of that format.
+
+    Raises:
+        StorageError: None was named, or one that is not known.
+    """
+    if kind is None:
+        examples = ", ".join(f"-o {source.with_suffix(one.suffixes[0]).name}" for one in FORMATS.values())
+        raise StorageError(f"{source}: say where to, and thereby in which format: {examples}; or choose a --format")
+    return source.with_suffix(format_of(source, kind).suffixes[0])
+
+
 def _writer(kind: Format) -> Callable[[Path, Content], None]:
     """The function that fills a file of a format, which is there and empty."""
     write: Callable[[Path, Content], None] = import_module(kind.module).write

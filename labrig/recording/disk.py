@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LOOK_EVERY_S = 1.0
+_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 class Disk(Protocol):
@@ -22,6 +23,14 @@ class Disk(Protocol):
 
         Raises:
             OSError: Not all of it was written.
+        """
+        ...
+
+    def reserve(self, length: int) -> None:
+        """Makes sure that the file can grow to so many bytes; it may be as long at once.
+
+        Raises:
+            OSError: There is no room; the file is as it was.
         """
         ...
 
@@ -60,6 +69,22 @@ class FileDisk:
         if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
             self._demand_file()
 
+    def reserve(self, length: int) -> None:
+        """Makes sure that the file can grow to so many bytes, where the file system can promise that.
+
+        Raises:
+            OSError: There is no room; the file is as it was.
+        """
+        present = os.fstat(self._descriptor).st_size
+        if length <= present:
+            return
+        try:
+            allocate(self._descriptor, present, length - present)
+        except OSError:
+            # What it got before it was refused.
+            os.ftruncate(self._descriptor, present)
+            raise
+
     def sync(self) -> None:
         """Returns when everything that was written is on the medium.
 
@@ -73,6 +98,19 @@ class FileDisk:
         self._looked_s = time.monotonic()
         if not os.fstat(self._descriptor).st_nlink:
             raise OSError(errno.ENOENT, "the file was removed while it was written; what it held is lost")
+
+
+def allocate(descriptor: int, start: int, count: int) -> None:
+    """Takes room on the disk for so many bytes of a file, where the file system can do that.
+
+    Raises:
+        OSError: There is not as much.
+    """
+    try:
+        os.posix_fallocate(descriptor, start, count)
+    except OSError as error:
+        if error.errno not in _NO_FALLOCATE:
+            raise
 
 
 def disk_of(file: h5py.File) -> FileDisk:

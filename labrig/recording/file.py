@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,8 +22,8 @@ from labrig.recording.medium import FileSystem, Medium
 from labrig.recording.nodes import HDF5_REFUSES, dataset_at, group_at
 from labrig.recording.run_streams import run_streams
 from labrig.recording.streams import chained
-from labrig.recording.structure import create_file, reopen_file
-from labrig.recording.table import Table, locate_scalar, locate_table
+from labrig.recording.structure import create_file, number_rows, reopen_file
+from labrig.recording.table import Table, growth_bytes, locate_scalar, locate_table
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StateError, StorageError
 
@@ -354,7 +354,7 @@ class RecordingFile:
         if journal.blocks == journal.reserved:
             journal.reserved = max(2 * journal.blocks, 64)
             journal.table = None
-            _resize(self._file, [journal.path], journal.reserved)
+            self._lengthen([journal.path], journal.reserved)
             self._sync(force=True)
         if journal.table is None:
             journal.table = locate_table(self._file, journal.path)
@@ -367,10 +367,17 @@ class RecordingFile:
     def _extend(self, stream: _OpenStream, rows: int) -> None:
         """Large steps, and all on disk before the next row: the only structure that changes in a run."""
         before, stream.reserved, stream.tables = stream.reserved, rows, None
-        _resize(self._file, stream.layout.dataset_paths, rows)
-        index = dataset_at(self._file, f"{stream.layout.path}/{stream.layout.axis}")
-        index[before:rows] = np.arange(before, rows, dtype=np.int32)
+        self._lengthen(stream.layout.dataset_paths, rows)
+        number_rows(dataset_at(self._file, f"{stream.layout.path}/{stream.layout.axis}"), before, rows)
         self._sync(force=True)
+
+    def _lengthen(self, paths: Sequence[str], rows: int) -> None:
+        """Makes datasets longer, after the room for it was reserved: a full disk leaves the structure as it was."""
+        more = sum(growth_bytes(dataset_at(self._file, path), rows) for path in paths)
+        # Where HDF5 has no more room for metadata, it takes a block of the same size as the one at the front.
+        block = int(self._file.id.get_access_plist().get_meta_block_size())
+        self._disk.reserve(int(self._file.id.get_filesize()) + more + block)
+        _resize(self._file, paths, rows)
 
     def _sync(self, *, force: bool = False) -> None:
         """Brings everything to the disk; between two rows only where that is promised, since HDF5 holds nothing."""

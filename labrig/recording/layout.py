@@ -43,9 +43,10 @@ SETTINGS_TEXT_BYTES = 4096
 
 # Each commit rewrites the chunk that it ends in, so chunks are small.
 _CHUNK_BYTES = 64 * 1024
-# What HDF5 needs for a dataset with its attributes and scales, and for one entry of a chunk index, from above.
+# What HDF5 needs for a dataset with its attributes and scales, from above.
 _DATASET_METADATA_BYTES = 8 * 1024
-_CHUNK_METADATA_BYTES = 160
+CHUNK_METADATA_BYTES = 160
+"""What HDF5 needs for one entry of a chunk index, from above."""
 _LEAST_METADATA_BYTES = 256 * 1024
 # Texts of variable length and lists of scales, which HDF5 keeps among the rows.
 _HEAP_BYTES = 64 * 1024
@@ -259,7 +260,7 @@ def file_size(streams: Iterable[Stream], journal_blocks: Iterable[int], text_byt
         count = -(-rows // size)
         chunks += count
         data_bytes += count * size * row_bytes
-    metadata_bytes = 2 * text_bytes + _DATASET_METADATA_BYTES * len(tables) + _CHUNK_METADATA_BYTES * chunks
+    metadata_bytes = 2 * text_bytes + _DATASET_METADATA_BYTES * len(tables) + CHUNK_METADATA_BYTES * chunks
     return FileSize(max(_LEAST_METADATA_BYTES, metadata_bytes), data_bytes + text_bytes + _HEAP_BYTES)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -12,12 +11,10 @@ from typing import Protocol, TypedDict
 
 import h5py
 
-from labrig.recording.disk import Disk, disk_of
+from labrig.recording.disk import Disk, allocate, disk_of
 from labrig.recording.late_cut import trimmed
 from labrig.recording.layout import FileSize
 from labrig_drivers.errors import StorageError
-
-_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 # An eight-byte counter that crossed the border of two sectors could be half new and half old after a power cut.
 _ALIGNMENT_BYTES = 8
@@ -133,13 +130,11 @@ def _reserve(path: Path, size_bytes: int) -> None:
     except OSError as error:
         raise StorageError(f"{path}: cannot be created: {error.strerror}") from error
     try:
-        os.posix_fallocate(descriptor, 0, size_bytes)
+        allocate(descriptor, 0, size_bytes)
     except OSError as error:
-        if error.errno not in _NO_FALLOCATE:
-            path.unlink()
-            raise StorageError(
-                f"{path}: {size_bytes / 1e6:.1f} MB are needed for the whole run and cannot be reserved: "
-                f"{error.strerror}"
-            ) from error
+        path.unlink()
+        raise StorageError(
+            f"{path}: {size_bytes / 1e6:.1f} MB are needed for the whole run and cannot be reserved: {error.strerror}"
+        ) from error
     finally:
         os.close(descriptor)

@@ -24,6 +24,7 @@ from labrig.recording.table import locate_table
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 
+_NUMBERED_AT_ONCE = 262_144
 # Root attributes that a run must share with the recording that it goes on with, as messages call them.
 _SAME_WHEN_RESUMED = {
     "format_version": "format of the file",
@@ -207,7 +208,7 @@ def _build_stream(file: h5py.File, stream: layout.Stream, info: BoardInfo) -> No
     group.attrs["axes"] = np.array(stream.axes, dtype=h5py.string_dtype())
     _create_table(file, f"{stream.path}/{stream.axis}", "<i4", (), stream.reserved, np.int32(-1))
     index = dataset_at(group, stream.axis)
-    index[...] = np.arange(stream.reserved, dtype=np.int32)
+    number_rows(index, 0, stream.reserved)
     scales = {stream.axis: index}
     for name, count in (("row", info.rows), ("column", info.columns)):
         if any(name in column.dims for column in stream.columns):
@@ -231,6 +232,13 @@ def _build_stream(file: h5py.File, stream: layout.Stream, info: BoardInfo) -> No
         lsb.attrs["units"] = "A"
         lsb.attrs["long_name"] = "current of one ADC step"
         lsb.dims[0].attach_scale(scales["column"])
+
+
+def number_rows(index: h5py.Dataset, start: int, stop: int) -> None:
+    """Fills in the numbers of rows, a megabyte at a time."""
+    for first in range(start, stop, _NUMBERED_AT_ONCE):
+        last = min(first + _NUMBERED_AT_ONCE, stop)
+        index[first:last] = np.arange(first, last, dtype=np.int32)
 
 
 def _create_table(

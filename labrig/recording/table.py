@@ -15,8 +15,12 @@ from dataclasses import dataclass
 
 import h5py
 
+from labrig.recording.layout import CHUNK_METADATA_BYTES
 from labrig.recording.nodes import dataset_at
 from labrig_drivers.errors import StorageError
+
+# Nodes of an index that are split when a dataset grows by one chunk.
+_NODES_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,15 @@ def table_of(dataset: h5py.h5d.DatasetID, what: str) -> Table:
     if ends[-1] < shape[0] or [run.first for run in runs] != ends[:-1]:
         raise StorageError(f"{what}: space for some of its {shape[0]} rows was never reserved")
     return Table(int(shape[0]), row_bytes, runs)
+
+
+def growth_bytes(dataset: h5py.Dataset, rows: int) -> int:
+    """What a chunked dataset takes more of the disk when it has so many rows, with its index, from above."""
+    chunk = dataset.chunks
+    assert chunk is not None
+    more = -(-rows // chunk[0]) - -(-int(dataset.shape[0]) // chunk[0])
+    chunk_bytes = int(dataset.dtype.itemsize) * math.prod(chunk)
+    return more * (chunk_bytes + CHUNK_METADATA_BYTES) + _NODES_BYTES
 
 
 def locate_scalar(file: h5py.File, path: str) -> int:

@@ -121,6 +121,11 @@ class WriteTrace(io.RawIOBase):
         """Writes the bytes of a contiguous array from `offset` on."""
         self._note(Write(offset, values.tobytes()))
 
+    def reserve(self, length: int) -> None:
+        """Lengthens the file where it is shorter."""
+        if length > len(self._content):
+            self._note(Truncate(length))
+
     def sync(self) -> None:
         """Notes that everything before is on the medium."""
         self._note(Sync())

@@ -28,7 +28,6 @@ from labrig.plans import MvmCalibrationPlan, StreamCapacity
 from labrig.plans.base import Points
 from labrig.recording import Recording, header, medium
 from labrig.recording.disk import Disk, FileDisk
-from labrig.recording.recovery import recover_recording
 from labrig.recording.rows import RecordedArray, read_rows
 from labrig.recording.verification import verify_recording
 from labrig.rig import Rig
@@ -199,7 +198,7 @@ def fill_up(folder: Path) -> Path:
 async def ended_by_a_full_disk(bench: Bench, path: Path) -> None:
     """A sweep that outgrows its room on a full disk ends with its outputs off."""
     with pytest.raises(
-        StorageError, match=r"(?s)run\.h5: (cannot be written: .*; the rows before are safe|could not be closed)"
+        StorageError, match=r"run\.h5: cannot be written: .*(No space left|File too large).*; the rows before are safe"
     ):
         await bench.sweep(path, of_rows=0.3)
     assert (bench.was_on, bench.is_on) == (True, False)
@@ -210,14 +209,9 @@ async def goes_on(bench: Bench, path: Path, tmp_path: Path) -> None:
     """Every block that was acknowledged is there, and the sweep is completed."""
     acknowledged = bench.blocks
     assert acknowledged > 10
-    try:
-        before, points = contents(path)
-    except StorageError:
-        # HDF5 was changing its structure, and did not come to an end: then the file is one for `recover`.
-        report = recover_recording(path, tmp_path / "rescued.h5", refusal=lambda _: "")
-        assert report.output is not None
-        path = report.output
-        before, points = contents(path)
+    # There was no room for the next step, so none was made: the file is as any other whose writer was killed.
+    before, points = contents(path)
+    assert verify_recording(path, refusal=lambda _: "").faults == ()
     assert points.total() >= acknowledged
     resumed = Bench()
     await resumed.sweep(path, of_rows=0.3, resume=True)
@@ -300,6 +294,9 @@ class SlowDisk:
         time.sleep(self._random.choice((0.0, 0.0005, 0.003)))
         self.writes += 1
         self._disk.write_at(offset, values)
+
+    def reserve(self, length: int) -> None:
+        self._disk.reserve(length)
 
     def sync(self) -> None:
         time.sleep(0.005)

@@ -287,6 +287,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, record: Record, number: sig
         child.send_signal(number)
         rest = child.stderr.read()
     assert child.returncode == code, rest
+    assert "labrig: stopped; nothing of the copy is left, the recording is as it was" in rest
     assert "Traceback" not in rest
     assert children(tmp_path) == ["run.h5"]
 

@@ -336,4 +336,8 @@ def test_command_line(tmp_path: Path, record: Record) -> None:
     wrong = labrig("run.h5", "-o", "run.csv", "--stream", "moon", "--format", "csv")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("labrig: error: run.h5: has no stream moon; it has: array_0, ")
-    assert labrig("run.h5").returncode == 2
+    nowhere = labrig("run.h5")
+    assert nowhere.returncode == 2
+    assert "run.h5: say where to, and thereby in which format: -o run.nc, -o run.csv," in nowhere.stderr
+    beside = labrig("run.h5", "--format", "csv", "--stream", "array_0")
+    assert (beside.returncode, beside.stdout) == (0, "run.csv\n"), beside.stderr

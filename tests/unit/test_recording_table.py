@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labrig.recording.disk import disk_of
-from labrig.recording.table import Run, Table, locate_scalar, locate_table
+from labrig.recording.table import Run, Table, growth_bytes, locate_scalar, locate_table
 from labrig_drivers.errors import StorageError
 
 
@@ -107,3 +107,18 @@ def test_structured_rows_and_scalars_are_written_as_they_are(tmp_path: Path) -> 
         assert file["table"][2] == entry[0]
         assert not file["table"][3]["b"]
         assert file["count"][()] == 7
+
+
+@pytest.mark.parametrize(("chunk_rows", "rows"), [(1, 1), (1, 5000), (7, 20), (400, 3000), (20_000, 20_000)])
+def test_a_data_set_takes_no_more_than_its_growth_was_said_to_need(tmp_path: Path, chunk_rows: int, rows: int) -> None:
+    with h5py.File(tmp_path / "run.h5", "w") as file:
+        dataset = allocated(file, "rows", (rows, 3), chunk_rows)
+        file.flush()
+        for longer in (rows + 1, 2 * rows + 1, 5 * rows):
+            before, said = file.id.get_filesize(), growth_bytes(dataset, longer)
+            dataset.resize(longer, axis=0)
+            file.flush()
+            taken = file.id.get_filesize() - before
+            # Metadata comes out of blocks of some size, of which one may be opened now.
+            assert taken <= said + file.id.get_access_plist().get_meta_block_size()
+            assert said < 4 * taken + 64 * 1024
