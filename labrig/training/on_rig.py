@@ -25,13 +25,13 @@ from labrig.training.run_folder import CHECKPOINTS
 from labrig.training.segments import Segments
 from labrig.training.session import Line, Session
 from labrig_drivers.crossbar import BoardInfo
-from labrig_drivers.errors import LinkError, ProtocolError
+from labrig_drivers.errors import LinkError, ProtocolError, StateError
 from labrig_surrogates.io import load_chip, save_chip
 
 _LONGEST_WAIT_S = 30.0
 
-LOST = (LinkError, ProtocolError, RigError)
-"""What says that the rig was lost, and may come back."""
+LOST = (LinkError, ProtocolError, RigError, StateError)
+"""What says that the rig was lost, or lost what was on it, and may come back."""
 
 
 @dataclass(frozen=True)
