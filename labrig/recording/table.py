@@ -103,8 +103,9 @@ def growth_bytes(dataset: h5py.Dataset, rows: int) -> int:
     """What a chunked dataset takes more of the disk when it has so many rows, with its index, from above."""
     chunk = dataset.chunks
     assert chunk is not None
-    more = -(-rows // chunk[0]) - -(-int(dataset.shape[0]) // chunk[0])
-    chunk_bytes = int(dataset.dtype.itemsize) * math.prod(chunk)
+    chunk_rows = int(chunk[0])
+    more: int = -(-rows // chunk_rows) - -(-int(dataset.shape[0]) // chunk_rows)
+    chunk_bytes = int(dataset.dtype.itemsize) * int(math.prod(chunk))
     return more * (chunk_bytes + CHUNK_METADATA_BYTES) + _NODES_BYTES
 
 
