@@ -326,7 +326,7 @@ def _fit_law(view: _View, law: Tensor, model: CellModel) -> tuple[Tensor, float]
     if _MISMATCH in free:
         bounds[free.index(_MISMATCH)] = (0.01, None)
     start = (law[free] / scales[free]).numpy()
-    found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+    found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40})
     fitted = law.clone()
     fitted[free] = torch.as_tensor(found.x) * scales[free]
     return fitted, -float(found.fun)

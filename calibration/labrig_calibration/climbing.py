@@ -134,22 +134,23 @@ def climb_cells(
         parameters: Numbers that it estimates.
     """
     wanted = {name for name in ("wires", "stuck") if name in ladder.rungs}
+    scores = _WriteScores(data, {})
     model = CellModel(pattern="stuck" in wanted, wires=False, crosstalk=False, exact=ladder.exact_wires)
     verdicts: list[RungVerdict] = []
     if "wires" in wanted:
         parameters += 3
         with_wires = replace(model, wires=True)
-        verdict = _judged_write("wires", data, model, with_wires, ladder, heldout, parameters)
+        verdict = _judged_write("wires", scores, model, with_wires, ladder, heldout, parameters)
         coupled = replace(with_wires if verdict.kept else model, crosstalk=True)
         crosstalk = _judged_write(
-            "wires", data, replace(coupled, crosstalk=False), coupled, ladder, heldout, parameters
+            "wires", scores, replace(coupled, crosstalk=False), coupled, ladder, heldout, parameters
         )
         model = coupled if crosstalk.kept else replace(coupled, crosstalk=False)
         text = f"wires: {verdict.reason}; crosstalk: {crosstalk.reason}"
         verdicts.append(replace(verdict, kept=verdict.kept or crosstalk.kept, reason=text))
     if "stuck" in wanted:
         parameters += data.target_s[0].numel() + 1
-        verdict = _judged_write("stuck", data, replace(model, pattern=False), model, ladder, heldout, parameters)
+        verdict = _judged_write("stuck", scores, replace(model, pattern=False), model, ladder, heldout, parameters)
         verdicts.append(verdict)
         if not verdict.kept:
             model = replace(model, pattern=False)
@@ -169,9 +170,22 @@ def judged(
     return RungVerdict(rung, kept, parameters, _mean(after), gain, error, "later MVMs", text)
 
 
+@dataclass(frozen=True)
+class _WriteScores:
+    """How well each model predicts the last write, in nats of each column; each is fitted once."""
+
+    data: CellData
+    known: dict[CellModel, FloatArray]
+
+    def of(self, model: CellModel) -> FloatArray:
+        if model not in self.known:
+            self.known[model] = last_write_nll(self.data, model)
+        return self.known[model]
+
+
 def _judged_write(
     rung: RungName,
-    data: CellData,
+    scores: _WriteScores,
     without: CellModel,
     with_it: CellModel,
     ladder: Ladder,
@@ -182,8 +196,9 @@ def _judged_write(
     if not ladder.select:
         nan = float("nan")
         return RungVerdict(rung, True, parameters, heldout, nan, nan, "last write", "kept unasked")
+    data = scores.data
     if data.target_s.shape[0] > 2:
-        before, after = last_write_nll(data, without), last_write_nll(data, with_it)
+        before, after = scores.of(without), scores.of(with_it)
         difference = before - after
         gain, error = float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(max(difference.size, 2)))
         text = f"{gain:+.3g} ± {error:.2g} nats per column on the last write"
@@ -203,21 +218,27 @@ def _candidate(
 ) -> _Candidate:
     """A model fitted to part of the data: means and one noise in turn, then the law of the noise."""
     floor_a2 = torch.as_tensor(some.dataset.converters.adc_lsb_a[some.columns]) ** 2 / 12.0
-    state = start
-    for _ in range(4):
-        state, factor, _ = climb(some, state, free)
-        variance = _mean_square(some, state, factor)
+    spent = some.dataset.rows * some.dataset.writes + len(free)
+    if bool((start.noise.value[1:] != 0).any()):
+        # A law that was fitted already: its mean, so that every column has one noise to begin with.
+        start = replace(start, noise=NoiseTerms.constant(_mean_square(some, start, spent), floor_a2))
+    state, factor, _ = climb(some, start, free)
+    for _ in range(3):
+        # The blocks keep their shape when the noise is found to be another; only their size changes.
+        variance = _mean_square(some, state, spent)
         old = state.noise.value[0] + state.noise.floor_a2
+        factor = factor.at_noise(variance / old)
         state = replace(state, noise=NoiseTerms.constant(variance, floor_a2))
         if bool(((variance - old).abs() < 0.1 * old).all()):
             break
+        state, _ = settle(some, state, free, factor)
     active = choose_terms(some, state, factor, floor_a2, drifting=_DRIFT in free) if law else (0,)
     noise = fit_noise(some, state, factor, floor_a2, active)
     state = replace(state, noise=noise.terms)
     return _Candidate(free, state, factor, noise, heldout_nll(later, state))
 
 
-def _mean_square(data: Measurements, state: ColumnState, factor: Factor) -> Tensor:
+def _mean_square(data: Measurements, state: ColumnState, spent: int) -> Tensor:
     """Variance of each column's genuine outputs, corrected for the parameters spent, `[columns]`."""
     total, count = torch.zeros_like(state.shared[0]), torch.zeros_like(state.shared[0])
     for block in data.blocks():
@@ -227,7 +248,6 @@ def _mean_square(data: Measurements, state: ColumnState, factor: Factor) -> Tens
             kept = kept * (block.outputs.rail == 0)
         total += (kept * (block.outputs.current_a - mean) ** 2).sum(dim=0)
         count += kept.sum(dim=0)
-    spent = factor.inverse.shape[0] * factor.inverse.shape[2] + factor.covariance.shape[1]
     lowest = 1e-3 * torch.as_tensor(data.dataset.converters.adc_lsb_a[data.columns]) ** 2 + 1e-60
     return total.clamp(min=0.0) / (count - spent).clamp(min=1.0) + lowest
 
@@ -255,13 +275,12 @@ def _to_all(
     if some is not train:
         state, _ = settle(train, state, free, factor)
     flagged = np.zeros(len(train.dataset), dtype=np.bool_)
-    for _ in range(2):
-        noise = fit_noise(train, state, factor, floor_a2, chosen.noise.active)
-        state = replace(state, noise=noise.terms)
-        found, outliers = wrong_rows(train, state, flagged)
-        if np.array_equal(found, flagged):
-            break
+    found, outliers = wrong_rows(train, state, flagged)
+    if found.any():
         flagged = found
+        train = train.without(flagged)
+        state = replace(state, noise=fit_noise(train, state, factor, floor_a2, chosen.noise.active).terms)
+        flagged, outliers = wrong_rows(train, state, flagged)
         train = train.without(flagged)
     factor = factorise(accumulate(train, state, free, blocks=True), state, free)
     state, resting = settle(train, state, free, factor)

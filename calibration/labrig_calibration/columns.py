@@ -28,7 +28,7 @@ _PRIOR = {"drift": 0.1, "skew": 1.0}
 # Columns handled together: bounds the memory of the per-column Gram matrices.
 _COLUMN_CHUNK = 16
 # Above this many multiplications the Gram matrices are summed in single precision: they only steer and give errors.
-_SINGLE_ABOVE = 2e10
+_SINGLE_ABOVE = 2e9
 # Decrease of the negative log likelihood of a column below which nothing is left to gain.
 _TOLERANCE = 0.01
 # Steps below this part of a standard error change nothing.
@@ -88,6 +88,14 @@ class Factor:
     def scaled(self, factor: float) -> Factor:
         """For `1 / factor` times as many data."""
         return Factor(self.inverse * factor, self.coupling, self.covariance * factor)
+
+    def at_noise(self, ratio: Tensor) -> Factor:
+        """For variances that are `ratio[columns]` times as large."""
+        return Factor(
+            self.inverse * ratio[None, :, None, None].to(self.inverse.dtype),
+            self.coupling,
+            self.covariance * ratio[:, None, None],
+        )
 
     def cell_error_s(self) -> Tensor:
         """Standard errors of the conductances, `[writes, rows, columns]`."""

@@ -145,7 +145,7 @@ def fit_noise_law(
         right = torch.einsum("anc,nc->ca", scaled, weight * target)
         unit = total.clamp(min=1e-300)
         last, law = law, unit * _non_negative_solution(information, right / unit[:, None]).T
-        if bool(((law - last).abs() <= 1e-4 * total).all()):
+        if bool(((law - last).abs() <= 3e-4 * total).all()):
             break
     covariance = 2.0 * torch.linalg.pinv(information, hermitian=True) * (total**2)[:, None, None]
     covariance = covariance / scale.T[:, :, None] / scale.T[:, None, :]

@@ -40,19 +40,19 @@ def save_chip(path: Path, chip: ChipParameters) -> None:
         prefix = f"array_{index}."
         units = {}
         for name, estimate in array.estimates().items():
-            tensors[f"{prefix}{name}.value"] = np.ascontiguousarray(estimate.value)
-            tensors[f"{prefix}{name}.error"] = np.ascontiguousarray(estimate.error)
+            tensors[f"{prefix}{name}.value"] = np.asarray(estimate.value, order="C")
+            tensors[f"{prefix}{name}.error"] = np.asarray(estimate.error, order="C")
             units[name] = estimate.unit
         for name in _PLAIN_ARRAYS:
-            tensors[prefix + name] = np.ascontiguousarray(getattr(array, name))
+            tensors[prefix + name] = np.asarray(getattr(array, name), order="C")
         for name in _OPTIONAL_ARRAYS:
             if (plain := getattr(array, name)) is not None:
-                tensors[prefix + name] = np.ascontiguousarray(plain)
+                tensors[prefix + name] = np.asarray(plain, order="C")
         if array.residual is not None:
             for name in _RESIDUAL:
-                tensors[f"{prefix}residual.{name}"] = np.ascontiguousarray(getattr(array.residual, name))
+                tensors[f"{prefix}residual.{name}"] = np.asarray(getattr(array.residual, name), order="C")
         converters = asdict(array.converters)
-        tensors[f"{prefix}adc_lsb_a"] = np.ascontiguousarray(converters.pop("adc_lsb_a"))
+        tensors[f"{prefix}adc_lsb_a"] = np.asarray(converters.pop("adc_lsb_a"), order="C")
         arrays_header[str(index)] = {
             "units": units,
             "drift_reference_s": array.drift_reference_s,
