@@ -61,6 +61,8 @@ def no_torch(session: nox.Session) -> None:
     run = str(folder / "run.h5")
     session.run("labrig", "doctor")
     session.run("labrig", "check", "rig_configs/mock.toml")
+    plan = str(folder / "plan.toml")
+    session.run("labrig", "plan", "rig_configs/mock.toml", "--precision", "5%", "--max-writes", "4", "-o", plan)
     session.run("labrig", "sweep", "rig_configs/mock.toml", "--plan", "mvm", "--writes", "1", "-o", run)
     session.run("labrig", "show", run, "--plot", "terminal")
     session.run("labrig", "compact", run)
