@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from labrig.training.optimisation import Stepper
 from labrig.training.physical import BlockingBoard, PhysicalBackend
 from labrig.training.plan import Plan
 from labrig.training.population import draw_population
+from labrig.training.replay_backend import RecordedWrite, ReplayBackend
 from labrig.training.session import Recalibration, Session
 from labrig.training.writing import WriteRule
 from labrig_surrogates.backend import DigitalBackend
@@ -48,6 +49,7 @@ def assemble(
     *,
     board: BlockingBoard | None = None,
     teacher: Tensor | None = None,
+    recorded: Mapping[int, Sequence[RecordedWrite]] | None = None,
     meter_j: Callable[[], float | None] = lambda: None,
 ) -> Session:
     """Puts a session together; the network is trained in place.
@@ -60,6 +62,7 @@ def assemble(
         seed: Of every draw.
         board: The chip itself; None where the method does without.
         teacher: Outputs of a teacher for every training image, `[N, classes]`.
+        recorded: Passes of the chip, by array, for layers that `plan.layers` has replayed.
         meter_j: Reads the energy meter in J, None without one.
 
     Raises:
@@ -77,6 +80,8 @@ def assemble(
     backends = Backends(network, dict(plan.layers))
     backends.offer("digital", DigitalBackend())
     backends.offer("surrogate", surrogate)
+    if recorded is not None:
+        backends.offer("replay", ReplayBackend(surrogate, placement, recorded))
     physical = None
     if board is not None:
         rule = WriteRule(step_s, chip.geometry.conductance_min_s)

@@ -31,6 +31,8 @@ class Batch:
 
     def split(self, parts: int) -> list[Batch]:
         """The batch in so many parts of nearly the same size; fewer, where it has fewer images."""
+        if parts == 1:
+            return [self]
         sizes = [len(one) for one in torch.arange(len(self)).tensor_split(min(parts, len(self)))]
         teachers = [None] * len(sizes) if self.teacher is None else [*torch.split(self.teacher, sizes)]
         images = (torch.split(one, sizes) for one in (self.x, self.y, self.indices))
@@ -74,6 +76,15 @@ class Sampler:
         self._first += self._size
         teacher = None if self._teacher is None else self._teacher[chosen]
         return Batch(self._data.train_x[chosen], self._data.train_y[chosen], chosen, teacher)
+
+    def mark(self) -> tuple[Tensor, int, Tensor]:
+        """Where it is, for `back`; cheap, whatever the size of the set."""
+        return self._order, self._first, self._generator.get_state()
+
+    def back(self, mark: tuple[Tensor, int, Tensor]) -> None:
+        """Goes back to a mark, so that the batches since then come again."""
+        self._order, self._first = mark[:2]
+        self._generator.set_state(mark[2])
 
     def state(self) -> dict[str, Tensor]:
         """Where it is, for a checkpoint."""

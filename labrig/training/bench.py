@@ -88,7 +88,8 @@ class TrainingBench:
         for part in batch.split(noisy.draws):
             surrogate.new_write()
             whole += self._add_gradient(part, len(part) / len(batch))
-        surrogate.use(self.fitted)
+        if noisy.population:
+            surrogate.use(self.fitted)
         return whole
 
     def physical_gradient(self, batch: Batch) -> PassResult:

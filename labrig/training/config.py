@@ -54,6 +54,8 @@ class ChipSection(Section):
     """Recording of a calibration sweep: the surrogate is fitted to it where no calibration is named."""
     calibration: str | None = None
     """Fitted chip, made by `labrig calibrate`."""
+    passes: str | None = None
+    """Recording of an earlier training on the chip, for layers that `training.layers` has replayed."""
     conductance_step_s: Magnitude = 0.0
     """Smallest change of a cell in S that is written; smaller ones wait in float. 0 writes every change."""
     endurance_writes: Count | None = None
@@ -107,7 +109,8 @@ class TrainingSection(Section):
     calibration_images: Count = 512
     """Images that `offline-calibrated` fits scale and bias of the columns to."""
     layers: dict[str, Kind] = Field(default_factory=dict)
-    """Layers that stay what they are, whatever the step is: `digital`, `surrogate` or `physical`, by name."""
+    """Layers that stay what they are, whatever the step is, by name: `digital`, `surrogate`, `physical`, or `replay`
+    (the surrogate, anchored to `chip.passes`)."""
     probe_every: Whole = 5
     """Physical passes between two comparisons of the gradients of chip and surrogate; no pass is needed for it."""
 
@@ -307,6 +310,9 @@ def _cross_faults(raw: Mapping[str, object]) -> Iterator[Fault]:
         isinstance(chip, dict) and not digital and not {"rig", "recording", "calibration"} & set(chip)
     ):
         yield Fault(("chip",), "names neither rig nor recording nor calibration; at least one is needed")
+    layers = training.get("layers") if isinstance(training, dict) else None
+    if isinstance(layers, dict) and "replay" in layers.values() and not (isinstance(chip, dict) and "passes" in chip):
+        yield Fault(("training", "layers"), "a layer is replayed, and chip.passes names no recording of passes")
     policy, noise = raw.get("policy"), raw.get("noise")
     if isinstance(policy, dict) and policy.get("name") != "adaptive":
         for key in sorted({"passes", "writes", "seconds", "joules"} & set(policy)):

@@ -21,6 +21,7 @@ from labrig.training.config import TrainConfig
 from labrig.training.datasets import ImageSet
 from labrig.training.live_rig import LiveRig, LiveRun
 from labrig.training.plan import Plan
+from labrig.training.replay_backend import RecordedWrite, recorded_writes
 from labrig.training.run_folder import CHECKPOINTS
 from labrig.training.segments import Segments
 from labrig.training.session import Line, Session
@@ -84,9 +85,27 @@ def _chip_path(folder: Path, version: int) -> Path:
     return folder / f"chip-v{version}.safetensors"
 
 
+def recorded_passes(config: TrainConfig, chip: ChipModel) -> dict[int, list[RecordedWrite]] | None:
+    """The passes that a training file names for replayed layers; None where it names none.
+
+    Raises:
+        LabrigError: They cannot be read, or are of another chip.
+    """
+    passes = config.file.chip.passes
+    return None if passes is None else recorded_writes(config.base / passes, chip.chip_id, sorted(chip.surrogates))
+
+
 def _alone(job: Job, start: nn.Module, journal: Callable[[Line], None], flush: Callable[[], None]) -> Session:
     folder, every = job.config.folder, job.config.file.run.checkpoint_every
-    session = assemble(start, job.chip, job.data, job.plan, job.config.file.run.seed, teacher=job.teacher)
+    session = assemble(
+        start,
+        job.chip,
+        job.data,
+        job.plan,
+        job.config.file.run.seed,
+        teacher=job.teacher,
+        recorded=recorded_passes(job.config, job.chip),
+    )
     if job.checkpoint is not None:
         restore_session(session, *job.checkpoint)
 
@@ -149,7 +168,15 @@ def _attached(job: Job, start: nn.Module, board: LiveRig, session: Session | Non
         return session, {}
     seed = job.config.file.run.seed
     session = assemble(
-        start, job.chip, job.data, job.plan, seed, board=board, teacher=job.teacher, meter_j=board.joules
+        start,
+        job.chip,
+        job.data,
+        job.plan,
+        seed,
+        board=board,
+        teacher=job.teacher,
+        recorded=recorded_passes(job.config, job.chip),
+        meter_j=board.joules,
     )
     restored: dict[int, int] = {}
     if job.checkpoint is not None:

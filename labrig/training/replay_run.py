@@ -15,6 +15,7 @@ from labrig.events import EventBus
 from labrig.training.assembly import assemble
 from labrig.training.chip_model import ChipModel
 from labrig.training.datasets import load_images
+from labrig.training.on_rig import recorded_passes
 from labrig.training.policy import Recorded, StepKind
 from labrig.training.run import step_event
 from labrig.training.run_folder import (
@@ -82,7 +83,16 @@ def replay_run(recording: Path, bus: EventBus) -> ReplayResult:
         with torch.no_grad():
             teacher = cast(Tensor, digital.eval()(data.train_x))
     chip = ChipModel.of(load_chip(folder / CHIP))
-    session = assemble(network, chip, data, plan, origin.file.run.seed, board=board, teacher=teacher)
+    session = assemble(
+        network,
+        chip,
+        data,
+        plan,
+        origin.file.run.seed,
+        board=board,
+        teacher=teacher,
+        recorded=recorded_passes(origin, chip),
+    )
     session.policy = Recorded([cast(StepKind, one["kind"]) for one in lines], probes=session.policy.probes)
     if session.recalibration is not None:
         steps = frozenset(int(str(one["step"])) for one in lines if "recalibration" in one)

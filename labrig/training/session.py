@@ -141,7 +141,7 @@ class Session:
 
     def _take_step(self) -> tuple[StepKind, StepOutcome]:
         policy, sampler, bench = self.policy, self.sampler, self.bench
-        before = (policy.state(), sampler.state(), bench.generator.get_state(), bench.surrogate.generator.get_state())
+        before = (policy.state(), sampler.mark(), bench.generator.get_state(), bench.surrogate.generator.get_state())
         try:
             kind = policy.choose(Progress(self.step, self.steps, self._weight_change(), bench.ledger))
             batch = sampler.next()
@@ -151,7 +151,7 @@ class Session:
             return "surrogate", self.method.surrogate_step(bench, batch)
         except BaseException:
             policy.load_state(before[0])
-            sampler.load_state(before[1])
+            sampler.back(before[1])
             bench.generator.set_state(before[2])
             bench.surrogate.generator.set_state(before[3])
             raise
