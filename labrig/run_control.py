@@ -44,6 +44,11 @@ class RunControl:
         return self._stopping
 
     @property
+    def paused(self) -> bool:
+        """Whether the run was asked to pause, and not yet to go on."""
+        return self._paused is not None
+
+    @property
     def poll_s(self) -> float:
         """Time in s between two looks while the run is suspended."""
         return min((one.poll_s for one in self._conditions), default=0.1)

@@ -19,7 +19,11 @@ _AGAIN_S = 0.25
 _OFF = "outputs are off and files are closed"
 
 
-def run_interruptible(work: Coroutine[object, object, T], first_interrupt: Callable[[], None] | None = None) -> T:
+def run_interruptible(
+    work: Coroutine[object, object, T],
+    first_interrupt: Callable[[], None] | None = None,
+    suspend: Callable[[], None] | None = None,
+) -> T:
     """Runs `work` in an event loop of its own.
 
     SIGINT and SIGTERM cancel it, as often as they come; its clean-up leaves outputs off and files closed.
@@ -27,6 +31,7 @@ def run_interruptible(work: Coroutine[object, object, T], first_interrupt: Calla
     Args:
         work: What to run.
         first_interrupt: Called at the first SIGINT in place of the cancellation, to bring `work` to an end gently.
+        suspend: Called at each SIGTSTP (Ctrl-Z), in place of putting the process to sleep with its outputs on.
 
     Raises:
         typer.Exit: With code 130 or 143, after a signal ended `work`.
@@ -48,10 +53,12 @@ def run_interruptible(work: Coroutine[object, object, T], first_interrupt: Calla
         numbers = (signal.SIGINT, signal.SIGTERM)
         for number in numbers:
             loop.add_signal_handler(number, stop, number)
+        if suspend is not None:
+            loop.add_signal_handler(signal.SIGTSTP, suspend)
         try:
             return await work
         finally:
-            for number in numbers:
+            for number in (*numbers, signal.SIGTSTP):
                 loop.remove_signal_handler(number)
 
     try:

@@ -92,7 +92,8 @@ def sweep(
     """Run a plan on a rig and record it.
 
     Ctrl-C ends it after the block in hand, a second one at once; either way outputs go off and the file is closed, and
-    --resume goes on from there.
+    --resume goes on from there. Ctrl-Z pauses it after the block in hand, with the array supply off; a second one goes
+    on.
 
     Example: labrig sweep rig_configs/mock.toml --plan mvm --writes 8 -o run.h5
 
@@ -121,11 +122,20 @@ def sweep(
         bus.publish(Message("stopping after the block in hand; Ctrl-C again stops at once"))
         control.stop()
 
+    def suspend() -> None:
+        if control.paused:
+            control.resume()
+        else:
+            bus.publish(Message("pausing after the block in hand; Ctrl-Z again goes on"))
+            control.pause("by Ctrl-Z")
+
     with ProgressListener() as progress:
         bus.subscribe(progress)
         with published(config, bus, mqtt, off=no_mqtt):
             run_interruptible(
-                run_sweep(config, chosen, path, bus, survives, resume=resume is not None, control=control), stop
+                run_sweep(config, chosen, path, bus, survives, resume=resume is not None, control=control),
+                stop,
+                suspend,
             )
     typer.echo(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,36 @@ def test_signal_ends_a_sweep_with_a_readable_file(
         recording.verify()
         assert recording.status == status
         assert recording.committed(0) > 0
+
+
+def test_a_sweep_is_paused_and_goes_on_at_ctrl_z(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "labrig", "sweep", str(shipped_rig("mock")), "--plan", "mvm", "-o", "run.h5"]
+    child = subprocess.Popen([*command, "--writes", "6"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    seen = []
+    with child, Recording.open(started(child, tmp_path / "run.h5")) as recording:
+        assert child.stderr is not None
+        child.send_signal(signal.SIGTSTP)
+        for line in child.stderr:
+            seen.append(line)
+            if "paused: by Ctrl-Z" in line:
+                break
+        recording.refresh()
+        standing = recording.committed(0)
+        time.sleep(0.3)
+        assert not recording.refresh()
+        assert recording.status == "running"
+        child.send_signal(signal.SIGTSTP)
+        seen.append(child.stderr.read())
+        assert child.wait() == 0, "".join(seen)
+        recording.refresh()
+        assert recording.status == "finished"
+        assert 0 < standing < recording.committed(0)
+
+
+def started(child: subprocess.Popen[str], path: Path) -> Path:
+    """The recording of a sweep, once some of it was measured."""
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.startswith("MVMs:"):
+            break
+    return path
