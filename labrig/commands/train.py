@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from labrig.commands.interruptible import interruptible
 from labrig.commands.mqtt import published
 from labrig.extras import demand_extra
+
+if TYPE_CHECKING:
+    from labrig.events import EventBus
 
 
 def train(
@@ -39,33 +42,44 @@ def train(
     if file is None and (rig or recording):
         raise typer.BadParameter("--rig and --recording go with a training file")
     demand_extra("train", "train")
-    from labrig.config import load_rig
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
     from labrig.threads import one_thread
-    from labrig.training.config import load_training
-    from labrig.training.replay_run import replay_run
-    from labrig.training.run import resume_run, train_run
-    from labrig.training.run_folder import load_origin
 
     bus = EventBus()
     with interruptible(), one_thread(), ProgressListener() as progress:
         bus.subscribe(progress)
-        if replay is not None:
-            again = replay_run(replay, bus)
-        else:
-            if file is not None:
-                config = load_training(file).overridden(rig=rig, recording=recording)
-            else:
-                assert resume is not None
-                config = load_origin(resume)
-            with published(None if config.rig is None else load_rig(config.rig), bus):
-                result = train_run(config, bus) if file is not None else resume_run(config, bus)
-    if replay is not None:
-        same = "every weight is the same to the last bit"
-        verdict = same if again.different == 0.0 else f"weights differ by up to {again.different:.3g}"
-        print(f"{again.folder}: {again.steps} steps from the recording; {verdict}")
-        return
+        lines = _replayed(replay, bus) if replay is not None else _trained(file, rig, recording, resume, bus)
+    for line in lines:
+        print(line)
+
+
+def _trained(
+    file: Path | None, rig: Path | None, recording: Path | None, resume: Path | None, bus: EventBus
+) -> list[str]:
+    from labrig.config import load_rig
+    from labrig.training.config import load_training
+    from labrig.training.run import resume_run, train_run
+    from labrig.training.run_folder import load_origin
+
+    if file is not None:
+        config = load_training(file).overridden(rig=rig, recording=recording)
+    else:
+        assert resume is not None
+        config = load_origin(resume)
+    with published(None if config.rig is None else load_rig(config.rig), bus):
+        result = train_run(config, bus) if file is not None else resume_run(config, bus)
     folder, method = result.config.folder, result.config.file.training.method
-    print(f"{folder}: trained {method}; the digital network has {100 * result.digital_accuracy:.1f} %")
-    print(f"next: labrig evaluate {folder}")
+    return [
+        f"{folder}: trained {method}; the digital network has {100 * result.digital_accuracy:.1f} %",
+        f"next: labrig evaluate {folder}",
+    ]
+
+
+def _replayed(recording: Path, bus: EventBus) -> list[str]:
+    from labrig.training.replay_run import replay_run
+
+    again = replay_run(recording, bus)
+    same = "every weight is the same to the last bit"
+    verdict = same if again.different == 0.0 else f"weights differ by up to {again.different:.3g}"
+    return [f"{again.folder}: {again.steps} steps from the recording; {verdict}"]

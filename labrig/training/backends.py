@@ -43,8 +43,9 @@ class Backends:
         Raises:
             ConfigError: Nothing computes a kind that a layer needs; nothing is changed.
         """
-        wanted = {name: self._fixed.get(name, kind) for name in self._cores}
-        if missing := sorted({one for one in wanted.values() if one not in self._known}):
+        wanted: dict[str, Kind] = dict.fromkeys(self._cores, kind)
+        wanted.update(self._fixed)
+        if missing := sorted(set(wanted.values()) - set(self._known)):
             raise ConfigError(f"nothing computes {', '.join(missing)} here; there are {sorted(self._known)}")
         for name, core in self._cores.items():
             core.use_backend(self._known[wanted[name]])

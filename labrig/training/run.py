@@ -41,7 +41,7 @@ from labrig.training.run_report import write_run_report
 from labrig.training.run_summary import summary_of
 from labrig.training.session import Line
 from labrig.training.trainings import OnStep, digital_baseline, surrogate_trained
-from labrig_drivers.errors import StorageError
+from labrig_drivers.errors import LabrigError, StorageError
 from labrig_surrogates.io import load_chip, save_chip
 from labrig_surrogates.layers import set_backend
 
@@ -175,7 +175,13 @@ def _train(
                 chip = versioned_chip(config.folder, chip, int(str(checkpoint[1]["version"])))
             rig = None if sources.info is None else sources.rig
             job = Job(config, data, run.recipe.in_loop, chip, rig, teacher, checkpoint)
-            session = run_session(job, network, bus, run.journal, metrics.flush)
+            try:
+                session = run_session(job, network, bus, run.journal, metrics.flush)
+            except (LabrigError, KeyboardInterrupt):
+                bus.publish(
+                    Message(f"the run can go on from its last checkpoint: labrig train --resume {config.folder}")
+                )
+                raise
             ledger = session.bench.ledger
             set_backend(network, None)
     save_network(config.folder / NETWORK, network)
