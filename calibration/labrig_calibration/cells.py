@@ -241,6 +241,12 @@ def _view(data: CellData, gain: Tensor, law: Tensor, model: CellModel) -> _View:
     for _ in range(4):
         cells = seen / _pass_share(cells, law, model)
     word, bit = _line_sums(cells)
+    # Of its own current a cell gets what its target says: with its own slope in both, a large slope would look like
+    # a wire that passes more, and resistances would come out too low.
+    rows, columns = cells.shape[-2:]
+    excess = data.target_s - cells
+    word = word + torch.arange(1.0, columns + 1.0, dtype=cells.dtype) * excess
+    bit = bit + torch.arange(float(rows), 0.0, -1.0, dtype=cells.dtype)[:, None] * excess
     share = _pass_share(cells, law, model) * (1.0 + law[_WORD] * word + law[_BIT] * bit)
     return _View(y, data.error_s / gain, data.target_s, word, bit, share, neighbours, data.highest_s)
 

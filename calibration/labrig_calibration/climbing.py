@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from labrig_calibration.cells import CellData, CellFit, CellModel, fit_cells, last_write_nll
-from labrig_calibration.columns import ColumnState, Factor, accumulate, climb, factorise, moments, settle
+from labrig_calibration.columns import ColumnState, Factor, accumulate, climb, factorise, in_own_units, moments, settle
 from labrig_calibration.heldout import heldout_nll, improvement
 from labrig_calibration.ladder import Ladder, RungName, RungVerdict
 from labrig_calibration.likelihood import pull
@@ -93,9 +93,11 @@ def climb_columns(
     if not free:
         start = replace(start, shared=torch.zeros_like(start.shared))
     tried: dict[int, FloatArray] = {}
-    chosen: _Candidate | None = None
+    # The straight line once more, fitted as the curve will be, so that like is compared with like.
+    chosen = _candidate(some, later, start, free, law=False)
+    best = chosen.nll
     if "curve" in ladder.rungs:
-        curve = _candidate(some, later, _bent(start, later), (*free, _COMPRESSION), law=True)
+        curve = _candidate(some, later, _bent(chosen.state, later), (*free, _COMPRESSION), law=True)
         verdict = judged("curve", best, curve.nll, 3 + cells + 6 * columns, ladder)
         if verdict.kept:
             chosen, best = curve, curve.nll
@@ -108,8 +110,6 @@ def climb_columns(
             tried[_COMPRESSION] = _error_of(curve, _COMPRESSION)
         verdicts.append(verdict)
     progress("curve", 0.3)
-    if chosen is None:
-        chosen = _candidate(some, later, start, free, law=False)
     if "drift" in ladder.rungs:
         drifting = _candidate(some, later, chosen.state, (*chosen.free, _DRIFT), law=len(chosen.noise.active) > 1)
         verdict = judged("drift", best, drifting.nll, verdicts[-1].parameters + columns, ladder)
@@ -286,11 +286,13 @@ def _to_all(
     state, resting = settle(train, state, free, factor)
     noise = fit_noise(train, state, factor, floor_a2, chosen.noise.active)
     state = replace(state, noise=noise.terms)
+    factor = in_own_units(factor, state, free)
     return ColumnsClimbed(state, factor, free, noise, verdicts, flagged, outliers, resting, tried)
 
 
 def _error_of(candidate: _Candidate, index: int) -> FloatArray:
-    return np.asarray(candidate.factor.shared_error()[candidate.free.index(index)].numpy())
+    factor = in_own_units(candidate.factor, candidate.state, candidate.free)
+    return np.asarray(factor.shared_error()[candidate.free.index(index)].numpy())
 
 
 def _mean(nll: FloatArray) -> float:

@@ -6,7 +6,9 @@ Model of one column (equations in `labrig_surrogates.parameters.ArrayParameters`
 
 At most four parameters belong to the column, `rows` conductances to each write. The normal equations have the shape
 of an arrow: one block for each write and a narrow border. The border is solved by the Schur complement, which also
-gives the standard errors. Gradients are always exact; the blocks, which cost most, are kept over several steps.
+gives the standard errors. Gradients are always exact; the blocks, which cost most, are kept over several steps. Without
+a skew a curve depends on the square of its compression alone, and steps are taken in that square: a column that hardly
+bends has no gradient in the compression itself.
 """
 
 from __future__ import annotations
@@ -107,12 +109,18 @@ class Factor:
         """Standard errors of the free shared parameters, `[p, columns]`."""
         return torch.sqrt(self.covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0)).T
 
-    def step(self, normal: Normal) -> tuple[Tensor, Tensor]:
-        """The Gauss-Newton step `(d shared [p, columns], d conductance [writes, rows, columns])`."""
+    def step(self, normal: Normal, state: ColumnState, free: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The Gauss-Newton step `(d shared [p, columns], d conductance [writes, rows, columns])`.
+
+        It ends where the square of a compression would fall below zero: a straight line.
+        """
         score = normal.score_cells.transpose(1, 2).unsqueeze(-1).to(self.inverse.dtype)
         inner = (self.inverse @ score).squeeze(-1).double()
         pushed = torch.einsum("pcia,pic->ca", self.coupling, normal.score_cells)
         shared = torch.einsum("cab,cb->ca", self.covariance, normal.score_shared - pushed)
+        if 1 in free and 3 not in free:
+            place = free.index(1)
+            shared[:, place] = torch.maximum(shared[:, place], -(state.shared[1] ** 2))
         cells = inner - torch.einsum("pcia,ca->pci", self.coupling, shared)
         return shared.T, cells.transpose(1, 2)
 
@@ -190,7 +198,7 @@ def climb(
     resting = torch.zeros_like(normal.loss, dtype=torch.bool)
     for _ in range(iterations):
         factor = factorise(normal, state, free)
-        shared, cells = factor.step(normal)
+        shared, cells = factor.step(normal, state, free)
         trial = _moved(state, free, shared * length, cells * length)
         there = _with_priors(accumulate(data, trial, free, blocks=True), trial, free)
         gained = normal.loss - there.loss
@@ -201,7 +209,7 @@ def climb(
         if bool(resting.all()):
             break
     factor = factorise(normal, state, free)
-    if 1 in free:
+    if 1 in free and 3 in free:
         state, factor = _upright(state, factor, free)
     return state, factor, bool(resting.all())
 
@@ -218,7 +226,7 @@ def settle(
     last, length = float("inf"), 1.0
     for _ in range(iterations):
         normal = _with_priors(accumulate(data, state, free, blocks=False), state, free)
-        shared, cells = factor.step(normal)
+        shared, cells = factor.step(normal, state, free)
         size = float(torch.sqrt(((cells / scale_cells) ** 2).mean(dim=(0, 1)).clamp(max=1e12)).max())
         if free:
             size = max(size, float((shared / scale_shared).abs().max()))
@@ -229,6 +237,25 @@ def settle(
         if size < _SMALL_STEP:
             return state, True
     return state, last < 10.0 * _SMALL_STEP
+
+
+def in_own_units(factor: Factor, state: ColumnState, free: tuple[int, ...]) -> Factor:
+    """The factor for the compression itself, where steps were taken in its square.
+
+    Near a straight line the error of the square says how large the compression may be.
+    """
+    if 1 not in free or 3 in free:
+        return factor
+    place = free.index(1)
+    error = torch.sqrt(factor.covariance[:, place, place].clamp(min=0.0))
+    twice = torch.maximum(2.0 * state.shared[1], torch.sqrt(2.0 * error)).clamp(min=1e-300)
+    unit = torch.ones_like(factor.covariance[:, 0])
+    unit[:, place] = 1.0 / twice
+    return Factor(
+        factor.inverse,
+        factor.coupling / unit[None, :, None, :],
+        factor.covariance * unit[:, :, None] * unit[:, None, :],
+    )
 
 
 def _upright(state: ColumnState, factor: Factor, free: tuple[int, ...]) -> tuple[ColumnState, Factor]:
@@ -256,8 +283,12 @@ def _border(block: Block, state: ColumnState, u: Tensor, slope: Tensor, free: tu
             derivatives.append(-slope * u * block.log_age)
         else:
             curve = compress(u, compression, skew)
-            if index == 1:
+            if index == 1 and 3 in free:
                 derivatives.append((u * slope - curve) / safe)
+            elif index == 1:
+                bend = (compression * u) ** 2
+                near = u**3 * (0.8 * bend - 1.0) / 3.0
+                derivatives.append(torch.where(bend < 2.5e-3, near, (u * slope - curve) / (2.0 * safe**2)))
             else:
                 derivatives.append((1.0 - slope) / safe + 2.0 * torch.tanh(skew) * curve)
     return derivatives
@@ -304,7 +335,10 @@ def _inverse_information(schur: Tensor) -> Tensor:
 def _moved(state: ColumnState, free: tuple[int, ...], shared: Tensor, cells: Tensor) -> ColumnState:
     moved = state.shared.clone()
     for index, one in enumerate(free):
-        moved[one] += shared[index]
+        if one == 1 and 3 not in free:
+            moved[1] = torch.sqrt((moved[1] ** 2 + shared[index]).clamp(min=0.0))
+        else:
+            moved[one] += shared[index]
     return replace(state, shared=moved, conductance_s=state.conductance_s + cells)
 
 

@@ -26,6 +26,7 @@ from labrig_calibration.result import CalibrationResult, JudgedArray
 from labrig_calibration.squares import wrong_rows
 from labrig_calibration.uncertainty import Posterior, trade_offs
 from labrig_surrogates.parameters import ArrayParameters, ChipParameters, ConverterRange, Estimate, ResidualNetwork
+from labrig_surrogates.wire_first_order import first_order_transfer
 
 __all__ = [
     "HELDOUT_FRACTION",
@@ -98,7 +99,8 @@ def fit(
         chosen[part] = True
     diagnostics = diagnose(parameters, dataset.select(chosen & ~wrong), rng=rng)
     report("diagnostics", 1.0)
-    notes = (*notes_of(dataset), *(f"hard to tell apart: {text}" for text in trade_offs(posterior)))
+    lost = _lost_in_wires(cells, data.target_s)
+    notes = (*notes_of(dataset), *lost, *(f"hard to tell apart: {text}" for text in trade_offs(posterior)))
     return CalibrationResult(
         judged=JudgedArray(parameters, diagnostics, dataset),
         ladder=_in_order((*climbed.verdicts, *cell_verdicts, *residual_verdicts)),
@@ -266,6 +268,20 @@ def _posterior(climbed: ColumnsClimbed, cells: CellFit) -> Posterior:
         noise_covariance=climbed.noise.covariance.numpy(),
         law_names=tuple(LAW[index] for index in cells.model.law),
         law_covariance=cells.law_covariance,
+    )
+
+
+def _lost_in_wires(cells: CellFit, target_s: torch.Tensor) -> tuple[str, ...]:
+    """A note where wires take so much that their first order is no longer good for their resistance."""
+    if not cells.model.wires or cells.model.exact:
+        return ()
+    passed = first_order_transfer(target_s, float(cells.law[4]), float(cells.law[5])) / target_s
+    lost = float(1.0 - passed.mean())
+    if lost < 0.05:
+        return ()
+    return (
+        f"wires take {100 * lost:.0f} % of the conductances: to first order their resistance comes out too low "
+        "(Ladder(exact_wires=True) solves the network)",
     )
 
 

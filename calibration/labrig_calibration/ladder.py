@@ -33,7 +33,7 @@ class Ladder:
     rungs: tuple[RungName, ...] = RUNGS
     select: bool = True
     heldout_fraction: float = 0.1
-    confidence: float = 2.0
+    confidence: float = 3.0
     drift_reference_s: float = 1.0
     exact_wires: bool = False
 

@@ -151,9 +151,17 @@ def z_scores(chip: MeasuredChip, result: CalibrationResult) -> dict[str, FloatAr
     }
     if settings.drift_exponent > 0:
         # Behind wires a column's current drifts less than its cells do: their drop drifts too.
-        cells_s = np.stack([one.conductance_s for one in chip.written])
-        passed = (transfer_s**2).sum(axis=(0, 1)) / (transfer_s * cells_s).sum(axis=(0, 1))
-        truths["drift"] = settings.drift_exponent * passed
+        log_age = float(np.log1p(chip.dataset.age_s).mean())
+        late_s = np.stack(
+            [
+                transfer_matrix(
+                    one.conductance_s * np.exp(-settings.drift_exponent * log_age), settings.wire_ohm, settings.wire_ohm
+                )
+                for one in chip.written
+            ]
+        )
+        fallen = (transfer_s * late_s).sum(axis=(0, 1)) / (transfer_s**2).sum(axis=(0, 1))
+        truths["drift"] = -np.log(fallen) / log_age
     if settings.wire_ohm > 0:
         truths["wire_ohm"] = np.full(2, settings.wire_ohm)
         truths["crosstalk"] = np.zeros(())

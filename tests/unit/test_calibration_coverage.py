@@ -39,7 +39,7 @@ def test_a_few_chips_are_found_within_their_errors() -> None:
         # Chips share nothing, columns of a chip little: a family of many numbers is far from these bounds when right.
         expected = 3.0 * np.sqrt(0.09 / max(len(parts), min(pooled.size, 60)))
         assert inside(pooled) > 0.9 - max(expected, 0.1), name
-        assert np.sqrt((pooled**2).mean()) < 1.6, name
+        assert np.sqrt((pooled**2).mean()) < (1.6 if pooled.size > 20 else 2.5), name
     assert 0.97 < np.median(errors) < 1.06
 
 

@@ -6,7 +6,7 @@ from iminuit import Minuit
 from numpy.typing import NDArray
 from scipy.optimize import curve_fit
 
-from labrig_calibration.columns import ColumnState, Factor, climb
+from labrig_calibration.columns import ColumnState, Factor, climb, in_own_units
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.linear_rungs import robust_start
 from labrig_calibration.measurements import Measurements
@@ -44,7 +44,7 @@ def fit_all(dataset: MvmDataset) -> tuple[ColumnState, Factor]:
     known = NoiseTerms.constant(torch.full((COLUMNS,), NOISE_A**2, dtype=torch.float64), start.noise.floor_a2)
     state, factor, resting = climb(data, ColumnState(shared, start.conductance_s, known), FREE)
     assert resting
-    return state, factor
+    return state, in_own_units(factor, state, FREE)
 
 
 def test_columns_equal_scipy_curve_fit_values_and_errors() -> None:
