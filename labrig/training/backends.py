@@ -28,7 +28,7 @@ class Backends:
 
     def __init__(self, network: nn.Module, fixed: Mapping[str, Kind] | None = None) -> None:
         self._cores = {matrix.core.name: matrix.core for matrix in weight_matrices(network)}
-        self._fixed = dict(fixed or {})
+        self._fixed: dict[str, Kind] = {} if fixed is None else dict(fixed)
         self._known: dict[Kind, Backend] = {}
         if unknown := sorted(set(self._fixed) - set(self._cores)):
             raise ConfigError(f"there are no analog layers {unknown}; there are {sorted(self._cores)}")
