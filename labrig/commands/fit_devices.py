@@ -11,6 +11,8 @@ import typer
 from labrig.commands.interruptible import interruptible
 from labrig.extras import demand_extra
 
+_MOST_ROWS = 40
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -118,9 +120,11 @@ def _print(summaries: Sequence[Summary]) -> None:
             console.print(table)
         for content in summary.tables:
             table = Table(*content.header, title=content.title, title_justify="left", box=SIMPLE)
-            for row in content.rows:
+            for row in content.rows[:_MOST_ROWS]:
                 table.add_row(*(_text(value) for value in row))
             console.print(table)
+            if len(content.rows) > _MOST_ROWS:
+                console.print(f"... and {len(content.rows) - _MOST_ROWS} more rows: -o FILE writes all of them")
         for note in summary.notes:
             console.print(f"note: {note}", soft_wrap=True)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, hessian, jacfwd, vmap
+from torch.func import grad, grad_and_value, jacrev, vmap
 
 Terms = Callable[..., Tensor]
 """From the parameters `[p]` of one problem and its data to the terms of its negative log-likelihood, `[n]`."""
@@ -63,7 +63,7 @@ def maximise(terms: Terms, start: Tensor, data: tuple[Tensor, ...], *, steps: in
 
     values = vmap(loss)
     slopes = vmap(grad_and_value(loss))
-    curvatures = vmap(hessian(loss))
+    curvatures = vmap(jacrev(grad(loss)))
     at, damping = start.clone(), torch.zeros(len(start), dtype=start.dtype)
     solved = torch.zeros(len(start), dtype=torch.bool)
     working = torch.arange(len(start))
@@ -138,7 +138,7 @@ def clustered_covariance(
         cluster: Number of each term's cluster, the same in all problems, `[n]`.
         clusters: How many there are.
     """
-    scores = vmap(jacfwd(terms))(found.parameters, *data)
+    scores = _scores(terms, found, data)
     summed = torch.zeros((len(scores), clusters, scores.shape[2]), dtype=scores.dtype)
     summed.index_add_(1, cluster, scores)
     return _sandwich(found, summed.transpose(1, 2) @ summed * (clusters / max(clusters - 1, 1)))
@@ -153,12 +153,28 @@ def serial_covariance(terms: Terms, found: Found, data: tuple[Tensor, ...], lags
         data: Data of all problems.
         lags: How far the dependence reaches.
     """
-    scores = vmap(jacfwd(terms))(found.parameters, *data)
+    scores = _scores(terms, found, data)
     meat = scores.transpose(1, 2) @ scores
     for lag in range(1, lags + 1):
         cross = scores[:, lag:].transpose(1, 2) @ scores[:, :-lag]
         meat = meat + (1.0 - lag / (lags + 1.0)) * (cross + cross.transpose(1, 2))
     return _sandwich(found, meat)
+
+
+def _scores(terms: Terms, found: Found, data: tuple[Tensor, ...]) -> Tensor:
+    """Slope of each term in each parameter, `[B, n, p]`."""
+    count = vmap(terms)(found.parameters, *data).shape[1]
+
+    def one(parameters: Tensor, *mine: Tensor) -> Tensor:
+        def slope(weight: Tensor) -> Tensor:
+            slopes: Tensor = grad(lambda at: (terms(at, *mine) * weight).sum())(parameters)
+            return slopes
+
+        # The slope is linear in the weights of the terms: as many passes as there are parameters, not as terms.
+        rows: Tensor = jacrev(slope)(torch.zeros(count, dtype=parameters.dtype))
+        return rows.T
+
+    return vmap(one)(found.parameters, *data)
 
 
 def _sandwich(found: Found, meat: Tensor) -> Tensor:
@@ -183,7 +199,7 @@ def propagate(found: Found, function: Callable[[Tensor], Tensor]) -> tuple[Tenso
     Returns:
         Values `[B, q]` and covariances `[B, q, q]`; a variance is infinite where it rests on a parameter without one.
     """
-    values, slopes = vmap(function)(found.parameters), vmap(jacfwd(function))(found.parameters)
+    values, slopes = vmap(function)(found.parameters), vmap(jacrev(function))(found.parameters)
     diagonal = found.covariance.diagonal(dim1=1, dim2=2)
     unknown = ~torch.isfinite(diagonal)
     finite = torch.diagonal_scatter(

@@ -211,7 +211,8 @@ def fit_pulses(trains: PulseTrains, progress: Progress = quiet) -> PulseFit:
             2.0 * one.loss(fit, law) + law.count * len(one.readings) * math.log(one.pulses)
             for one, fit in zip(scaled, found, strict=True)
         )
-        late = sum(one.held_out(law) for one in scaled) / sum(one.late_readings for one in scaled)
+        late = sum(one.held_out(law, fit) for one, fit in zip(scaled, found, strict=True))
+        late /= sum(one.late_readings for one in scaled)
         rows.append((name, law.count, criterion, criterion / (2 * readings), late))
         fits[name] = found
         if criterion < best[0]:
@@ -270,7 +271,7 @@ class _Scaled:
     def late_readings(self) -> int:
         return len(self.readings) * (self.pulses - round(_EARLY * self.pulses))
 
-    def fit(self, law: PulseLaw, early: bool = False) -> Found:
+    def fit(self, law: PulseLaw) -> Found:
         read = self.readings.diff(dim=1).std(dim=1) / math.sqrt(2.0)
         level = torch.log(read.clamp(min=1e-9))
         start = [torch.zeros_like(level), torch.full_like(level, 1.5 if law.soft else 1.0)]
@@ -278,21 +279,27 @@ class _Scaled:
         start += [level]
         start += [level + 0.5 * math.log(3.0 / self.pulses)] if law.cycle else []
         start += [level, torch.full_like(level, -math.log(10.0))] if law.lasting else []
-        return maximise(pulse_terms(law), torch.stack(start, dim=1), (self.readings, self._weight(early)))
+        return maximise(pulse_terms(law), torch.stack(start, dim=1), (self.readings, self._weight(early=False)))
 
     def loss(self, found: Found, law: PulseLaw) -> float:
         """Negative log-likelihood of all readings, in the unit of the states."""
-        terms = torch.func.vmap(pulse_terms(law, adjusted=False))(found.parameters, self.readings, self._weight(False))
+        terms = torch.func.vmap(pulse_terms(law, adjusted=False))(
+            found.parameters, self.readings, self._weight(early=False)
+        )
         return float(terms.sum()) + float(np.log(self.span).sum()) * self.pulses
 
-    def held_out(self, law: PulseLaw) -> float:
-        """Negative log-likelihood of the later readings in the unit of the states, each predicted from all before."""
-        found = self.fit(law, early=True)
-        terms = torch.func.vmap(pulse_terms(law, adjusted=False))(found.parameters, self.readings, self._weight(False))
+    def held_out(self, law: PulseLaw, whole: Found) -> float:
+        """Negative log-likelihood of the later readings in the unit of the states, each predicted from all before.
+
+        The parameters are those of the earlier readings alone; the search for them begins at those of all.
+        """
+        found = maximise(pulse_terms(law), whole.parameters, (self.readings, self._weight(early=True)))
+        plain = torch.func.vmap(pulse_terms(law, adjusted=False))
+        terms = plain(found.parameters, self.readings, self._weight(early=False))
         late = self.pulses - round(_EARLY * self.pulses)
         return float(terms[:, -late:].sum()) + float(np.log(self.span).sum()) * late
 
-    def _weight(self, early: bool) -> Tensor:
+    def _weight(self, *, early: bool) -> Tensor:
         weight = torch.ones_like(self.readings)
         if early:
             weight[:, round(_EARLY * self.pulses) :] = 0.0

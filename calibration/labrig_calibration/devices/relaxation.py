@@ -160,8 +160,12 @@ class RelaxationFit:
         )
 
     def _draws(self, seed: int) -> Tensor:
-        covariance = self.found.covariance[0]
-        size, vectors = torch.linalg.eigh(torch.nan_to_num(covariance, posinf=0.0))
+        """Parameters as the data leave them open, tails excepted: a tail that is not there has no Gaussian error."""
+        covariance = torch.nan_to_num(self.found.covariance[0], posinf=0.0)
+        tails = 2 * len(self.knots_s) + 1
+        covariance[tails : tails + 2] = 0.0
+        covariance[:, tails : tails + 2] = 0.0
+        size, vectors = torch.linalg.eigh(covariance)
         normal = torch.randn((_DRAWS, len(size)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         drawn: Tensor = self.found.parameters[0] + (normal * size.clamp(min=0.0).sqrt()) @ vectors.T
         return drawn
