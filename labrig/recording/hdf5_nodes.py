@@ -29,6 +29,7 @@ _MOST_LEVELS = 16
 _MOST_HEAP_BYTES = 1 << 26
 
 _GROUP_TREE, _CHUNK_TREE = 0, 1
+_NO_ADDRESS = 2**64 - 1
 _TREE_HEAD_BYTES = 24
 _ENTRY_BYTES = 40
 
@@ -210,6 +211,9 @@ def chunks_of(source: FileBytes, tree: int, rank: int) -> tuple[list[Chunk], lis
         rank: How many axes the dataset has.
     """
     faults, chunks = list[str](), list[Chunk]()
+    if tree == _NO_ADDRESS:
+        # A dataset that never had a chunk has no index.
+        return chunks, faults
     for key, offset in _leaves(source, tree, _CHUNK_TREE, 8 + 8 * (rank + 1), faults):
         size, mask, first = struct.unpack_from("<IIQ", key)
         chunks.append(Chunk(first, offset, size, mask))

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from labrig.plans import StreamCapacity
 from labrig.recording import RecordingHeader, layout
+from labrig.recording.compaction import compact
 from labrig.recording.file import BlockLabel, RecordingFile
 from labrig.recording.journal_entries import entry_crc32
+from labrig.recording.recovery import recover_recording
 from labrig.recording.verification import VerifyReport, verify_recording
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.instrument import Identity
@@ -27,8 +29,8 @@ ARRAY = "entry/array_0"
 JOURNAL = "entry/journal/array_0"
 
 
-def record(path: Path, *, close: bool = True) -> None:
-    """Two writes with three blocks each, three readings, and room for more."""
+def record(path: Path, *, close: bool = True, readings: int = 3) -> None:
+    """Two writes with three blocks each, three readings of the supply, and room for more."""
     capacity = {0: StreamCapacity(rows=100, writes=12, blocks=12)}
     file = RecordingFile(path, HEADER, INFO, capacity, 20, "process")
     rng = np.random.default_rng(0)
@@ -46,7 +48,7 @@ def record(path: Path, *, close: bool = True) -> None:
                 "time_s": 100.0 * write + 10.0 * block + np.arange(float(BATCH)),
             }
             file.append_mvms(0, columns, BlockLabel(bytes([write, block] * 8), block))
-    for second in range(3):
+    for second in range(readings):
         values = {"time_s": 1e9 + second, "voltage_v": 1.8, "current_a": 0.1}
         reading: dict[str, NDArray[np.generic]] = {name: np.array([value]) for name, value in values.items()}
         file.append_supply(reading | {"in_compliance": np.array([0], np.uint8)})
@@ -249,3 +251,12 @@ def test_a_block_that_was_never_acknowledged_is_no_fault(tmp_path: Path) -> None
         file[f"{ARRAY}/writes/pulses"][2] = 7
     report = verified(path)
     assert (report.faults, report.rows[ARRAY]) == ((), 5 * BATCH)
+
+
+@pytest.mark.parametrize("readings", [0, 3])
+def test_a_compact_copy_is_right_too(tmp_path: Path, readings: int) -> None:
+    record(tmp_path / "run.h5", readings=readings)
+    compact(tmp_path / "run.h5", tmp_path / "small.h5")
+    for name in ("run.h5", "small.h5"):
+        assert verify_recording(tmp_path / name).faults == ()
+        assert recover_recording(tmp_path / name).needs_nothing
