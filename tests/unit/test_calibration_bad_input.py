@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from random_chips import MeasuredChip, measure, true_ladder, z_scores
 
 from labrig_calibration.checks import smallest_write
 from labrig_calibration.dataset import DatasetError, MvmDataset
@@ -12,7 +13,6 @@ from labrig_calibration.fit import CalibrationError, fit
 from labrig_calibration.ladder import Ladder
 from labrig_calibration.result import CalibrationResult
 from labrig_drivers.mock.chip import ChipSettings
-from tests.helpers.random_chips import MeasuredChip, measure, true_ladder, z_scores
 
 SETTINGS = ChipSettings(
     seed=11,

@@ -6,9 +6,9 @@ Coverage is asked at the true rung and away from boundaries, with errors cluster
 
 import numpy as np
 import pytest
+from random_chips import draw_settings, measure, true_ladder, z_scores
 
 from labrig_calibration.fit import fit
-from tests.helpers.random_chips import draw_settings, measure, true_ladder, z_scores
 
 _HALF_WIDTH_90 = 1.6448536269514722
 

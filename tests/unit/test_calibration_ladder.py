@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
+from random_chips import MeasuredChip, measure
 
 from labrig_calibration.fit import fit
 from labrig_calibration.ladder import Ladder
 from labrig_calibration.result import CalibrationResult
 from labrig_drivers.mock.chip import ChipSettings
-from tests.helpers.random_chips import MeasuredChip, measure
 
 PLAIN = ChipSettings(
     seed=31,

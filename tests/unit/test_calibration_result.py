@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_chips import MeasuredChip, measure, true_ladder
 
 from labrig_calibration.bootstrap import block_bootstrap
 from labrig_calibration.fit import fit
@@ -16,7 +17,6 @@ from labrig_drivers.mock.chip import ChipSettings
 from labrig_drivers.mock.nodal import transfer_matrix
 from labrig_surrogates.array_surrogate import ArraySurrogate
 from labrig_surrogates.io import load_chip
-from tests.helpers.random_chips import MeasuredChip, measure, true_ladder
 
 SETTINGS = ChipSettings(
     seed=21,
