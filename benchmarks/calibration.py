@@ -279,7 +279,7 @@ async def prepare(quick: bool) -> AsyncIterator[Suite]:
         design = design_mvm_calibration(size, columns, converters_of(board.info), writes=2, counts=counts)
         dataset = await measured(design, board)
     # `curve_fit` knows nothing of clipped outputs.
-    dataset = dataset.select(~dataset.saturated.any(axis=1))
+    dataset = dataset.select(np.logical_not(dataset.saturated.any(axis=1)))
     problem = Problem.of(dataset)
     demand_equal_results(problem, curve_fit_loop(problem), batched(problem))
     curves = Curves.drawn(16 if quick else 128)

@@ -241,7 +241,7 @@ def test_trainings_publish_where_their_rig_file_says(
 
     def short(config: TrainConfig, bus: EventBus) -> run.RunResult:
         bus.publish(StepDone("digital", 1, 1, 0.5))
-        return run.RunResult(config.folder, "digital", 0.9, Ledger())
+        return run.RunResult(config, 0.9, Ledger())
 
     monkeypatch.setattr(run, "train_run", short)
     (tmp_path / "rig.toml").write_text(f'{RIG}[telemetry]\nbroker = "mqtt://127.0.0.1:{broker.port}"\n')

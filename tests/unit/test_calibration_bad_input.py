@@ -181,7 +181,8 @@ def test_arrays_alone_are_enough(chip: MeasuredChip) -> None:
 def test_memory_mapped_arrays_give_the_same_fit(chip: MeasuredChip, tmp_path: Path) -> None:
     def mapped(name: str) -> np.ndarray:
         np.save(tmp_path / f"{name}.npy", getattr(chip.dataset, name))
-        return np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+        loaded: np.ndarray = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+        return loaded
 
     on_disk = replace(chip.dataset, voltage_v=mapped("voltage_v"), current_a=mapped("current_a"))
     one, other = fitted(chip.dataset), fitted(on_disk)
