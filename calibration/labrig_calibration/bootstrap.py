@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.fit import fit
-from labrig_calibration.ladder import Ladder
+from labrig_calibration.ladder import Ladder, RungName
 from labrig_calibration.result import CalibrationResult
 
 FloatArray = NDArray[np.float64]
@@ -47,7 +47,9 @@ def block_bootstrap(
     """
     if min(draws, blocks) < 2:
         raise ValueError(f"a bootstrap needs two draws and two blocks at least, not {draws} and {blocks}")
-    rungs = tuple(verdict.rung for verdict in result.ladder if verdict.kept and verdict.rung != "residual")
+    rungs: tuple[RungName, ...] = tuple(
+        verdict.rung for verdict in result.ladder if verdict.kept and verdict.rung != "residual"
+    )
     ladder = Ladder(rungs, select=False, drift_reference_s=result.array_parameters.drift_reference_s)
     found: dict[str, list[FloatArray]] = {}
     for draw in range(draws):

@@ -131,6 +131,7 @@ class LinearSums:
 def robust_start(data: Measurements) -> ColumnState:
     """Where the columns' fit starts: linear least squares without MVMs that lie far off in most columns."""
     state = LinearSums.of(data).columns_rung()
+    scale = torch.sqrt(state.noise.value[0])
     dropped = np.zeros(len(data.dataset), dtype=np.bool_)
     for _ in range(3):
         kept = data.without(dropped)

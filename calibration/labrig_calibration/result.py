@@ -75,7 +75,8 @@ class CalibrationResult:
     @property
     def rung(self) -> RungName:
         """The highest rung that was kept."""
-        return [verdict.rung for verdict in self.ladder if verdict.kept][-1]
+        kept: list[RungName] = [verdict.rung for verdict in self.ladder if verdict.kept]
+        return kept[-1]
 
     @property
     def parameters(self) -> Mapping[str, Estimate]:

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import plotly.graph_objects as go
+
 from labrig.reports.page import embedded, new_figure, write_page
 from labrig.studies.result import Plot, StudyResult
 from labrig_drivers.errors import StorageError
@@ -52,7 +54,7 @@ def write_study(folder: Path, result: StudyResult) -> StudyFiles:
     return files
 
 
-def _figure(plot: Plot) -> object:
+def _figure(plot: Plot) -> go.Figure:
     figure = new_figure(plot.title, plot.x_label, plot.y_label)
     for index, curve in enumerate(plot.curves):
         figure.add_scatter(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor
 
@@ -127,11 +127,12 @@ def affected_weights(
     """
     cells: WeightCells | None = None
     for effect in effects:
+        # Not `isinstance`: a compiler cannot look into the protocol.
         if hasattr(effect, "on_cells"):
-            cells = effect.on_cells(cells_of(weights, known) if cells is None else cells, known)
+            cells = cast(CellEffect, effect).on_cells(cells_of(weights, known) if cells is None else cells, known)
             weights = cells.weights()
         else:
-            weights = effect.on_weights(weights, known)
+            weights = effect.on_weights(weights, known)  # pyright: ignore[reportAttributeAccessIssue]
             cells = None if cells is None else cells.moved_to(weights)
     return weights, cells
 

@@ -39,7 +39,7 @@ class MonotoneSpline(nn.Module):
         super().__init__()
         _check_points(x, y)
         wide_x, wide_y = x.detach().double(), y.detach().double()
-        self.extrapolation = extrapolation
+        self.extrapolation: Extrapolation = extrapolation
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
         self.register_buffer("knots", wide_x.to(dtype))
         self.register_buffer("values", wide_y.to(dtype))
