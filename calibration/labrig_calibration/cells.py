@@ -399,6 +399,14 @@ def _finished(
         rows = float(count.mean())
         law = law.clone()
         law[_MISMATCH] *= math.sqrt(rows / max(rows - 1.0, 1.0))
+        # The Hessian takes slopes for normal; tails make their spread less certain.
+        tails = math.sqrt(
+            1.0 + 0.5 * _excess_kurtosis((raw - 1.0) / torch.sqrt(law[_MISMATCH] ** 2 + 1.0 / information), healthy)
+        )
+        covariance = covariance.copy()
+        place = model.law.index(_MISMATCH)
+        covariance[place] *= tails
+        covariance[:, place] *= tails
     share = _healthy(view, law)[4]
     level = ((view.y - law[_CROSSTALK] * view.neighbours) / share).mean(dim=0)
     return CellFit(
@@ -413,6 +421,14 @@ def _finished(
         stuck=np.asarray(stuck.numpy()),
         log_likelihood=value,
     )
+
+
+def _excess_kurtosis(values: Tensor, weight: Tensor) -> float:
+    """Of the values with weight, not below zero."""
+    total = weight.sum().clamp(min=1.0)
+    centred = values - (weight * values).sum() / total
+    square = (weight * centred**2).sum() / total
+    return max(float((weight * centred**4).sum() / total / square.clamp(min=1e-300) ** 2) - 3.0, 0.0)
 
 
 def _nudged(law: Tensor, index: int, variance: float) -> Tensor:

@@ -177,3 +177,19 @@ def z_scores(chip: MeasuredChip, result: CalibrationResult) -> dict[str, FloatAr
             z = np.where(value > 3.0 * np.median(estimate.error), z, np.nan)
         scores[name] = np.where(np.isfinite(estimate.error), z, np.nan)
     return scores
+
+
+def noise_ratios(chip: MeasuredChip, result: CalibrationResult) -> dict[str, tuple[float, float]]:
+    """Mean of each noise term over the columns by its truth, and the standard error predicted for that."""
+    settings, gain = chip.settings, chip.truth.gain
+    truths = {
+        "amplifier_noise": np.full_like(gain, settings.amplifier_noise_a**2),
+        "shot_noise": settings.shot_noise_a * gain,
+        "conductance_noise": np.full_like(gain, settings.conductance_noise**2),
+    }
+    found = {}
+    for name, truth in truths.items():
+        estimate = result.parameters[name]
+        error = np.sqrt(np.mean((estimate.error / truth) ** 2) / gain.size)
+        found[name] = (float((estimate.value / truth).mean()), float(error))
+    return found
