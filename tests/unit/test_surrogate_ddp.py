@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from labrig_surrogates.activation_statistics import record_statistics
@@ -83,7 +84,7 @@ def _train_on(rank: int, folder: str) -> None:
 
 @pytest.mark.nightly
 def test_two_processes_train_one_model_with_noise_of_their_own(tmp_path: Path) -> None:
-    multiprocessing.start_processes(_train_on, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    spawn(_train_on, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(one["state"][name], other["state"][name]) for name in one["state"])
     assert not torch.equal(one["first"], other["first"])
