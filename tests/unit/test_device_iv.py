@@ -56,6 +56,7 @@ def test_laws_are_told_apart_and_their_parameters_found() -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 def test_intervals_hold_as_often_as_they_say() -> None:
     found = coverage(400)
     print("\n".join(f"{name}: {law} chosen, intervals hold {rate:.3f}" for name, (law, rate) in found.items()))

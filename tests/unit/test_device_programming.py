@@ -46,6 +46,7 @@ def test_intervals_hold_on_a_few_sets() -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 def test_intervals_hold_as_often_as_they_say() -> None:
     found = rates(300, 60)
     print("intervals hold: bias, sigma_0, sigma_1, sigma_2", found.round(3))
