@@ -187,7 +187,7 @@ def _calibrate(recording: Path, folder: Path, bus: EventBus) -> Calibration:
     calibration = calibrate_recordings([recording], 0, bus)
     save_chip(folder / "chip.safetensors", calibration.chip)
     conditions = report_conditions([recording])
-    write_report(folder / "report.html", calibration.fits, conditions, np.random.default_rng(0))
+    write_report(folder / "report.html", calibration.fits, conditions, np.random.default_rng(0), chip=calibration.chip)
     return calibration
 
 
