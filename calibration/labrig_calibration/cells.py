@@ -21,69 +21,33 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from labrig_surrogates.wire_sums import LineSums
-from labrig_surrogates.wires import transfer_matrix
+from labrig_calibration.cell_likelihood import (
+    BIT,
+    CROSSTALK,
+    LAW,
+    LOG_2PI,
+    MISMATCH,
+    STUCK_SHARE,
+    STUCK_STEADY,
+    WILD_SPREAD,
+    WORD,
+    CellData,
+    CellModel,
+    View,
+    following,
+    mixture,
+    neighbour_sum,
+    pass_share,
+    sigma_s,
+    view_of,
+)
 
 FloatArray = NDArray[np.float64]
 
-LAW = ("programming", "programming", "programming", "mismatch", "wire_ohm", "wire_ohm", "crosstalk")
-"""Names of the shared parameters; those of a model that lacks some are left out."""
-_MISMATCH, _WORD, _BIT, _CROSSTALK = 3, 4, 5, 6
-
-# Of a hundred cells one is taken to be stuck, anywhere up to 1.3 times the highest conductance and steady within a
-# hundredth of it; of a thousand one follows no story, within a third of the highest conductance around its target.
-_STUCK_SHARE, _STUCK_RANGE, _STUCK_STEADY = 0.01, 1.3, 0.01
-_WILD_SHARE, _WILD_SPREAD = 0.001, 0.33
-_LEAST_SIGMA = 1e-4
 _ROUNDS = 6
 # Both kinds of lines are made of similar metal: their resistances differ by less than this part of their sum, more or
 # less. Where the data tell them apart it changes nothing; where they do not, it keeps one from hiding the other.
 _WIRE_LIKENESS = 0.3
-_LOG_2PI = math.log(2.0 * math.pi)
-
-
-@dataclass(frozen=True)
-class CellData:
-    """Conductances of the recorded writes, `[writes, rows, columns]` each, in S.
-
-    Attributes:
-        cells_s: Gain times conductance.
-        error_s: Standard errors.
-        target_s: Targets.
-        highest_s: Highest programmable conductance.
-    """
-
-    cells_s: Tensor
-    error_s: Tensor
-    target_s: Tensor
-    highest_s: float
-
-    def first_writes(self, count: int) -> CellData:
-        """Only the first writes."""
-        return replace(self, cells_s=self.cells_s[:count], error_s=self.error_s[:count], target_s=self.target_s[:count])
-
-
-@dataclass(frozen=True)
-class CellModel:
-    """Which parts of the model are fitted.
-
-    Attributes:
-        pattern: Fixed pattern, stuck and wild cells.
-        wires: Wire resistance.
-        crosstalk: Crosstalk of neighbouring columns.
-        exact: Whether the network of wires is solved exactly.
-    """
-
-    pattern: bool = True
-    wires: bool = True
-    crosstalk: bool = True
-    exact: bool = False
-
-    @property
-    def law(self) -> tuple[int, ...]:
-        """Indices into `LAW` of what is fitted."""
-        extra = [_MISMATCH] * self.pattern + [_WORD, _BIT] * self.wires + [_CROSSTALK] * self.crosstalk
-        return (0, 1, 2, *extra)
 
 
 @dataclass(frozen=True)
@@ -115,28 +79,6 @@ class CellFit:
     log_likelihood: float
 
 
-@dataclass(frozen=True)
-class _View:
-    """Cells in units of their column's gain, with what is held fixed while the law is fitted.
-
-    Attributes:
-        y: Conductances in S, error and target beside them.
-        word: Sum of wire segments times conductances along the word line, in S: `d = ohm * word`.
-        bit: Along the bit line.
-        share: What the wires pass, as solved at `origin`, over its first order there.
-        neighbours: Sum of the conductances of both neighbours in S.
-    """
-
-    y: Tensor
-    error: Tensor
-    target: Tensor
-    word: Tensor
-    bit: Tensor
-    share: Tensor
-    neighbours: Tensor
-    highest_s: float
-
-
 def fit_cells(data: CellData, model: CellModel) -> CellFit:
     """Fits all cells of an array; at least two writes with different targets, or no pattern can be told."""
     target, cells = data.target_s, data.cells_s
@@ -147,11 +89,11 @@ def fit_cells(data: CellData, model: CellModel) -> CellFit:
     gain = torch.where(gain.abs() > 1e-3 * gain.abs().median(), gain, gain.abs().median().clamp(min=1e-12))
     law = torch.tensor([0.02, 0.02, 0.0, 0.1 * model.pattern, 0.0, 0.0, 0.0], dtype=torch.float64)
     value, last = 0.0, float("inf")
-    view = _view(data, gain, law, model)
+    view = view_of(data, gain, law, model)
     for _ in range(_ROUNDS):
         law, value = _fit_law(view, law, model)
         gain = gain * _own_gain(view, law, model)
-        view = _view(data, gain, law, model)
+        view = view_of(data, gain, law, model)
         if abs(last - value) < 0.05:
             break
         last = value
@@ -170,11 +112,11 @@ def predict_write(fit: CellFit, target_s: Tensor, error_s: Tensor, highest_s: fl
     """
     law, gain = torch.as_tensor(fit.law), torch.as_tensor(fit.gain)
     cells = torch.as_tensor(fit.slope) * target_s + torch.as_tensor(fit.intercept_s)
-    share = _pass_share(cells[None], law, fit.model)[0]
+    share = pass_share(cells[None], law, fit.model)[0]
     mean = share * cells
     if fit.model.crosstalk:
-        mean = mean + law[_CROSSTALK] * _neighbours(mean)
-    spread = torch.where(torch.as_tensor(fit.stuck), _STUCK_STEADY * highest_s, _sigma(law, target_s, highest_s))
+        mean = mean + law[CROSSTALK] * neighbour_sum(mean)
+    spread = torch.where(torch.as_tensor(fit.stuck), STUCK_STEADY * highest_s, sigma_s(law, target_s, highest_s))
     variance = share**2 * (spread**2 + (torch.as_tensor(fit.slope_error) * target_s) ** 2)
     return gain * mean, gain**2 * variance + error_s**2
 
@@ -187,140 +129,35 @@ def last_write_nll(data: CellData, model: CellModel) -> FloatArray:
     fit = fit_cells(data.first_writes(data.target_s.shape[0] - 1), model)
     mean, variance = predict_write(fit, data.target_s[-1], data.error_s[-1], data.highest_s)
     residual = data.cells_s[-1] - mean
-    normal = -0.5 * (residual**2 / variance + torch.log(variance) + _LOG_2PI)
-    wide = (_WILD_SPREAD * data.highest_s * torch.as_tensor(fit.gain)) ** 2
-    wild = -0.5 * (residual**2 / wide + torch.log(wide) + _LOG_2PI)
-    mixed = torch.logaddexp(math.log(1.0 - 2.0 * _STUCK_SHARE) + normal, math.log(2.0 * _STUCK_SHARE) + wild)
+    normal = -0.5 * (residual**2 / variance + torch.log(variance) + LOG_2PI)
+    wide = (WILD_SPREAD * data.highest_s * torch.as_tensor(fit.gain)) ** 2
+    wild = -0.5 * (residual**2 / wide + torch.log(wide) + LOG_2PI)
+    mixed = torch.logaddexp(math.log(1.0 - 2.0 * STUCK_SHARE) + normal, math.log(2.0 * STUCK_SHARE) + wild)
     return np.asarray(-mixed.sum(dim=0).numpy())
 
 
-def _sigma(law: Tensor, target_s: Tensor, highest_s: float) -> Tensor:
-    relative = target_s / highest_s
-    return highest_s * torch.clamp(law[0] + law[1] * relative + law[2] * relative**2, min=_LEAST_SIGMA)
-
-
-def _neighbours(cells: Tensor) -> Tensor:
-    both = torch.zeros_like(cells)
-    both[..., 1:] += cells[..., :-1]
-    both[..., :-1] += cells[..., 1:]
-    return both
-
-
-def _line_sums(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Segments times conductances along word and bit lines, `[writes, rows, columns]` each."""
-    rows, columns = cells.shape[-2:]
-    nothing = cells.new_zeros(())
-    return (
-        LineSums.of(columns, cells).along(cells, nothing),
-        LineSums.of(rows, cells).turned().down(cells, nothing),
-    )
-
-
-def _pass_share(cells: Tensor, law: Tensor, model: CellModel) -> Tensor:
-    """Share of a cell's conductance that wires let through, `[writes, rows, columns]`."""
-    if not model.wires or not bool((law[_WORD : _BIT + 1] > 0).any()):
-        return torch.ones_like(cells)
-    if model.exact:
-        safe = cells.clamp(min=1e-3 * float(cells.abs().mean()))
-        return transfer_matrix(safe, float(law[_WORD]), float(law[_BIT])) / safe
-    word, bit = _line_sums(cells)
-    return 1.0 / (1.0 + law[_WORD] * word + law[_BIT] * bit)
-
-
-def _view(data: CellData, gain: Tensor, law: Tensor, model: CellModel) -> _View:
-    y = data.cells_s / gain
-    neighbours = _neighbours(y) if model.crosstalk else torch.zeros_like(y)
-    if not model.wires:
-        nothing = torch.zeros_like(y)
-        return _View(
-            y, data.error_s / gain, data.target_s, nothing, nothing, torch.ones_like(y), neighbours, data.highest_s
-        )
-    # What sits in front of the wires follows from what is seen behind them, by repetition.
-    seen = (y - law[_CROSSTALK] * neighbours).clamp(min=0.0)
-    cells = seen
-    for _ in range(4):
-        cells = seen / _pass_share(cells, law, model)
-    word, bit = _line_sums(cells)
-    # Of its own current a cell gets what its target says: with its own slope in both, a large slope would look like
-    # a wire that passes more, and resistances would come out too low.
-    rows, columns = cells.shape[-2:]
-    excess = data.target_s - cells
-    word = word + torch.arange(1.0, columns + 1.0, dtype=cells.dtype) * excess
-    bit = bit + torch.arange(float(rows), 0.0, -1.0, dtype=cells.dtype)[:, None] * excess
-    share = _pass_share(cells, law, model) * (1.0 + law[_WORD] * word + law[_BIT] * bit)
-    return _View(y, data.error_s / gain, data.target_s, word, bit, share, neighbours, data.highest_s)
-
-
-def _healthy(view: _View, law: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Log likelihood of each cell that follows, and its parts: residual, reach f t, variance, share f.
-
-    With the weights of the cells the gain of each column is the best one for this law, not the one it was given:
-    wires and gains trade off, so that the law's errors have to know of it.
-    """
-    share = view.share / (1.0 + law[_WORD] * view.word + law[_BIT] * view.bit)
-    reach = share * view.target
-    residual = view.y - law[_CROSSTALK] * view.neighbours - reach
-    variance = (share * _sigma(law, view.target, view.highest_s)) ** 2 + view.error**2
-    information = (reach**2 / variance).sum(dim=0)
-    drive = (reach * residual / variance).sum(dim=0)
-    spread = law[_MISMATCH] ** 2
-    if weight is not None:
-        part = weight / (1.0 + spread * information)
-        step = (part * drive).sum(dim=0) / (part * information).sum(dim=0).clamp(min=1e-300)
-        residual = residual - step * reach
-        drive = drive - step * information
-    square = (residual**2 / variance).sum(dim=0) - spread * drive**2 / (1.0 + spread * information)
-    volume = torch.log(variance).sum(dim=0) + torch.log1p(spread * information)
-    likelihood = -0.5 * (square + volume + view.y.shape[0] * _LOG_2PI)
-    return likelihood, residual, reach, variance, share
-
-
-def _others(view: _View, law: Tensor) -> tuple[Tensor, Tensor]:
-    """Log likelihoods, shares included, of cells that are stuck at a constant and of those that follow no story."""
-    share = view.share / (1.0 + law[_WORD] * view.word + law[_BIT] * view.bit)
-    level = (view.y - law[_CROSSTALK] * view.neighbours) / share
-    variance = (view.error / share) ** 2 + (_STUCK_STEADY * view.highest_s) ** 2
-    precision = (1.0 / variance).sum(dim=0)
-    centre = (level / variance).sum(dim=0) / precision
-    writes = view.y.shape[0]
-    stuck = -0.5 * (((level - centre) ** 2 / variance).sum(dim=0) + torch.log(variance).sum(dim=0) + writes * _LOG_2PI)
-    stuck = stuck + 0.5 * (_LOG_2PI - torch.log(precision)) - math.log(_STUCK_RANGE * view.highest_s)
-    wide = (_WILD_SPREAD * view.highest_s) ** 2 + view.error**2
-    wild = -0.5 * ((view.y - view.target) ** 2 / wide + torch.log(wide) + _LOG_2PI).sum(dim=0)
-    return stuck + math.log(_STUCK_SHARE), wild + math.log(_WILD_SHARE)
-
-
-def _mixture(view: _View, law: Tensor, model: CellModel, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Log likelihood of each cell, and the probabilities that it follows, is stuck, is wild: `[3, rows, columns]`."""
-    healthy = _healthy(view, law, weight)[0]
-    if not model.pattern:
-        return healthy, torch.stack([torch.ones_like(healthy), torch.zeros_like(healthy), torch.zeros_like(healthy)])
-    stories = torch.stack([healthy + math.log(1.0 - _STUCK_SHARE - _WILD_SHARE), *_others(view, law)])
-    return torch.logsumexp(stories, dim=0), torch.softmax(stories, dim=0)
-
-
-def _scales(view: _View, model: CellModel) -> Tensor:
+def _scales(view: View, model: CellModel) -> Tensor:
     """Natural sizes of the law's parameters: a hundredth, and for wires a percent of drop on average."""
     word, bit = view.word.mean().clamp(min=1e-30), view.bit.mean().clamp(min=1e-30)
     scales = torch.full((len(LAW),), 0.01, dtype=torch.float64)
-    scales[_WORD], scales[_BIT] = 0.01 / word, 0.01 / bit
+    scales[WORD], scales[BIT] = 0.01 / word, 0.01 / bit
     return scales if model.wires else torch.full_like(scales, 0.01)
 
 
-def _loss(view: _View, model: CellModel, base: Tensor, scales: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+def _loss(view: View, model: CellModel, base: Tensor, scales: Tensor, weight: Tensor, x: Tensor) -> Tensor:
     free = list(model.law)
     law = base.clone()
     law = law.index_copy(0, torch.tensor(free), x * scales[free])
-    loss = -_mixture(view, law, model, weight)[0].sum()
+    loss = -mixture(view, law, model, weight)[0].sum()
     if model.wires:
-        both = _WIRE_LIKENESS * (law[_WORD] + law[_BIT]).abs() + 0.01 * (scales[_WORD] + scales[_BIT])
-        loss = loss + 0.5 * ((law[_WORD] - law[_BIT]) / both) ** 2
+        both = _WIRE_LIKENESS * (law[WORD] + law[BIT]).abs() + 0.01 * (scales[WORD] + scales[BIT])
+        loss = loss + 0.5 * ((law[WORD] - law[BIT]) / both) ** 2
     return loss
 
 
-def _fit_law(view: _View, law: Tensor, model: CellModel) -> tuple[Tensor, float]:
+def _fit_law(view: View, law: Tensor, model: CellModel) -> tuple[Tensor, float]:
     scales, free = _scales(view, model), list(model.law)
-    weight = _mixture(view, law, model)[1][0]
+    weight = mixture(view, law, model)[1][0]
 
     def value_and_gradient(x: FloatArray) -> tuple[float, FloatArray]:
         at = torch.tensor(x, requires_grad=True)
@@ -328,9 +165,9 @@ def _fit_law(view: _View, law: Tensor, model: CellModel) -> tuple[Tensor, float]
         (gradient,) = torch.autograd.grad(value, at)
         return float(value.detach()), gradient.numpy()
 
-    bounds = [(None, None) if one in {0, 1, 2, _CROSSTALK} else (0.0, None) for one in free]
-    if _MISMATCH in free:
-        bounds[free.index(_MISMATCH)] = (0.01, None)
+    bounds = [(None, None) if one in {0, 1, 2, CROSSTALK} else (0.0, None) for one in free]
+    if MISMATCH in free:
+        bounds[free.index(MISMATCH)] = (0.01, None)
     start = (law[free] / scales[free]).numpy()
     found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40})
     fitted = law.clone()
@@ -338,10 +175,10 @@ def _fit_law(view: _View, law: Tensor, model: CellModel) -> tuple[Tensor, float]
     return fitted, -float(found.fun)
 
 
-def _law_covariance(view: _View, law: Tensor, model: CellModel) -> FloatArray:
+def _law_covariance(view: View, law: Tensor, model: CellModel) -> FloatArray:
     scales, free = _scales(view, model), list(model.law)
     at = (law[free] / scales[free]).requires_grad_()
-    loss = _loss(view, model, law, scales, _mixture(view, law, model)[1][0], at)
+    loss = _loss(view, model, law, scales, mixture(view, law, model)[1][0], at)
     (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
     rows = [torch.autograd.grad(one, at, retain_graph=True)[0] for one in gradient]
     hessian = torch.stack(rows)
@@ -350,17 +187,17 @@ def _law_covariance(view: _View, law: Tensor, model: CellModel) -> FloatArray:
     return np.asarray((covariance * unit[:, None] * unit[None, :]).detach().numpy())
 
 
-def _raw_slopes(view: _View, law: Tensor) -> tuple[Tensor, Tensor]:
+def _raw_slopes(view: View, law: Tensor) -> tuple[Tensor, Tensor]:
     """Slope of each cell from its own writes alone, and its information; `[rows, columns]` each."""
-    _, residual, reach, variance, _ = _healthy(view, law)
+    _, residual, reach, variance, _ = following(view, law)
     information = (reach**2 / variance).sum(dim=0).clamp(min=1e-300)
     return 1.0 + (reach * residual / variance).sum(dim=0) / information, information
 
 
-def _own_gain(view: _View, law: Tensor, model: CellModel) -> Tensor:
+def _own_gain(view: View, law: Tensor, model: CellModel) -> Tensor:
     """What each column's gain has to be multiplied with so that its healthy cells have a mean slope of one."""
     raw, information = _raw_slopes(view, law)
-    healthy = _mixture(view, law, model)[1][0]
+    healthy = mixture(view, law, model)[1][0]
     if not model.pattern:
         # Without a pattern all cells have one slope: its best estimate weights them.
         healthy = information
@@ -369,20 +206,18 @@ def _own_gain(view: _View, law: Tensor, model: CellModel) -> Tensor:
     return torch.where((weight > 0) & (mean > 0.05), mean, torch.ones_like(mean))
 
 
-def _finished(
-    view: _View, law: Tensor, covariance: FloatArray, gain: Tensor, model: CellModel, value: float
-) -> CellFit:
+def _finished(view: View, law: Tensor, covariance: FloatArray, gain: Tensor, model: CellModel, value: float) -> CellFit:
     raw, information = _raw_slopes(view, law)
-    probability = _mixture(view, law, model)[1]
+    probability = mixture(view, law, model)[1]
     stuck = probability[1] > 0.5
     wild = (probability[2] > 0.5) & ~stuck
     healthy = (~stuck & ~wild).double()
     count = healthy.sum(dim=0).clamp(min=1.0)
     if model.pattern:
         own = (healthy / information).sum(dim=0) / count**2
-        prior = 1.0 / max(float(law[_MISMATCH]) ** 2, 1e-12)
+        prior = 1.0 / max(float(law[MISMATCH]) ** 2, 1e-12)
         slope, slope_error = (raw * information + prior) / (information + prior), (information + prior) ** -0.5
-        slope_error = torch.where(wild, torch.full_like(slope_error, _WILD_SPREAD), slope_error)
+        slope_error = torch.where(wild, torch.full_like(slope_error, WILD_SPREAD), slope_error)
     else:
         own = 1.0 / (healthy * information).sum(dim=0).clamp(min=1e-300)
         slope, slope_error = torch.ones_like(raw), torch.zeros_like(raw)
@@ -398,17 +233,17 @@ def _finished(
         # Slopes scatter around the mean of their own column, which took one of each column's degrees of freedom.
         rows = float(count.mean())
         law = law.clone()
-        law[_MISMATCH] *= math.sqrt(rows / max(rows - 1.0, 1.0))
+        law[MISMATCH] *= math.sqrt(rows / max(rows - 1.0, 1.0))
         # The Hessian takes slopes for normal; tails make their spread less certain.
         tails = math.sqrt(
-            1.0 + 0.5 * _excess_kurtosis((raw - 1.0) / torch.sqrt(law[_MISMATCH] ** 2 + 1.0 / information), healthy)
+            1.0 + 0.5 * _excess_kurtosis((raw - 1.0) / torch.sqrt(law[MISMATCH] ** 2 + 1.0 / information), healthy)
         )
         covariance = covariance.copy()
-        place = model.law.index(_MISMATCH)
+        place = model.law.index(MISMATCH)
         covariance[place] *= tails
         covariance[:, place] *= tails
-    share = _healthy(view, law)[4]
-    level = ((view.y - law[_CROSSTALK] * view.neighbours) / share).mean(dim=0)
+    share = following(view, law)[4]
+    level = ((view.y - law[CROSSTALK] * view.neighbours) / share).mean(dim=0)
     return CellFit(
         model=model,
         law=np.asarray(law.numpy()),

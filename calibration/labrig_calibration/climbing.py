@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from labrig_calibration.cells import CellData, CellFit, CellModel, fit_cells, last_write_nll
+from labrig_calibration.cell_likelihood import CellData, CellModel
+from labrig_calibration.cells import CellFit, fit_cells, last_write_nll
 from labrig_calibration.columns import ColumnState, Factor, accumulate, climb, factorise, in_own_units, moments, settle
 from labrig_calibration.heldout import heldout_nll, improvement
 from labrig_calibration.ladder import Ladder, RungName, RungVerdict
@@ -29,6 +30,8 @@ Progress = Callable[[str, float], None]
 
 # MVMs of a write, as a multiple of its rows, that are enough to decide about rungs.
 _ENOUGH, _AT_LEAST = 8, 512
+# Times that the blocks are summed anew where steps with kept ones do not come to rest.
+_FRESH_BLOCKS = 4
 _OFFSET, _COMPRESSION, _DRIFT, _SKEW = 0, 1, 2, 3
 
 
@@ -81,38 +84,44 @@ def climb_columns(
     nll = heldout_nll(later, sums.cells_rung())
     verdicts.append(judged("cells", best, nll, 3 + cells, ladder, always=True))
     best = nll
-    free: tuple[int, ...] = ()
-    if "columns" in ladder.rungs:
-        nll = heldout_nll(later, sums.columns_rung())
-        verdicts.append(judged("columns", best, nll, 3 + cells + 3 * columns, ladder))
-        if verdicts[-1].kept:
-            best, free = nll, (_OFFSET,)
     progress("lower rungs", 0.1)
     some = train.thinned(max(_ENOUGH * rows, _AT_LEAST))
     start = robust_start(some)
-    if not free:
-        start = replace(start, shared=torch.zeros_like(start.shared))
+    straight = replace(start, shared=torch.zeros_like(start.shared))
     tried: dict[int, FloatArray] = {}
-    # The straight line once more, fitted as the curve will be, so that like is compared with like.
-    chosen = _candidate(some, later, start, free, law=False)
-    best = chosen.nll
+    # Straight lines fitted as the curves will be, so that like is compared with like.
+    chosen: _Candidate | None = None
+    free: tuple[int, ...] = ()
+    if "columns" in ladder.rungs:
+        free = (_OFFSET,)
+        chosen = _candidate(some, later, start, free, law=False)
+        verdicts.append(judged("columns", best, chosen.nll, 3 + cells + 3 * columns, ladder))
+    alone = chosen is None or not verdicts[-1].kept
+    below = _candidate(some, later, straight, (), law=False) if chosen is None or alone else chosen
     if "curve" in ladder.rungs:
-        curve = _candidate(some, later, _bent(chosen.state, later), (*free, _COMPRESSION), law=True)
-        verdict = judged("curve", best, curve.nll, 3 + cells + 6 * columns, ladder)
+        begin = chosen.state if chosen is not None else below.state
+        curve = _candidate(some, later, _bent(begin, later), (*free, _COMPRESSION), law=True)
+        verdict = judged("curve", below.nll, curve.nll, 3 + cells + 6 * columns, ladder)
         if verdict.kept:
-            chosen, best = curve, curve.nll
-            skewed = _candidate(some, later, curve.state, (*curve.free, _SKEW), law=True)
-            gain, error = improvement(best, skewed.nll)
-            if ladder.select and gain > ladder.confidence * error:
-                chosen, best = skewed, skewed.nll
-                verdict = replace(verdict, heldout_nll=_mean(best), reason=verdict.reason + "; the curve is skewed")
+            if free and not verdicts[-1].kept:
+                # Offsets are small beside a curve that is not fitted yet; under it they have their place.
+                verdicts[-1] = replace(verdicts[-1], kept=True, reason=verdicts[-1].reason + "; kept under the curve")
+            below = curve
+            if ladder.select:
+                skewed = _candidate(some, later, curve.state, (*curve.free, _SKEW), law=True)
+                gain, error = improvement(curve.nll, skewed.nll)
+                if gain > ladder.confidence * error:
+                    below = skewed
+                    reason = verdict.reason + "; the curve is skewed"
+                    verdict = replace(verdict, heldout_nll=_mean(skewed.nll), reason=reason)
         else:
             tried[_COMPRESSION] = _error_of(curve, _COMPRESSION)
         verdicts.append(verdict)
+    chosen = below
     progress("curve", 0.3)
     if "drift" in ladder.rungs:
         drifting = _candidate(some, later, chosen.state, (*chosen.free, _DRIFT), law=len(chosen.noise.active) > 1)
-        verdict = judged("drift", best, drifting.nll, verdicts[-1].parameters + columns, ladder)
+        verdict = judged("drift", chosen.nll, drifting.nll, verdicts[-1].parameters + columns, ladder)
         if verdict.kept:
             chosen = drifting
         else:
@@ -125,7 +134,11 @@ def climb_columns(
 def climb_cells(
     data: CellData, ladder: Ladder, heldout: float, parameters: int
 ) -> tuple[CellFit, tuple[RungVerdict, ...]]:
-    """Decides about wires, crosstalk and the fixed pattern of cells by how well the last write is predicted.
+    """Decides about wires, crosstalk and the fixed pattern of cells.
+
+    The pattern has to predict the last write. Wires can hardly: what they take from a cell at every write looks like
+    its own slope. That all cells far from their drivers are weak, and how much that changes with what their neighbours
+    hold, is seen in the likelihood of all writes, with the slopes integrated out.
 
     Args:
         data: Conductances of the recorded writes.
@@ -140,11 +153,9 @@ def climb_cells(
     if "wires" in wanted:
         parameters += 3
         with_wires = replace(model, wires=True)
-        verdict = _judged_write("wires", scores, model, with_wires, ladder, heldout, parameters)
+        verdict = _judged_cells(data, model, with_wires, ladder, heldout, parameters)
         coupled = replace(with_wires if verdict.kept else model, crosstalk=True)
-        crosstalk = _judged_write(
-            "wires", scores, replace(coupled, crosstalk=False), coupled, ladder, heldout, parameters
-        )
+        crosstalk = _judged_cells(data, replace(coupled, crosstalk=False), coupled, ladder, heldout, parameters)
         model = coupled if crosstalk.kept else replace(coupled, crosstalk=False)
         text = f"wires: {verdict.reason}; crosstalk: {crosstalk.reason}"
         verdicts.append(replace(verdict, kept=verdict.kept or crosstalk.kept, reason=text))
@@ -197,20 +208,25 @@ def _judged_write(
         nan = float("nan")
         return RungVerdict(rung, True, parameters, heldout, nan, nan, "last write", "kept unasked")
     data = scores.data
-    if data.target_s.shape[0] > 2:
-        before, after = scores.of(without), scores.of(with_it)
-        difference = before - after
-        gain, error = float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(max(difference.size, 2)))
-        text = f"{gain:+.3g} ± {error:.2g} nats per column on the last write"
-    else:
-        difference_in_all = fit_cells(data, with_it).log_likelihood - fit_cells(data, without).log_likelihood
-        extra = len(with_it.law) - len(without.law)
-        columns = data.target_s.shape[2]
-        gain = (difference_in_all - 0.5 * extra * float(np.log(data.target_s.numel()))) / columns
-        error = 0.0
-        text = f"{gain:+.3g} nats per column after Schwarz's price (two writes: none can be held out)"
-    kept = gain > ladder.confidence * error or not ladder.select
-    return RungVerdict(rung, kept, parameters, heldout, gain, error, "last write", text)
+    if data.target_s.shape[0] < 3:
+        return replace(_judged_cells(data, without, with_it, ladder, heldout, parameters), rung=rung)
+    before, after = scores.of(without), scores.of(with_it)
+    difference = before - after
+    gain, error = float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(max(difference.size, 2)))
+    text = f"{gain:+.3g} ± {error:.2g} nats per column on the last write"
+    return RungVerdict(rung, gain > ladder.confidence * error, parameters, heldout, gain, error, "last write", text)
+
+
+def _judged_cells(
+    data: CellData, without: CellModel, with_it: CellModel, ladder: Ladder, heldout: float, parameters: int
+) -> RungVerdict:
+    """Whether the conductances of all writes are so much likelier that it pays for the parameters (Schwarz)."""
+    if not ladder.select:
+        return RungVerdict("wires", True, parameters, heldout, np.nan, np.nan, "all writes", "kept unasked")
+    gained = fit_cells(data, with_it).log_likelihood - fit_cells(data, without).log_likelihood
+    price = 0.5 * (len(with_it.law) - len(without.law)) * float(np.log(data.target_s.numel()))
+    text = f"{gained:+.3g} nats over all cells and writes, at a price of {price:.3g}"
+    return RungVerdict("wires", gained > price, parameters, heldout, gained - price, 0.0, "all writes", text)
 
 
 def _candidate(
@@ -271,8 +287,10 @@ def _to_all(
 ) -> ColumnsClimbed:
     """The chosen model on all earlier MVMs: means, noise, wrong MVMs, and once more with the weights so found."""
     state, free, floor_a2 = chosen.state, chosen.free, chosen.noise.terms.floor_a2
-    factor = chosen.factor.scaled(float(some.counts().sum()) / float(train.counts().sum()))
+    # The law's weights differ from the one noise that the candidate was fitted with: the blocks anew.
+    factor = factorise(accumulate(some, state, free, blocks=True), state, free)
     if some is not train:
+        factor = factor.scaled(float(some.counts().sum()) / float(train.counts().sum()))
         state, _ = settle(train, state, free, factor)
     flagged = np.zeros(len(train.dataset), dtype=np.bool_)
     found, outliers = wrong_rows(train, state, flagged)
@@ -282,8 +300,11 @@ def _to_all(
         state = replace(state, noise=fit_noise(train, state, factor, floor_a2, chosen.noise.active).terms)
         flagged, outliers = wrong_rows(train, state, flagged)
         train = train.without(flagged)
-    factor = factorise(accumulate(train, state, free, blocks=True), state, free)
-    state, resting = settle(train, state, free, factor)
+    for _ in range(_FRESH_BLOCKS):
+        factor = factorise(accumulate(train, state, free, blocks=True), state, free)
+        state, resting = settle(train, state, free, factor, iterations=6)
+        if resting:
+            break
     noise = fit_noise(train, state, factor, floor_a2, chosen.noise.active)
     state = replace(state, noise=noise.terms)
     factor = in_own_units(factor, state, free)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from labrig_calibration.cells import LAW, CellData, CellFit
+from labrig_calibration.cell_likelihood import LAW, CellData
+from labrig_calibration.cells import CellFit
 from labrig_calibration.checks import dead_columns, faults_of, faults_of_sums, notes_of, smallest_write
 from labrig_calibration.climbing import ColumnsClimbed, Progress, climb_cells, climb_columns, judged
 from labrig_calibration.columns import SHARED

@@ -60,7 +60,8 @@ class RungVerdict:
         heldout_nll: Negative log likelihood in nats per MVM of the held-out, later MVMs of recorded writes.
         improvement: How much less it is than without this rung; what `judged_on` says where that is not the MVMs.
         improvement_error: Standard error of `improvement`.
-        judged_on: What decided: `later MVMs`, or `last write` for what only a write that was never read can tell.
+        judged_on: What decided: `later MVMs`, or `last write` for what only a write that was never read can tell, and
+            `all writes` for what no prediction can: where a cell's weakness comes from.
         reason: Why it was kept or not, in words.
     """
 
@@ -70,5 +71,5 @@ class RungVerdict:
     heldout_nll: float
     improvement: float
     improvement_error: float
-    judged_on: Literal["later MVMs", "last write"]
+    judged_on: Literal["later MVMs", "last write", "all writes"]
     reason: str

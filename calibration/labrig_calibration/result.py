@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -192,11 +192,6 @@ class CalibrationResult:
         # Behind the wires a cell's error is smaller by what its own current is.
         share = np.divide(transfer_s, mean_s, out=np.ones_like(mean_s), where=mean_s > 0)
         return _moments(array, transfer_s, share * spread_s, voltage_v, age_s)
-
-
-def with_parameters(result: CalibrationResult, parameters: ArrayParameters) -> CalibrationResult:
-    """The same result with other parameters, such as a drawn chip's."""
-    return replace(result, judged=replace(result.judged, array_parameters=parameters))
 
 
 def _moments(

@@ -48,7 +48,7 @@ def draw_settings(rng: np.random.Generator, sizes: tuple[int, ...] = (8, 12, 16,
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
     # Share of the voltage that the wires of the last cell lose, on average.
-    drop = spread(0.01, 0.06) if rng.random() < 0.5 else 0.0
+    drop = spread(0.01, 0.12) if rng.random() < 0.5 else 0.0
     return ChipSettings(
         seed=int(rng.integers(1, 2**31)),
         arrays=1,

@@ -58,7 +58,13 @@ def test_a_few_chips_are_found_within_their_errors() -> None:
 @pytest.mark.timeout(3600)
 def test_coverage_over_two_hundred_chips() -> None:
     scores, errors, terms = study(range(1000, 1200), (8, 12, 16, 24, 32))
-    families = {name: (inside(np.concatenate(parts)), np.concatenate(parts)) for name, parts in scores.items()}
+    # A family that few chips show says nothing of its coverage: thirty votes know it to five percent.
+    families = {
+        name: (inside(np.concatenate(parts)), np.concatenate(parts))
+        for name, parts in scores.items()
+        if len(parts) >= 30
+    }
+    assert len(families) >= 12
     for name, (coverage, pooled) in families.items():
         assert 0.85 <= coverage <= 0.95, (name, coverage)
         assert abs(np.median(pooled)) < 0.35, name
