@@ -92,6 +92,7 @@ def quantity(name: str, value: float, error: float, unit: str, freedom: float = 
         unit: SI unit.
         freedom: Degrees of freedom behind the error: few make the interval wider.
     """
+    value, error = float(value), float(error)
     reach = _reach(freedom) * error
     return Quantity(name, value, error, unit, value - reach, value + reach)
 
@@ -106,7 +107,7 @@ def from_logarithm(name: str, logarithm: float, error: float, unit: str, freedom
         unit: SI unit of the number itself.
         freedom: Degrees of freedom behind the error.
     """
-    value = _exp(logarithm)
+    value, error = _exp(logarithm), float(error)
     if not math.isfinite(error):
         return Quantity(name, value, math.inf, unit, 0.0, math.inf)
     reach = _reach(freedom) * error
