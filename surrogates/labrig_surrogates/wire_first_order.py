@@ -13,7 +13,7 @@ single cell, stays positive, and errs about ten times less (docs/guide/wires.md)
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,4 +98,8 @@ class FirstOrderWires(nn.Module):
             return conductance_s / bit.down(conductance_s, word.along(conductance_s, one))
 
     def _sums(self, line: Literal["word", "bit"]) -> LineSums:
-        return LineSums(*(getattr(self, f"{line}_{name}") for name in LineSums._fields))
+        # For small arrays looking buffers up as attributes takes as long as one of the products.
+        constants = cast("dict[str, Tensor]", self._buffers)
+        if line == "word":
+            return LineSums(constants["word_near"], constants["word_moments"], constants["word_far"])
+        return LineSums(constants["bit_near"], constants["bit_moments"], constants["bit_far"])
