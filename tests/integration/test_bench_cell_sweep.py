@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -165,9 +166,13 @@ async def test_what_is_refused_was_never_sent() -> None:
 async def test_cancelled_or_closed_at_any_moment_everything_is_off_and_open(geometry: BenchGeometry) -> None:
     rng, cut = random.Random(3), 0
     async with bench_of(geometry) as bench, board_on(bench) as board:
+        levels_v = [0.01 * step for step in range(20)]
+        started_s = time.monotonic()
+        await board.sweep_cell(0, 1, 0, levels_v)
+        whole_s = time.monotonic() - started_s  # so that most moments lie inside, however fast the machine is
         for _ in range(12):
-            task = asyncio.create_task(board.sweep_cell(0, 1, 0, [0.01 * step for step in range(20)]))
-            await asyncio.sleep(rng.uniform(0.0, 0.06))
+            task = asyncio.create_task(board.sweep_cell(0, 1, 0, levels_v))
+            await asyncio.sleep(rng.uniform(0.0, whole_s))
             task.cancel()
             (outcome,) = await asyncio.gather(task, return_exceptions=True)
             cut += isinstance(outcome, asyncio.CancelledError)
