@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,13 +19,13 @@ from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, utc_now
 from labrig.recording.journal import MISSED, journal_path, make_entry
 from labrig.recording.medium import FileSystem, Medium
-from labrig.recording.nodes import HDF5_REFUSES, dataset_at, group_at
+from labrig.recording.nodes import dataset_at, group_at
 from labrig.recording.run_streams import run_streams
 from labrig.recording.streams import chained
-from labrig.recording.structure import create_file, number_rows, reopen_file
+from labrig.recording.structure import create_file, number_rows, reopen_file, text_field
 from labrig.recording.table import Table, growth_bytes, locate_scalar, locate_table
 from labrig_drivers.crossbar import BoardInfo
-from labrig_drivers.errors import StateError, StorageError
+from labrig_drivers.errors import StateError
 
 Durability = Literal["process", "power"]
 Columns = Mapping[str, NDArray[np.generic]]
@@ -112,19 +112,20 @@ class RecordingFile:
         streams = run_streams(info, capacity, supply_capacity, beside or BesideCapacity(), axis_units or {})
         medium = FileSystem() if medium is None else medium
         self._path = path
-        self._medium = medium
         self._durability = durability
         if resume:
-            self._file = reopen_file(path, header, info, streams, medium)
+            self._held = reopen_file(path, header, info, streams, medium)
         else:
-            self._file = create_file(path, header, info, streams, medium)
-        self._disk = medium.disk(self._file)
-        self._mvms = {array: self._open_stream(one) for array, one in streams.mvms.items()}
-        self._writes = {array: self._open_stream(one) for array, one in streams.writes.items()}
-        self._supply = self._open_stream(streams.supply)
-        self._settings = None if streams.settings is None else self._open_stream(streams.settings)
-        self._curves = None if streams.curves is None else self._open_stream(streams.curves)
-        self._journals = {one.layout.path: self._open_journal(one) for one in self._journaled()}
+            self._held = medium.hold(create_file(path, header, info, streams, medium))
+        self._disk = self._held.disk
+        with self._held.looking() as file:
+            self._texts = {name: locate_scalar(file, f"entry/{name}") for name in ("end_time", "status")}
+            self._mvms = {array: _open_stream(file, one) for array, one in streams.mvms.items()}
+            self._writes = {array: _open_stream(file, one) for array, one in streams.writes.items()}
+            self._supply = _open_stream(file, streams.supply)
+            self._settings = None if streams.settings is None else _open_stream(file, streams.settings)
+            self._curves = None if streams.curves is None else _open_stream(file, streams.curves)
+            self._journals = {one.layout.path: _open_journal(file, one) for one in self._journaled()}
 
     def append_mvms(self, array: int, columns: Columns, label: BlockLabel) -> int:
         """Commits one block of MVMs of the latest write; see `stage_mvms`."""
@@ -230,22 +231,25 @@ class RecordingFile:
             ValueError: The text is longer than the room that was kept for it.
         """
         path = f"entry/instruments/{name}/{layout.REPORTED_SETTINGS}"
-        if path not in self._file:
-            raise StateError(f"{self._path}: has no instrument {name!r}")
+        with self._held.looking() as file:
+            if path not in file:
+                raise StateError(f"{self._path}: has no instrument {name!r}")
+            place = locate_scalar(file, path)
         text = json.dumps(dict(settings)).encode()
         if len(text) > layout.SETTINGS_TEXT_BYTES:
             raise ValueError(f"{name}: its settings take {len(text)} bytes, {layout.SETTINGS_TEXT_BYTES} were kept")
         padded = np.frombuffer(text.ljust(layout.SETTINGS_TEXT_BYTES, b"\0"), np.uint8)
-        self._disk.write_at(locate_scalar(self._file, path), padded)
+        self._disk.write_at(place, padded)
         self._sync()
 
     def recorded_rows(self, stream_path: str, start: int, stop: int) -> dict[str, NDArray[np.generic]]:
         """Committed rows of a stream, by column."""
-        group = group_at(self._file, stream_path)
         names = [
             column.name for one in self._streams() if one.layout.path == stream_path for column in one.layout.columns
         ]
-        return {name: np.asarray(dataset_at(group, name)[start:stop]) for name in names}
+        with self._held.looking() as file:
+            group = group_at(file, stream_path)
+            return {name: np.asarray(dataset_at(group, name)[start:stop]) for name in names}
 
     def commit(self) -> None:
         """Makes every row count that was written."""
@@ -261,26 +265,20 @@ class RecordingFile:
     def close(self, status: str) -> None:
         """Notes end and status, cuts off what was reserved and not used, and closes, also where that fails."""
         try:
-            dataset_at(self._file, "entry/end_time")[()] = np.bytes_(utc_now())
-            dataset_at(self._file, "entry/status")[()] = np.bytes_(status)
-            self._sync(force=True)
-            with self._medium.trimming(self._file) as file:
+            for name, text in (("end_time", utc_now()), ("status", status)):
+                self._disk.write_at(self._texts[name], text_field(text))
+            self._disk.sync()
+            with self._held.changing() as file:
                 for stream in self._streams():
                     _resize(file, stream.layout.dataset_paths, stream.committed)
                 for journal in self._journals.values():
                     _resize(file, [journal.path], journal.blocks)
-        except BaseException:
-            # Left open it would stay locked for as long as this process lives.
-            with contextlib.suppress(*HDF5_REFUSES):
-                self._file.close()
-            raise
+        finally:
+            self._held.close()
 
     def abandon(self) -> None:
-        """Closes the file after a failed write, with nothing more written than HDF5 itself insists on."""
-        try:
-            self._file.close()
-        except HDF5_REFUSES as error:
-            raise StorageError(f"{self._path}: could not be closed: {error}") from error
+        """Closes the file after a failed write, with nothing more written."""
+        self._held.close()
 
     def discard(self) -> None:
         """Closes and removes a file that nothing was recorded in."""
@@ -298,19 +296,6 @@ class RecordingFile:
         if array not in self._mvms:
             arrays = ", ".join(str(one) for one in self._mvms) or "none"
             raise StateError(f"{self._path}: has no room for array {array}, it was created for arrays: {arrays}")
-
-    def _open_stream(self, stream: layout.Stream) -> _OpenStream:
-        counter = f"{stream.path}/{layout.COMMITTED}"
-        committed = int(dataset_at(self._file, counter)[()])
-        # The least of all: a run that died while it closed may have cut off some datasets and not others.
-        reserved = min(int(dataset_at(self._file, path).shape[0]) for path in stream.dataset_paths)
-        return _OpenStream(stream, locate_scalar(self._file, counter), committed, committed, reserved)
-
-    def _open_journal(self, stream: _OpenStream) -> _OpenJournal:
-        path = journal_path(stream.layout.path)
-        table = dataset_at(self._file, path)[...]
-        # An entry beyond the committed rows is of a block that does not count; the next one takes its place.
-        return _OpenJournal(path, len(chained(table, 0, stream.committed)), len(table))
 
     def _stage_checked(self, stream: _OpenStream, values: Columns) -> int:
         """Writes one row with a checksum of its own; returns its index."""
@@ -342,22 +327,24 @@ class RecordingFile:
         if stop > stream.reserved:
             self._extend(stream, max(stop, 2 * stream.reserved))
         if stream.tables is None:
-            stream.tables = {
-                column.name: locate_table(self._file, f"{stream.layout.path}/{column.name}")
-                for column in stream.layout.columns
-            }
+            with self._held.looking() as file:
+                stream.tables = {
+                    column.name: locate_table(file, f"{stream.layout.path}/{column.name}")
+                    for column in stream.layout.columns
+                }
         for name, column in rows.items():
             self._write_rows(stream.tables[name], start, column)
         stream.written = stop
 
     def _room_for_block(self, journal: _OpenJournal) -> Table:
         if journal.blocks == journal.reserved:
-            journal.reserved = max(2 * journal.blocks, 64)
-            journal.table = None
-            self._lengthen([journal.path], journal.reserved)
-            self._sync(force=True)
+            longer = max(2 * journal.blocks, 64)
+            with self._lengthened([journal.path], longer):
+                pass
+            journal.reserved, journal.table = longer, None
         if journal.table is None:
-            journal.table = locate_table(self._file, journal.path)
+            with self._held.looking() as file:
+                journal.table = locate_table(file, journal.path)
         return journal.table
 
     def _write_rows(self, table: Table, start: int, values: NDArray[np.generic]) -> None:
@@ -366,25 +353,39 @@ class RecordingFile:
 
     def _extend(self, stream: _OpenStream, rows: int) -> None:
         """Large steps, and all on disk before the next row: the only structure that changes in a run."""
-        before, stream.reserved, stream.tables = stream.reserved, rows, None
-        self._lengthen(stream.layout.dataset_paths, rows)
-        number_rows(dataset_at(self._file, f"{stream.layout.path}/{stream.layout.axis}"), before, rows)
-        self._sync(force=True)
+        with self._lengthened(stream.layout.dataset_paths, rows) as file:
+            number_rows(dataset_at(file, f"{stream.layout.path}/{stream.layout.axis}"), stream.reserved, rows)
+        stream.reserved, stream.tables = rows, None
 
-    def _lengthen(self, paths: Sequence[str], rows: int) -> None:
+    @contextmanager
+    def _lengthened(self, paths: Sequence[str], rows: int) -> Iterator[h5py.File]:
         """Makes datasets longer, after the room for it was reserved: a full disk leaves the structure as it was."""
-        more = sum(growth_bytes(dataset_at(self._file, path), rows) for path in paths)
-        # Where HDF5 has no more room for metadata, it takes a block of the same size as the one at the front.
-        block = int(self._file.id.get_access_plist().get_meta_block_size())
-        self._disk.reserve(int(self._file.id.get_filesize()) + more + block)
-        _resize(self._file, paths, rows)
+        with self._held.looking() as file:
+            more = sum(growth_bytes(dataset_at(file, path), rows) for path in paths)
+        self._disk.reserve(self._held.end() + more)
+        with self._held.changing() as file:
+            _resize(file, paths, rows)
+            yield file
 
-    def _sync(self, *, force: bool = False) -> None:
-        """Brings everything to the disk; between two rows only where that is promised, since HDF5 holds nothing."""
-        if force:
-            self._file.flush()
-        if force or self._durability == "power":
+    def _sync(self) -> None:
+        """Brings everything to the disk, where that is promised: what was written is safe from the process anyway."""
+        if self._durability == "power":
             self._disk.sync()
+
+
+def _open_stream(file: h5py.File, stream: layout.Stream) -> _OpenStream:
+    counter = f"{stream.path}/{layout.COMMITTED}"
+    committed = int(dataset_at(file, counter)[()])
+    # The least of all: a run that died while it closed may have cut off some datasets and not others.
+    reserved = min(int(dataset_at(file, path).shape[0]) for path in stream.dataset_paths)
+    return _OpenStream(stream, locate_scalar(file, counter), committed, committed, reserved)
+
+
+def _open_journal(file: h5py.File, stream: _OpenStream) -> _OpenJournal:
+    path = journal_path(stream.layout.path)
+    table = dataset_at(file, path)[...]
+    # An entry beyond the committed rows is of a block that does not count; the next one takes its place.
+    return _OpenJournal(path, len(chained(table, 0, stream.committed)), len(table))
 
 
 def _resize(file: h5py.File, paths: Iterable[str], rows: int) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import io
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -11,13 +14,44 @@ from typing import Protocol, TypedDict
 
 import h5py
 
-from labrig.recording.disk import Disk, allocate, disk_of
-from labrig.recording.late_cut import trimmed
+from labrig.recording.disk import Disk, FileDisk, allocate, disk_of
+from labrig.recording.late_changes import ALIGNMENT_BYTES, changing, end_of
 from labrig.recording.layout import FileSize
 from labrig_drivers.errors import StorageError
 
-# An eight-byte counter that crossed the border of two sectors could be half new and half old after a power cut.
-_ALIGNMENT_BYTES = 8
+# Readers look for an instant whether a file is locked; who holds it longer means it.
+_PATIENCE_S, _PAUSE_S = 1.0, 0.01
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+
+
+class Held(Protocol):
+    """The one file of a recording, held for writing: nobody else writes it.
+
+    Attributes:
+        disk: Its bytes.
+    """
+
+    disk: Disk
+
+    def looking(self) -> AbstractContextManager[h5py.File]:
+        """Opens the structure to look at, for the moment: HDF5 must remember no row."""
+        ...
+
+    def end(self) -> int:
+        """How long HDF5 takes the file to be."""
+        ...
+
+    def changing(self) -> AbstractContextManager[h5py.File]:
+        """Opens the structure to change it; all of it is written in the end, and on the medium then.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets go of it; harmless when done."""
+        ...
 
 
 class Medium(Protocol):
@@ -32,24 +66,24 @@ class Medium(Protocol):
         """
         ...
 
-    def reopen(self, path: Path) -> h5py.File:
+    def hold(self, file: h5py.File) -> Held:
+        """Takes over a file that `create` made, when its structure is built; closes it in HDF5.
+
+        Raises:
+            OSError: Another program has it.
+        """
+        ...
+
+    def reopen(self, path: Path) -> Held:
         """Opens a file that is there, to write on.
 
         Raises:
-            OSError: It cannot be opened.
+            OSError: It cannot be opened, or another program has it.
         """
         ...
 
     def disk(self, file: h5py.File) -> Disk:
-        """The bytes under a file that this medium opened."""
-        ...
-
-    def trimming(self, file: h5py.File) -> AbstractContextManager[h5py.File]:
-        """Closes a file and opens it anew to cut off what is not used; its end goes last of all.
-
-        Raises:
-            OSError: It cannot be written, or another program has it open; it is closed then.
-        """
+        """The bytes under a file that `create` made."""
         ...
 
     def keep_name(self, path: Path) -> None:
@@ -62,7 +96,7 @@ class Medium(Protocol):
 
 
 class FileSystem:
-    """Ordinary files, opened with HDF5's ordinary driver."""
+    """Ordinary files. HDF5's ordinary driver makes them; it then sees them through a descriptor of ours."""
 
     def create(self, path: Path, size: FileSize) -> h5py.File:
         """Takes the name and proves that the space is there; HDF5 then writes every byte of it."""
@@ -73,24 +107,28 @@ class FileSystem:
             path.unlink(missing_ok=True)
             raise
 
-    def reopen(self, path: Path) -> h5py.File:
+    def hold(self, file: h5py.File) -> Held:
+        """The same file, whatever its name is by now."""
+        descriptor = os.dup(int(file.id.get_vfd_handle()))
+        try:
+            file.close()
+            return _held(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def reopen(self, path: Path) -> Held:
         """Opens a file that is there, to write on."""
-        return h5py.File(path, "r+")
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return _held(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def disk(self, file: h5py.File) -> Disk:
         """The descriptor that HDF5 has open."""
         return disk_of(file)
-
-    @contextmanager
-    def trimming(self, file: h5py.File) -> Iterator[h5py.File]:
-        """Goes through Python, since HDF5's own driver shortens a file before the structure says so."""
-        # The same file, whatever its name is by now.
-        with os.fdopen(os.dup(int(file.id.get_vfd_handle())), "r+b", buffering=0) as content:
-            file.close()
-            # HDF5's lock stays with the descriptor, unless a version of it gives the lock up.
-            fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with trimmed(content, lambda: os.fsync(content.fileno())) as again:
-                yield again
 
     def keep_name(self, path: Path) -> None:
         """Brings the folder's entry to the disk."""
@@ -105,6 +143,39 @@ class FileSystem:
         path.unlink(missing_ok=True)
 
 
+class HeldBytes:
+    """A `Held` over a file object.
+
+    Args:
+        content: The file, unbuffered; closed by `close`.
+        disk: Its bytes.
+    """
+
+    def __init__(self, content: io.RawIOBase, disk: Disk) -> None:
+        self._content = content
+        self.disk = disk
+
+    @contextmanager
+    def looking(self) -> Iterator[h5py.File]:
+        """Opens the structure to look at."""
+        with h5py.File(self._content, "r") as file:
+            yield file
+
+    def end(self) -> int:
+        """How long HDF5 takes the file to be."""
+        return end_of(self._content)
+
+    @contextmanager
+    def changing(self) -> Iterator[h5py.File]:
+        """Opens the structure to change it."""
+        with changing(self._content, self.disk.sync) as file:
+            yield file
+
+    def close(self) -> None:
+        """Closes the file; harmless when closed."""
+        self._content.close()
+
+
 class CreationOptions(TypedDict):
     """Arguments of `h5py.File` that lay out a new file."""
 
@@ -117,9 +188,28 @@ def creation_options(size: FileSize) -> CreationOptions:
     """What h5py is told when it makes a recording: metadata in one block at the front, and nothing across a border."""
     return {
         "meta_block_size": size.metadata_bytes,
-        "alignment_threshold": _ALIGNMENT_BYTES,
-        "alignment_interval": _ALIGNMENT_BYTES,
+        "alignment_threshold": ALIGNMENT_BYTES,
+        "alignment_interval": ALIGNMENT_BYTES,
     }
+
+
+def _held(descriptor: int) -> Held:
+    """A file that is open for writing, with the lock that HDF5 would take on it."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_S)
+        except OSError as error:
+            # A file system without locks: HDF5 writes there without one.
+            if error.errno not in _NO_LOCKS:
+                raise
+            break
+    return HeldBytes(os.fdopen(descriptor, "r+b", buffering=0), FileDisk(descriptor))
 
 
 def _reserve(path: Path, size_bytes: int) -> None:

@@ -28,6 +28,7 @@ from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 from numpy.typing import NDArray
 
 from labrig.recording.description import Description, ForeignFileError, describe
+from labrig.recording.layout import COMMITTED
 from labrig.recording.source import demand_rows
 from labrig.recording.table import Run, Table, table_of
 from labrig_drivers.errors import StorageError
@@ -55,11 +56,13 @@ class Place:
         dtype: Stored type.
         row_shape: Shape of one row.
         table: The places; a dataset without axes is one row.
+        grows: Whether it is of those that have as many rows as their group counts.
     """
 
     dtype: np.dtype[np.generic]
     row_shape: tuple[int, ...]
     table: Table
+    grows: bool = False
 
 
 def is_being_written(descriptor: int) -> bool:
@@ -120,6 +123,7 @@ class PlacedRows:
                 # Not by its name: within one process HDF5 shares a file that is open, with the structure from then.
                 with h5py.File(content, "r") as file:
                     description, places = describe(self._path, file), _places(file)
+                self._demand_counted(places)
                 if content.held_still():
                     self.description, self._places, self._names = description, places, _by_group(places)
                     return
@@ -139,6 +143,16 @@ class PlacedRows:
                     f"being made; try again in a while: {reason}"
                 )
             time.sleep(_PAUSE_S)
+
+    def _demand_counted(self, places: Mapping[str, Place]) -> None:
+        """Every row that counts has a place, or the index that leads there is damaged, or only just changed."""
+        for path, place in places.items():
+            counter = places.get(f"{path.rpartition('/')[0]}/{COMMITTED}")
+            if not place.grows or counter is None:
+                continue
+            content = os.pread(self._descriptor, counter.table.row_bytes, counter.table.runs[0].offset)
+            if place.table.rows < int(np.frombuffer(content, counter.dtype)[0]):
+                raise StorageError(f"{path} has {place.table.rows} rows with places, more are said to be committed")
 
     def is_being_written(self) -> bool:
         """True while the writer lives."""
@@ -250,7 +264,7 @@ def _place(dataset: h5py.h5d.DatasetID, path: str) -> Place | None:
     if dtype.hasobject:
         return None
     if dataset.get_create_plist().get_layout() == h5py.h5d.CHUNKED:
-        return Place(dtype, shape[1:], table_of(dataset, path))
+        return Place(dtype, shape[1:], table_of(dataset, path), grows=True)
     rows, row_shape = (shape[0], shape[1:]) if shape else (1, ())
     offset = dataset.get_offset()
     if offset is None and rows:

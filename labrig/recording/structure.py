@@ -11,16 +11,16 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from labrig.recording import layout
 from labrig.recording.differences import difference
 from labrig.recording.header import RecordingHeader, board_info_to_json
 from labrig.recording.journal import JOURNAL_DTYPE, fill_entry, journal_path
-from labrig.recording.medium import FileSystem, Medium
+from labrig.recording.medium import FileSystem, Held, Medium
 from labrig.recording.nodes import HDF5_REFUSES, dataset_at, group_at, set_front_text, text_attribute
 from labrig.recording.run_streams import RunStreams
-from labrig.recording.table import locate_table
+from labrig.recording.table import locate_scalar, locate_table
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 
@@ -81,7 +81,7 @@ def create_file(
 
 def reopen_file(
     path: Path, header: RecordingHeader, info: BoardInfo, streams: RunStreams, medium: Medium | None = None
-) -> h5py.File:
+) -> Held:
     """Opens a recording to go on with it.
 
     Args:
@@ -97,35 +97,67 @@ def reopen_file(
             it has changed then.
     """
     try:
-        file = (FileSystem() if medium is None else medium).reopen(path)
-    except HDF5_REFUSES as error:
+        held = (FileSystem() if medium is None else medium).reopen(path)
+    except OSError as error:
         raise StorageError(f"{path}: cannot be opened to go on with it: {error}") from error
-    wanted = _root_attributes(header, info)
     try:
-        differs = [
-            f"{meaning} ({difference(text_attribute(file, name), wanted[name])})"
-            for name, meaning in _SAME_WHEN_RESUMED.items()
-            if not _is_same(name, text_attribute(file, name), wanted[name])
-        ]
-        if not differs:
-            for stream in streams:
-                for column in stream.columns:
-                    locate_table(file, f"{stream.path}/{column.name}")
-            dataset_at(file, "entry/status")[()] = np.bytes_("running")
-            file.flush()
-    except StorageError:
-        file.close()
+        with held.looking() as file:
+            _demand_same(path, file, _root_attributes(header, info))
+            lost = _rows_without_places(path, file, streams, held.end())
+            status = locate_scalar(file, "entry/status")
+        if lost:
+            with held.changing() as file:
+                for name, rows in lost.items():
+                    dataset_at(file, name).resize(rows, axis=0)
+        held.disk.write_at(status, text_field("running"))
+    except BaseException as error:
+        held.close()
+        if isinstance(error, (*HDF5_REFUSES, KeyError, TypeError)):
+            raise StorageError(f"{path}: is no recording that can be resumed: {error}") from error
         raise
-    except (KeyError, TypeError) as error:
-        file.close()
-        raise StorageError(f"{path}: is no recording that can be resumed: {error}") from error
+    return held
+
+
+def text_field(text: str) -> NDArray[np.uint8]:
+    """A text as it stands in the file where its size is fixed, such as the status."""
+    return np.frombuffer(text.encode().ljust(layout.TEXT_BYTES, b"\0"), np.uint8)
+
+
+def _demand_same(path: Path, file: h5py.File, wanted: Mapping[str, str]) -> None:
+    differs = [
+        f"{meaning} ({difference(text_attribute(file, name), wanted[name])})"
+        for name, meaning in _SAME_WHEN_RESUMED.items()
+        if not _is_same(name, text_attribute(file, name), wanted[name])
+    ]
     if differs:
-        file.close()
         raise StorageError(
             f"{path}: was made with another {', '.join(differs)}; resume with the same rig file, plan and chip, or "
             "start a new recording"
         )
-    return file
+
+
+def _rows_without_places(path: Path, file: h5py.File, streams: RunStreams, end: int) -> dict[str, int]:
+    """Datasets that are longer than their index leads, and how far that is.
+
+    A power cut while HDF5 changed the structure may leave them so; rows that count are never among them.
+
+    Raises:
+        StorageError: Rows that count have no places, or some lie where HDF5 would put others.
+    """
+    counted = {name: f"{one.path}/{layout.COMMITTED}" for one in streams for name in one.dataset_paths}
+    names = [*counted, *(journal_path(one) for one in streams.journals)]
+    found = dict[str, int]()
+    for name in names:
+        table, length = locate_table(file, name), int(dataset_at(file, name).shape[0])
+        needed = int(dataset_at(file, counted[name])[()]) if name in counted else 0
+        if table.rows < needed or table.end > end:
+            raise StorageError(
+                f"{path}: its structure is damaged at {name}, so nothing can be added; rescue what is in it with "
+                f"`labrig recover {path}` and go on with that"
+            )
+        if table.rows < length:
+            found[name] = table.rows
+    return found
 
 
 def _is_same(name: str, recorded: str, wanted: str) -> bool:

@@ -52,6 +52,11 @@ class Table:
     row_bytes: int
     runs: tuple[Run, ...]
 
+    @property
+    def end(self) -> int:
+        """The place behind all of them."""
+        return max((run.offset + run.rows * self.row_bytes for run in self.runs), default=0)
+
     def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The places of rows `start` to `stop`, as (first row, row after the last, offset in bytes)."""
         number = bisect_right(self.runs, start, key=lambda run: run.first) - 1
@@ -63,10 +68,12 @@ class Table:
 
 
 def locate_table(file: h5py.File, path: str) -> Table:
-    """Finds the rows of a chunked dataset whose space is allocated.
+    """Finds the rows of a chunked dataset whose space is allocated, up to the first that has none.
+
+    While a dataset is made longer, or shorter, it may for a moment have more rows than its index leads to.
 
     Raises:
-        StorageError: Its rows have no places of their own: they are compressed, or space for some was never reserved.
+        StorageError: Its rows have no places of their own: they are compressed.
     """
     return table_of(dataset_at(file, path).id, f"{file.filename}: {path}")
 
@@ -92,11 +99,10 @@ def table_of(dataset: h5py.h5d.DatasetID, what: str) -> Table:
         places.append((int(found.chunk_offset[0]), int(found.byte_offset)))
 
     dataset.chunk_iter(note)
-    runs = tuple(_runs(sorted(places), chunk[0], row_bytes))
-    ends = [0, *(run.first + run.rows for run in runs)]
-    if ends[-1] < shape[0] or [run.first for run in runs] != ends[:-1]:
-        raise StorageError(f"{what}: space for some of its {shape[0]} rows was never reserved")
-    return Table(int(shape[0]), row_bytes, runs)
+    # What moves to another node of the index is for a moment in both.
+    chunks = sorted(set(places))
+    behind = next((n for n, (first, _) in enumerate(chunks) if first != n * chunk[0]), len(chunks))
+    return Table(min(int(shape[0]), behind * chunk[0]), row_bytes, tuple(_runs(chunks[:behind], chunk[0], row_bytes)))
 
 
 def growth_bytes(dataset: h5py.Dataset, rows: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labrig.recording.disk import Disk
-from labrig.recording.late_cut import SECTOR_BYTES, trimmed
+from labrig.recording.late_changes import SECTOR_BYTES
 from labrig.recording.layout import FileSize
-from labrig.recording.medium import creation_options
+from labrig.recording.medium import Held, HeldBytes, creation_options
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,13 @@ class WriteTrace(io.RawIOBase):
         _apply(self._content, operation)
 
 
+class _HeldTrace(HeldBytes):
+    """What is traced is looked at after it was closed."""
+
+    def close(self) -> None:
+        """Leaves the trace open."""
+
+
 class TracedMedium:
     """A `Medium` with one file, kept in memory.
 
@@ -153,20 +159,18 @@ class TracedMedium:
         """Makes an empty file."""
         return h5py.File(self.trace, "w", **creation_options(size))
 
-    def reopen(self, path: Path) -> h5py.File:  # noqa: ARG002
+    def hold(self, file: h5py.File) -> Held:
+        """The trace goes on."""
+        file.close()
+        return _HeldTrace(self.trace, self.trace)
+
+    def reopen(self, path: Path) -> Held:  # noqa: ARG002
         """Opens the file to write on."""
-        return h5py.File(self.trace, "r+")
+        return _HeldTrace(self.trace, self.trace)
 
     def disk(self, file: h5py.File) -> Disk:  # noqa: ARG002
         """The trace itself."""
         return self.trace
-
-    @contextmanager
-    def trimming(self, file: h5py.File) -> Iterator[h5py.File]:
-        """Cuts the trace last."""
-        file.close()
-        with trimmed(self.trace, self.trace.sync) as again:
-            yield again
 
     def keep_name(self, path: Path) -> None:
         """The one file needs no name."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -309,11 +308,11 @@ async def test_a_slow_disk_is_waited_for_and_nothing_is_lost(
     quick = await bench.sweep(tmp_path / "quick.h5")
     disks: list[SlowDisk] = []
 
-    def slow(_: object, file: h5py.File) -> Disk:
-        disks.append(SlowDisk(FileDisk(int(file.id.get_vfd_handle()))))
+    def slow(descriptor: int) -> Disk:
+        disks.append(SlowDisk(FileDisk(descriptor)))
         return disks[-1]
 
-    monkeypatch.setattr(medium.FileSystem, "disk", slow)
+    monkeypatch.setattr(medium, "FileDisk", slow)
     waiting = Bench()
     summary = await waiting.sweep(tmp_path / "slow.h5")
     assert sum(one.writes for one in disks) > 8 * waiting.blocks
