@@ -179,7 +179,7 @@ async def test_cancelled_or_closed_at_any_moment_everything_is_off_and_open(geom
             assert bench.is_safe()
         (reading,) = await board.sweep_cell(0, 1, 0, [0.1])
         assert reading.current_a == pytest.approx(0.1 * bench.crossbar.conductance_s[1, 0], rel=1e-5)
-        task = asyncio.create_task(board.sweep_cell(0, 1, 0, [0.01] * 500))
+        task = asyncio.create_task(board.sweep_cell(0, 1, 0, [0.01] * 10_000))
         await asyncio.sleep(0.1)
         await board.close()
         with pytest.raises(StateError, match="closed"):
