@@ -15,7 +15,18 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["acquisition", "calibration", "compaction", "links", "mvm_path", "recording", "surrogates", "telemetry", "wires"],
+    [
+        "acquisition",
+        "calibration",
+        "compaction",
+        "links",
+        "mvm_path",
+        "recording",
+        "surrogates",
+        "telemetry",
+        "training",
+        "wires",
+    ],
 )
 def test_quick_run(name: str, tmp_path: Path) -> None:
     output = tmp_path / "numbers.json"
