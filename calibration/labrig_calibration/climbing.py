@@ -95,12 +95,11 @@ def climb_columns(
     if "columns" in ladder.rungs:
         free = (_OFFSET,)
         chosen = _candidate(some, later, start, free, law=False)
-        verdicts.append(judged("columns", best, chosen.nll, 3 + cells + 3 * columns, ladder))
-    alone = chosen is None or not verdicts[-1].kept
-    below = _candidate(some, later, straight, (), law=False) if chosen is None or alone else chosen
+        nll = heldout_nll(later, sums.columns_rung())
+        verdicts.append(judged("columns", best, nll, 3 + cells + 3 * columns, ladder))
+    below = _candidate(some, later, straight, (), law=False) if chosen is None else chosen
     if "curve" in ladder.rungs:
-        begin = chosen.state if chosen is not None else below.state
-        curve = _candidate(some, later, _bent(begin, later), (*free, _COMPRESSION), law=True)
+        curve = _candidate(some, later, _bent(below.state, later), (*free, _COMPRESSION), law=True)
         verdict = judged("curve", below.nll, curve.nll, 3 + cells + 6 * columns, ladder)
         if verdict.kept:
             if free and not verdicts[-1].kept:
@@ -117,6 +116,8 @@ def climb_columns(
         else:
             tried[_COMPRESSION] = _error_of(curve, _COMPRESSION)
         verdicts.append(verdict)
+    if free and below is chosen and not verdicts[[one.rung for one in verdicts].index("columns")].kept:
+        below = _candidate(some, later, straight, (), law=False)
     chosen = below
     progress("curve", 0.3)
     if "drift" in ladder.rungs:
@@ -291,7 +292,7 @@ def _to_all(
     factor = factorise(accumulate(some, state, free, blocks=True), state, free)
     if some is not train:
         factor = factor.scaled(float(some.counts().sum()) / float(train.counts().sum()))
-        state, _ = settle(train, state, free, factor)
+        state, _ = settle(train, state, free, factor, iterations=5)
     flagged = np.zeros(len(train.dataset), dtype=np.bool_)
     found, outliers = wrong_rows(train, state, flagged)
     if found.any():

@@ -33,6 +33,8 @@ _COLUMN_CHUNK = 16
 _SINGLE_ABOVE = 2e9
 # Decrease of the negative log likelihood of a column below which nothing is left to gain.
 _TOLERANCE = 0.01
+# A column that gained more than this has moved so far that the blocks are summed anew.
+_RENEWED = 2.0
 # Steps below this part of a standard error change nothing.
 _SMALL_STEP = 0.03
 
@@ -188,27 +190,29 @@ def factorise(normal: Normal, state: ColumnState, free: tuple[int, ...]) -> Fact
 def climb(
     data: Measurements, state: ColumnState, free: tuple[int, ...], *, iterations: int = 25
 ) -> tuple[ColumnState, Factor, bool]:
-    """Gauss-Newton with the blocks renewed at every step, at a fixed noise; each column accepts only what helps it.
+    """Gauss-Newton with the blocks renewed while steps are long, at a fixed noise; a column accepts what helps it.
 
     Returns:
         The state, the factor there, and whether every column came to rest.
     """
     normal = _with_priors(accumulate(data, state, free, blocks=True), state, free)
+    factor = factorise(normal, state, free)
     length = torch.ones_like(normal.loss)
     resting = torch.zeros_like(normal.loss, dtype=torch.bool)
     for _ in range(iterations):
-        factor = factorise(normal, state, free)
         shared, cells = factor.step(normal, state, free)
         trial = _moved(state, free, shared * length, cells * length)
-        there = _with_priors(accumulate(data, trial, free, blocks=True), trial, free)
+        there = _with_priors(accumulate(data, trial, free, blocks=False), trial, free)
         gained = normal.loss - there.loss
         better = (gained > 0) & torch.isfinite(there.loss)
         resting = (better & (gained < _TOLERANCE)) | (~better & (length < 1e-3)) | (gained.abs() < 1e-6)
-        state, normal = _merged(better, trial, state), _merged_normal(better, there, normal)
+        state, normal = _merged(better, trial, state), _merged_scores(better, there, normal)
         length = torch.where(better, (3.0 * length).clamp(max=1.0), 0.3 * length)
         if bool(resting.all()):
             break
-    factor = factorise(normal, state, free)
+        if bool((better & (gained > _RENEWED)).any()):
+            normal = _with_priors(accumulate(data, state, free, blocks=True), state, free)
+            factor = factorise(normal, state, free)
     if 1 in free and 3 in free:
         state, factor = _upright(state, factor, free)
     return state, factor, bool(resting.all())
@@ -350,13 +354,11 @@ def _merged(better: Tensor, new: ColumnState, old: ColumnState) -> ColumnState:
     )
 
 
-def _merged_normal(better: Tensor, new: Normal, old: Normal) -> Normal:
-    wide, wider = better[:, None, None], better[None, :, None, None]
-    return Normal(
-        torch.where(better, new.loss, old.loss),
-        torch.where(better[:, None], new.score_shared, old.score_shared),
-        torch.where(better, new.score_cells, old.score_cells),
-        torch.where(wide, new.border, old.border),
-        torch.where(wider, new.cross, old.cross),
-        torch.where(wider, new.gram, old.gram),
+def _merged_scores(better: Tensor, new: Normal, old: Normal) -> Normal:
+    """Losses and scores of the columns that moved; the information stays what it was."""
+    return replace(
+        old,
+        loss=torch.where(better, new.loss, old.loss),
+        score_shared=torch.where(better[:, None], new.score_shared, old.score_shared),
+        score_cells=torch.where(better, new.score_cells, old.score_cells),
     )

@@ -67,7 +67,7 @@ def test_a_curve_that_is_no_tanh_calls_for_the_residual_network() -> None:
     dataset = chip.dataset
     lsb_a = dataset.converters.adc_lsb_a
     # A dead zone around zero, as a class-B output stage has it.
-    bent_a = dataset.current_a - 0.8e-6 * np.tanh(dataset.current_a / 1.5e-6)
+    bent_a = dataset.current_a - 1.2e-6 * np.tanh(dataset.current_a / 2e-6)
     bent = replace(dataset, current_a=np.round(bent_a / lsb_a) * lsb_a)
     result = fit(bent, rng=np.random.default_rng(0))
     verdict = result.ladder[-1]
