@@ -176,9 +176,11 @@ def judge_blocks(
     def judge(rows: Rows) -> int:
         return sum(vouches(one, columns, rows) for one in judges)
 
-    if judges and not (found.whole and judge(found.rows)):
-        found = finder.stream(wanted, place, places, judge)
     blocks = _judged(found, dtype, entries, length, streams)
+    # Places that any block vouches for are the right ones: the blocks that judge a guess may be those that are hurt.
+    if judges and not (found.whole and any(one.verdict in ("right", "reference") for one in blocks)):
+        found = finder.stream(wanted, place, places, judge)
+        blocks = _judged(found, dtype, entries, length, streams)
     counted, faults = _believed(found, blocks, ended_well=ended_well)
     return JudgedStream(
         found,

@@ -455,6 +455,16 @@ def test_a_lost_write_takes_its_blocks_with_it_and_the_others_keep_theirs(worksh
     assert (writes.committed, writes.rescued, writes.lost) == (3, 2, 1)
 
 
+def test_a_column_that_is_hurt_in_most_blocks_is_not_looked_for_elsewhere(workshop: Workshop) -> None:
+    truth = workshop.truth
+    if truth.grown:
+        pytest.skip("its columns lie in several pieces")
+    blocks = sorted((one for one in truth.blocks.values() if one.array == 0), key=lambda one: one.start)
+    # Behind the entry and three columns: which write a row is of. Zeros, as for the first write, are everywhere.
+    spans = [block.needs[4] for block in blocks if block.number not in (13, 14, 15)]
+    assert workshop.outcome(overwritten(truth.content, spans, b"\xff"), strict=True) == "all"
+
+
 def test_memory_is_bounded_and_the_original_is_only_read(tmp_path: Path) -> None:
     path = tmp_path / "large.h5"
     blocks, batch, lines = 40, 1000, 64
