@@ -115,6 +115,7 @@ class StreamFinder:
             described = {one.name: self._described_as(one, place, places) for one in lost}
             lengths |= {name: one[0][0] for name, one in described.items() if one}
             reserved = max((length for length in lengths.values() if length <= self._source.size), default=0)
+            reserved = max(reserved, *_rows_once_reserved(stream, found), 0)
             likely = found | {name: one[0][1] for name, one in described.items() if len(one) == 1}
             combinations = chain(
                 self._in_a_row(stream, likely, [one.name for one in lost], reserved),
@@ -311,6 +312,15 @@ class StreamFinder:
                 chunks, _ = chunks_of(self._source, stored.tree, len(stored.chunk_shape))
                 if chunks:
                     yield min(one.offset for one in chunks), max(one.offset + one.size for one in chunks)
+
+
+def _rows_once_reserved(stream: layout.Stream, found: Rows) -> Iterator[int]:
+    """How many rows columns were made with, though they may have been cut since: a small one is a single chunk."""
+    for column in stream.columns:
+        if column.name in found:
+            chunk_rows = found[column.name].chunk_rows
+            if chunk_rows < layout.chunk_rows(_row_bytes(column), chunk_rows + 1):
+                yield chunk_rows
 
 
 def _covered(rows: StoredRows) -> int:
