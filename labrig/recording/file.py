@@ -22,7 +22,7 @@ from labrig.recording.medium import FileSystem, Medium
 from labrig.recording.nodes import dataset_at, group_at
 from labrig.recording.run_streams import run_streams
 from labrig.recording.streams import chained
-from labrig.recording.structure import create_file, number_rows, reopen_file, text_field
+from labrig.recording.structure import held_file, number_rows, reopen_file, text_field
 from labrig.recording.table import Table, growth_bytes, locate_scalar, locate_table
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StateError
@@ -116,7 +116,7 @@ class RecordingFile:
         if resume:
             self._held = reopen_file(path, header, info, streams, medium)
         else:
-            self._held = medium.hold(create_file(path, header, info, streams, medium))
+            self._held = held_file(path, header, info, streams, medium)
         self._disk = self._held.disk
         with self._held.looking() as file:
             self._texts = {name: locate_scalar(file, f"entry/{name}") for name in ("end_time", "status")}

@@ -79,6 +79,20 @@ def create_file(
     return file
 
 
+def held_file(path: Path, header: RecordingHeader, info: BoardInfo, streams: RunStreams, medium: Medium) -> Held:
+    """Creates a recording as `create_file` does, and holds it for writing.
+
+    Raises:
+        StorageError: It cannot be created or held; none is left.
+    """
+    file = create_file(path, header, info, streams, medium)
+    try:
+        return medium.hold(file)
+    except OSError as error:
+        medium.remove(path)
+        raise StorageError(f"{path}: cannot be created: {error}") from error
+
+
 def reopen_file(
     path: Path, header: RecordingHeader, info: BoardInfo, streams: RunStreams, medium: Medium | None = None
 ) -> Held:

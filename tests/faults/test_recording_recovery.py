@@ -294,6 +294,7 @@ def test_a_file_cut_short_anywhere_gives_what_is_left_of_it(workshop: Workshop) 
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 def test_a_file_cut_short_at_every_sector(workshop: Workshop) -> None:
     size = len(workshop.truth.content)
     borders = range(512, size, 512)
@@ -384,6 +385,7 @@ def test_any_overwritten_sector_of_the_structure_is_got_over(workshop: Workshop)
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 def test_every_overwritten_sector_and_page_of_the_structure_is_got_over(workshop: Workshop) -> None:
     spans = used_sectors(workshop.truth)
     seen = structure_lost(workshop, spans)
@@ -397,6 +399,7 @@ def test_every_overwritten_sector_and_page_of_the_structure_is_got_over(workshop
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 def test_damage_of_every_kind_five_hundred_times(workshop: Workshop) -> None:
     truth, rng, seen = workshop.truth, np.random.default_rng(5), Counter[str]()
     for number in range(500):

@@ -41,3 +41,15 @@ def test_quick_run(name: str, tmp_path: Path) -> None:
         assert case["name"] in run.stdout
         assert (case["ratio"] is None) == (case["reference"] is None)
         assert case["rate"]["median"] > 0.0
+
+
+@pytest.mark.slow
+def test_quick_run_of_memory(tmp_path: Path) -> None:
+    output = tmp_path / "numbers.json"
+    command = [sys.executable, "-m", "benchmarks.memory", "--quick", "--json", str(output)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
+    assert (run.returncode, run.stderr) == (0, "")
+    sweeps = json.loads(output.read_text())["sweeps"]
+    assert [one["records"] for one in sweeps] == [10_240, 102_400]
+    # Ten times as many records, and less than a tenth of them in memory.
+    assert sweeps[1]["measured_mb"] - sweeps[0]["measured_mb"] < 0.1 * (sweeps[1]["file_mb"] - sweeps[0]["file_mb"])
