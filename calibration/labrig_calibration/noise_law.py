@@ -147,7 +147,10 @@ def fit_noise_law(
         last, law = law, unit * _non_negative_solution(information, right / unit[:, None]).T
         if bool(((law - last).abs() <= 3e-4 * total).all()):
             break
-    covariance = 2.0 * torch.linalg.pinv(information, hermitian=True) * (total**2)[:, None, None]
+    # A column whose means ran away knows nothing; whether the fit came to rest is for others to say.
+    known = torch.isfinite(information).all(dim=2, keepdim=True).all(dim=1, keepdim=True)
+    inverse = torch.linalg.pinv(torch.where(known, information, torch.zeros_like(information)), hermitian=True)
+    covariance = 2.0 * torch.where(known, inverse, torch.inf) * (total**2)[:, None, None]
     covariance = covariance / scale.T[:, :, None] / scale.T[:, None, :]
     error = torch.sqrt(covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0)).T
     likelihood = -0.5 * (kept * (torch.log(expected) + squared_residual / expected)).sum(dim=0)
