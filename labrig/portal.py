@@ -14,6 +14,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self, TypeVar
 
+from labrig.waiting import result_of
+
 T = TypeVar("T")
 
 
@@ -57,7 +59,7 @@ class LoopPortal:
 
         try:
             self._loop.call_soon_threadsafe(start)
-            return answer.result()
+            return result_of(answer)
         except KeyboardInterrupt:
             self._loop.call_soon_threadsafe(cancel)
             error = _wait_stubbornly(answer)

@@ -17,6 +17,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TypeVar
 
+from labrig.waiting import result_of
+
 T = TypeVar("T")
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
@@ -135,7 +137,7 @@ def in_thread(work: Callable[[Callable[[], None]], T]) -> T:
             thread.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return answer.result()
+        return result_of(answer)
     except BaseException:
         stopped.set()
         raise
