@@ -56,7 +56,7 @@ async def acquire(
     bus.publish(RunStarted(plan.name, needs.mvms, needs.writes, writer.path, needs.least_s, needs.beside.curves))
     commits = Commits(writer, bus)
     period_s = SUPPLY_PERIOD_S if needs.beside.supply_period_s is None else needs.beside.supply_period_s
-    feed = SupplyFeed(rig, bus, writer.append_supply, control, period_s=period_s)
+    feed = SupplyFeed(rig, bus, writer.append_supply, control, settle=commits.settled, period_s=period_s)
     status: RunStatus = "aborted"
     try:
         async with feed:

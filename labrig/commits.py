@@ -133,6 +133,11 @@ class Commits:
             await asyncio.wait(self._open)
             # What counts the answers was registered before the wait, and runs before it returns.
 
+    async def settled(self) -> None:
+        """Waits until everything in the queue is committed; raises what a commit failed with."""
+        await self.ended()
+        self.check()
+
     def check(self) -> None:
         """Raises what a commit failed with: whatever is measured now could not be recorded."""
         if self._failure is not None:

@@ -64,6 +64,8 @@ class SupplyFeed:
         bus: Gets every reading of the supply, and `RunPaused` and `RunResumed`.
         record: Called with every reading of the supply.
         control: Stops, pauses and suspends the run.
+        settle: Awaited before the run counts as paused: what was measured so far is committed then. What it raises
+            ends the run.
         period_s: Pause in s between two readings of the supply.
     """
 
@@ -74,9 +76,11 @@ class SupplyFeed:
         record: Callable[[Reading], Awaitable[object]],
         control: RunControl | None = None,
         *,
+        settle: Callable[[], Awaitable[None]] | None = None,
         period_s: float = SUPPLY_PERIOD_S,
     ) -> None:
         self._rig = rig
+        self._settle = settle
         self._period_s = period_s
         self._bus = bus
         self._record = record
@@ -156,7 +160,9 @@ class SupplyFeed:
         await self._stop_watcher()
         reasons = reasons or self._noticed or await self._taken_away_by()
         await self._switch_off()
-        # Now it is true that the supply is off.
+        if self._settle is not None:
+            await self._settle()
+        # Now it is true that the supply is off and the file at rest.
         self._bus.publish(RunPaused(_said(reasons)))
         while True:
             self._rest()

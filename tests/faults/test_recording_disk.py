@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from labrig.acquisition import RunSummary, run_sweep
 from labrig.config import parse_rig
-from labrig.events import BlockCommitted, Event, EventBus, RunFinished
+from labrig.events import BlockCommitted, Event, EventBus, RunFinished, RunPaused
 from labrig.plans import MvmCalibrationPlan, StreamCapacity
 from labrig.plans.base import Points
 from labrig.recording import Recording, header, medium
@@ -30,6 +31,7 @@ from labrig.recording.disk import Disk, FileDisk
 from labrig.recording.rows import RecordedArray, read_rows
 from labrig.recording.verification import verify_recording
 from labrig.rig import Rig
+from labrig.run_control import RunControl
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 from labrig_drivers.keithley2400 import Keithley2400
@@ -101,6 +103,8 @@ class Bench:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.at: dict[int, Callable[[], None]] = {}
+        self.control = RunControl()
+        self.at_pause: Callable[[], None] = lambda: None
         self.was_on = self.is_on = False
 
     async def sweep(self, path: Path, *, of_rows: float = 1.0, resume: bool = False) -> RunSummary:
@@ -112,7 +116,8 @@ class Bench:
             bus.subscribe(self.events.append)
             bus.subscribe(lambda event: self.hear(event, server.instrument))
             try:
-                return await run_sweep(rig, StatedCapacity(PLAN, of_rows), path, bus, resume=resume)
+                plan = StatedCapacity(PLAN, of_rows)
+                return await run_sweep(rig, plan, path, bus, resume=resume, control=self.control)
             finally:
                 self.is_on = server.instrument.output_on
 
@@ -120,6 +125,8 @@ class Bench:
         self.was_on = self.was_on or instrument.output_on
         if isinstance(event, BlockCommitted):
             self.at.pop(self.blocks, lambda: None)()
+        if isinstance(event, RunPaused):
+            self.at_pause()
 
     @property
     def blocks(self) -> int:
@@ -325,6 +332,30 @@ async def test_a_slow_disk_is_waited_for_and_nothing_is_lost(
     assert points == expected_points
     for array, one in rows.items():
         np.testing.assert_array_equal(one.code, expected[array].code)
+
+
+async def test_a_run_counts_as_paused_when_all_that_was_measured_is_committed(
+    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(medium, "FileDisk", lambda descriptor: SlowDisk(FileDisk(descriptor)))
+    counts: list[int] = []
+
+    def count() -> None:
+        counts.append(sum(len(one.code) for one in contents(tmp_path / "run.h5")[0].values()))
+
+    def go_on() -> None:
+        count()
+        bench.control.resume()
+
+    def at_pause() -> None:
+        count()
+        asyncio.get_running_loop().call_later(0.3, go_on)
+
+    bench.at[5] = partial(bench.control.pause, "here")
+    bench.at_pause = at_pause
+    summary = await bench.sweep(tmp_path / "run.h5")
+    at_pause_mvms, later_mvms = counts
+    assert 0 < at_pause_mvms == later_mvms < summary.mvms
 
 
 @pytest.mark.parametrize("step_s", [3600.0, -3600.0])

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -87,9 +89,11 @@ def test_signal_ends_a_sweep_with_a_readable_file(
 
 def test_a_sweep_is_paused_and_goes_on_at_ctrl_z(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "labrig", "sweep", str(shipped_rig("mock")), "--plan", "mvm", "-o", "run.h5"]
-    child = subprocess.Popen([*command, "--writes", "6"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     seen = []
-    with child, Recording.open(started(child, tmp_path / "run.h5")) as recording:
+    with (
+        killed_at_last([*command, "--writes", "6"], tmp_path) as child,
+        Recording.open(started(child, tmp_path / "run.h5")) as recording,
+    ):
         assert child.stderr is not None
         child.send_signal(signal.SIGTSTP)
         for line in child.stderr:
@@ -107,6 +111,15 @@ def test_a_sweep_is_paused_and_goes_on_at_ctrl_z(tmp_path: Path) -> None:
         recording.refresh()
         assert recording.status == "finished"
         assert 0 < standing < recording.committed(0)
+
+
+@contextmanager
+def killed_at_last(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
 def started(child: subprocess.Popen[str], path: Path) -> Path:
