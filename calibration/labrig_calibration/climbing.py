@@ -301,6 +301,7 @@ def _to_all(
         state = replace(state, noise=fit_noise(train, state, factor, floor_a2, chosen.noise.active).terms)
         flagged, outliers = wrong_rows(train, state, flagged)
         train = train.without(flagged)
+    resting = False
     for _ in range(_FRESH_BLOCKS):
         factor = factorise(accumulate(train, state, free, blocks=True), state, free)
         state, resting = settle(train, state, free, factor, iterations=6)

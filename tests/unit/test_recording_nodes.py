@@ -43,6 +43,9 @@ def collected_after(allocations: int) -> Iterator[None]:
 def errors(ask: Callable[[], object]) -> set[type[Exception]]:
     """What asking ends with, when the collector runs at each moment of it in turn."""
     found = set[type[Exception]]()
+    gc.collect()
+    # What is there now is put aside for good: each of the collections to come would look through it.
+    gc.freeze()
     for allocations in range(60):
         with collected_after(allocations):
             try:
