@@ -18,7 +18,9 @@ _DEFAULT_OUTPUT = Path("studies")
 
 
 def study(
-    name: Annotated[str, typer.Argument(help="Which study: equilibrium.")],
+    name: Annotated[
+        str, typer.Argument(help="Which study: break-even, diffusion, ebm, eqprop, equilibrium or recurrent.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and the numbers.")] = (
         _DEFAULT_OUTPUT
     ),
@@ -26,6 +28,8 @@ def study(
     seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     rig: Annotated[Path | None, typer.Option(help="Rig file of a chip; the simulated one without it.")] = None,
     quick: Annotated[bool, typer.Option(help="A small run that shows that everything works.")] = False,
+    full: Annotated[bool, typer.Option(help="The finer and longer form of a study that has one.")] = False,
+    processes: Annotated[int, typer.Option(help="Processes for a study that has parts.", min=1)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a research study: its claims, the figures that decide them, and its negative controls.
@@ -45,7 +49,15 @@ def study(
         bus.subscribe(progress)
         result = run_study(
             name,
-            StudySettings(seeds=seeds, seed=seed, rig=rig, quick=quick),
+            StudySettings(
+                seeds=seeds,
+                seed=seed,
+                rig=rig,
+                quick=quick,
+                full=full,
+                processes=processes,
+                cache=output / ".parts",
+            ),
             lambda what, done, total: bus.publish(StepDone(f"{name}, {what}", done, total, None)),
         )
     files = write_study(output, result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from torch import Tensor, nn
 
@@ -15,8 +15,9 @@ from labrig.rig import open_rig
 from labrig.training.deployment import analog_copy, observed_inputs, set_quantile_ranges
 from labrig.training.ledger import Ledger
 from labrig.training.physical import PhysicalBackend
+from labrig_drivers.capabilities import TRANSPOSED_MVM, TransposedMvm, require_capability
 from labrig_drivers.crossbar import BoardInfo, CrossbarBoard, FloatArray, MvmResult, ProgramReport
-from labrig_drivers.mock.board import MockBoard
+from labrig_drivers.mock.board import MOCK_CAPABILITIES, MockBoard
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_surrogates.backend import DigitalBackend
 from labrig_surrogates.layers import set_backend
@@ -75,6 +76,16 @@ class StudyChip:
         """Measures one batch."""
         return self._portal.call(self._opened().mvm(array, voltage_v))
 
+    def mvm_transposed(self, array: int, voltage_v: FloatArray) -> MvmResult:
+        """Measures one batch from the bit lines to the word lines.
+
+        Raises:
+            CapabilityError: The board cannot be driven from its bit lines.
+        """
+        board = self._opened()
+        require_capability(board.info, TRANSPOSED_MVM)
+        return self._portal.call(cast(TransposedMvm, board).mvm_transposed(array, voltage_v))
+
     def carry(self, digital: nn.Module, example: Tensor) -> tuple[nn.Module, PhysicalBackend]:
         """Puts a digital model on the arrays.
 
@@ -99,7 +110,7 @@ class StudyChip:
 
     async def _open(self) -> CrossbarBoard:
         if self._rig is None:
-            board = MockBoard(self._simulated)
+            board = MockBoard(self._simulated, capabilities=MOCK_CAPABILITIES)
             return await self._stack.enter_async_context(board)
         rig = await self._stack.enter_async_context(open_rig(self._rig))
         await self._stack.enter_async_context(rig.powered())

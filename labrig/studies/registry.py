@@ -11,9 +11,14 @@ from labrig.studies.running import Report, StudySettings
 from labrig_drivers.errors import ConfigError
 
 STUDIES: Final[dict[str, str]] = {
+    "break-even": "how wrong must a surrogate be before training on the chip itself pays?",
     "equilibrium": "does a recurrence on an array bear weight errors better than the same work unrolled?",
+    "eqprop": "does an array learn from its own settled states, and at which read noise does that break?",
+    "ebm": "is a chip's own read noise good enough to sample with, and does noise regularise?",
+    "diffusion": "can a diffusion sampler use the noise of the array that its denoiser is on?",
+    "recurrent": "does training a recurrence through time on the chip beat fitting its readout?",
 }
-"""What each asks, by its name; the module of the same name has a function `run`."""
+"""What each asks, by its name; the module of that name, `-` as `_`, has a function `run`."""
 
 
 def run_study(name: str, settings: StudySettings, report: Report) -> StudyResult:
@@ -32,5 +37,7 @@ def run_study(name: str, settings: StudySettings, report: Report) -> StudyResult
         raise ConfigError(f"no study named {name!r}; there are {', '.join(STUDIES)}")
     if settings.seeds < 1:
         raise ConfigError(f"{settings.seeds} seeds are no repetitions: give at least 1, and 2 for an interval")
-    run = cast(Callable[[StudySettings, Report], StudyResult], import_module(f"labrig.studies.{name}").run)
+    run = cast(
+        Callable[[StudySettings, Report], StudyResult], import_module(f"labrig.studies.{name.replace('-', '_')}").run
+    )
     return run(settings, report)

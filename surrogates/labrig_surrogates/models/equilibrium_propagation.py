@@ -53,12 +53,13 @@ class SymmetricWeights(nn.Module):
         inputs: Units below.
         outputs: Units above.
         generator: Source of the initial weights.
+        downwards: Whether there is a way down; nothing comes down to the input of a network.
     """
 
-    def __init__(self, inputs: int, outputs: int, generator: torch.Generator) -> None:
+    def __init__(self, inputs: int, outputs: int, generator: torch.Generator, *, downwards: bool = True) -> None:
         super().__init__()
         self.up: nn.Module = nn.Linear(inputs, outputs)
-        self.down: nn.Module = nn.Linear(outputs, inputs, bias=False)
+        self.down: nn.Module = nn.Linear(outputs, inputs, bias=False) if downwards else nn.Identity()
         with torch.no_grad():
             bound = (6.0 / (inputs + outputs)) ** 0.5
             self.weight.copy_((2.0 * torch.rand((outputs, inputs), generator=generator) - 1.0) * bound)
@@ -78,7 +79,8 @@ class SymmetricWeights(nn.Module):
     @torch.no_grad()
     def tie(self) -> None:
         """Gives `down` the transposed weights of `up`."""
-        self.down.get_parameter("weight").copy_(self.weight.T)
+        if not isinstance(self.down, nn.Identity):
+            self.down.get_parameter("weight").copy_(self.weight.T)
 
 
 class EquilibriumPropagation(nn.Module):
@@ -97,7 +99,10 @@ class EquilibriumPropagation(nn.Module):
         super().__init__()
         if len(sizes) < 2:
             raise SurrogateError(f"sizes {list(sizes)} name fewer than two layers")
-        self.layers = nn.ModuleList([SymmetricWeights(below, above, generator) for below, above in pairwise(sizes)])
+        self.layers = nn.ModuleList(
+            SymmetricWeights(below, above, generator, downwards=index > 0)
+            for index, (below, above) in enumerate(pairwise(sizes))
+        )
         self.relaxation = relaxation or Relaxation()
 
     @torch.no_grad()
