@@ -18,6 +18,9 @@ from labrig.recording.file_bytes import StructureError, decoded
 
 DATASPACE, DATATYPE, FILL, LAYOUT, FILTERS, ATTRIBUTE, CONTINUATION, GROUP = 1, 3, 5, 8, 11, 12, 16, 17
 
+TREE_PLACE = 3
+"""Where in a layout message the address of the index stands."""
+
 _LAST_KIND = 24
 _ALIGNMENT_BYTES = 8
 _MOST_AXES = 32
@@ -64,15 +67,15 @@ class StoredLayout:
     inline: bytes | None = None
 
 
-def messages_in(block: bytes) -> Iterator[tuple[int, bytes]]:
-    """Kind and content of every message in a block; where the bytes are none, the next place is tried."""
+def messages_in(block: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Kind, place and content of every message in a block; where the bytes are none, the next place is tried."""
     place = 0
     while place + 8 <= len(block):
         kind, size = struct.unpack_from("<HH", block, place)
         if kind > _LAST_KIND or size % _ALIGNMENT_BYTES or place + 8 + size > len(block):
             place += _ALIGNMENT_BYTES
             continue
-        yield kind, block[place + 8 : place + 8 + size]
+        yield kind, place + 8, block[place + 8 : place + 8 + size]
         place += 8 + size
 
 

@@ -160,7 +160,7 @@ def _messages(source: FileBytes, address: int) -> Iterator[tuple[int, bytes]]:
             if number == 0:
                 raise
             continue
-        for kind, data in messages.messages_in(block):
+        for kind, _, data in messages.messages_in(block):
             if kind == messages.CONTINUATION and len(data) >= 16 and len(blocks) < _MOST_BLOCKS:
                 further, further_length = struct.unpack_from("<QQ", data)
                 if further_length <= _MOST_HEADER_BYTES:

@@ -8,6 +8,9 @@ first, which still counts them.
 So everything is kept back that changes what was there, and written in the end, with a sync between two steps. Where a
 file shrinks a dataset gets shorter before its index does; where one grows its index gets longer before it does itself.
 An index that has more chunks than the dataset has rows harms nobody.
+
+An index that is full gets another level: HDF5 puts what its root led to into new nodes, and writes the new root over
+the old one. No order of sectors makes that safe, so the new root goes behind the end instead, and the dataset is told.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import h5py
+
+from labrig.recording.file_bytes import StructureError
+from labrig.recording.hdf5_messages import LAYOUT, TREE_PLACE, layout_of, messages_in
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -32,6 +38,9 @@ ALIGNMENT_BYTES = 8
 
 # A node of the tree that leads to the chunks of a dataset: signature, kind, level, entries.
 _INDEX, _INDEX_HEAD = b"TREE", struct.Struct("<4sBBH")
+_ADDRESS_BYTES = 8
+# Before the first message of the header of a dataset.
+_HEADER_BYTES = 16
 # Where the oldest superblock says its version, and how long the file is.
 _VERSION_BYTE, _END_BYTES = 8, slice(40, 48)
 
@@ -56,7 +65,12 @@ def end_of(content: io.RawIOBase) -> int:
     """How long HDF5 takes a file to be; it may be longer, where room was reserved for what is to come."""
     length = content.seek(0, io.SEEK_END)
     first = _stored(content, 0, SECTOR_BYTES)
-    return length if first[_VERSION_BYTE] else min(length, int.from_bytes(first[_END_BYTES], "little"))
+    return min(length, int.from_bytes(first[_END_BYTES], "little")) if _says_its_end(first) else length
+
+
+def _says_its_end(first: bytearray) -> bool:
+    """Whether the first sector of a file says how long that is at the known place, and has no checksum."""
+    return first[_VERSION_BYTE] == 0
 
 
 @dataclass(frozen=True)
@@ -90,15 +104,15 @@ class _Node(_Piece):
         return int(_INDEX_HEAD.unpack_from(self.data)[2])
 
     @property
-    def moves(self) -> bool:
-        """Whether what was in it is in a new node now, and its level another."""
-        return int(_INDEX_HEAD.unpack_from(self.before)[2]) != self.level
+    def rises(self) -> bool:
+        """Whether what it led to is in new nodes now, and it leads to those."""
+        return int(_INDEX_HEAD.unpack_from(self.before)[2]) < self.level
 
     @property
     def grows(self) -> bool:
         """Whether it has no fewer entries than before."""
         before, after = (int(_INDEX_HEAD.unpack_from(one)[3]) for one in (self.before, self.data))
-        return not self.moves and before <= after
+        return before <= after
 
 
 class LateChanges(io.RawIOBase):
@@ -140,11 +154,7 @@ class LateChanges(io.RawIOBase):
         content = memoryview(data).cast("B")
         start, count = self._place, len(content)
         kept = min(count, max(0, self._end - start))
-        for sector, first, stop in _sectors_of(start, kept):
-            base = sector * SECTOR_BYTES
-            if sector not in self._sectors:
-                self._sectors[sector] = _stored(self._content, base, SECTOR_BYTES)
-            self._sectors[sector][first:stop] = content[base + first - start : base + stop - start]
+        self._keep(start, content[:kept])
         if kept:
             self._counts[start] = max(kept, self._counts.get(start, 0))
         if kept < count:
@@ -160,18 +170,19 @@ class LateChanges(io.RawIOBase):
 
     def finish(self) -> None:
         """Brings everything to the medium in its order."""
+        grows = self._length > self._end
+        moved = self._moved_roots() if grows and _says_its_end(self._latest(0, SECTOR_BYTES)) else []
         front, others, more, less = list[_Piece](), list[_Piece](), list[_Node](), list[_Node]()
         for start, count in self._counts.items():
-            data = bytes(self._latest(start, count))
-            if data.startswith(_INDEX) and count >= _INDEX_HEAD.size:
-                node = _Node(start, data, bytes(_stored(self._content, start, _INDEX_HEAD.size)))
-                (more if node.grows else less).append(node)
+            piece = self._piece(start, count)
+            if isinstance(piece, _Node):
+                (more if piece.grows else less).append(piece)
             else:
-                (front if start == 0 else others).append(_Piece(start, data))
-        # Nodes before those below them: what is in a new node now is found there before it is gone from the old one.
+                (front if start == 0 else others).append(piece)
+        # Nodes before those below them.
         less.sort(key=lambda node: -node.level)
-        index = [_rests(more), _heads(more), _heads(less), _rests(less)]
-        if self._length > self._end:
+        index = [_rests(more), _heads(more), moved, _heads(less), _rests(less)]
+        if grows:
             # HDF5 may not be told of more than there is.
             self._content.truncate(max(self._length, self._content.seek(0, io.SEEK_END)))
             self._sync()
@@ -184,6 +195,43 @@ class LateChanges(io.RawIOBase):
             self._sync()
         self._content.truncate(self._length)
         self._sync()
+
+    def _moved_roots(self) -> list[_Piece]:
+        """Puts roots that got another level behind the end; returns where their datasets name them, and how now.
+
+        Where the old one was, all stays as it is: who was told of that finds what was there.
+        """
+        pieces = [self._piece(start, count) for start, count in self._counts.items()]
+        places = {tree: place for piece in pieces for tree, place in _named_trees(piece)}
+        told = list[_Piece]()
+        roots = [one for one in pieces if isinstance(one, _Node) and one.rises and one.start in places]
+        for root in roots:
+            place = -(-self._length // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            self._put(place, root.data)
+            self._length = place + len(root.data)
+            del self._counts[root.start]
+            told.append(_Piece(places[root.start], place.to_bytes(_ADDRESS_BYTES, "little")))
+        for piece in told:
+            self._keep(piece.start, memoryview(piece.data))
+        if told:
+            self._keep(_END_BYTES.start, memoryview(self._length.to_bytes(_ADDRESS_BYTES, "little")))
+            self._counts[0] = max(_END_BYTES.stop, self._counts.get(0, 0))
+        return told
+
+    def _piece(self, start: int, count: int) -> _Piece:
+        """What HDF5 wrote at a place."""
+        data = bytes(self._latest(start, count))
+        if data.startswith(_INDEX) and count >= _INDEX_HEAD.size:
+            return _Node(start, data, bytes(_stored(self._content, start, _INDEX_HEAD.size)))
+        return _Piece(start, data)
+
+    def _keep(self, start: int, content: memoryview) -> None:
+        """Keeps bytes back that lie before the old end."""
+        for sector, first, stop in _sectors_of(start, len(content)):
+            base = sector * SECTOR_BYTES
+            if sector not in self._sectors:
+                self._sectors[sector] = _stored(self._content, base, SECTOR_BYTES)
+            self._sectors[sector][first:stop] = content[base + first - start : base + stop - start]
 
     def _latest(self, start: int, count: int) -> bytearray:
         """Bytes as they were written last."""
@@ -213,13 +261,24 @@ def _stored(content: io.RawIOBase, start: int, count: int) -> bytearray:
     return found
 
 
+def _named_trees(piece: _Piece) -> Iterator[tuple[int, int]]:
+    """Addresses of the indexes of chunks that a header names, each with the place where it stands.
+
+    That place is in one sector, up to the terabyte: headers begin at multiples of eight, and so do their messages.
+    """
+    for kind, place, data in messages_in(piece.data[_HEADER_BYTES:]):
+        with suppress(StructureError, struct.error):
+            if kind == LAYOUT and (tree := layout_of(data).tree) is not None:
+                yield tree, piece.start + _HEADER_BYTES + place + TREE_PLACE
+
+
 def _heads(nodes: Iterable[_Node]) -> list[_Piece]:
-    """What has to be there at once; of a node that moved that is all of it."""
-    return [one if one.moves else one.head for one in nodes]
+    """What has to be there at once."""
+    return [one.head for one in nodes]
 
 
 def _rests(nodes: Iterable[_Node]) -> list[_Piece]:
-    return [one.rest for one in nodes if one.rest.data and not one.moves]
+    return [one.rest for one in nodes if one.rest.data]
 
 
 def _sectors_of(start: int, count: int) -> Iterator[tuple[int, int, int]]:

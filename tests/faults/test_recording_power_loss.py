@@ -214,6 +214,22 @@ def test_no_torn_sector_of_a_closing_file_loses_what_was_acknowledged(
     assert found["torn", "close", ""] > 40 * len(shifts) * len(layouts)
 
 
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("capacity", [TIGHT, TINY], ids=["tight", "tiny"])
+def test_no_torn_sector_of_a_growing_file_loses_what_was_acknowledged(tmp_path: Path, capacity: StreamCapacity) -> None:
+    found, shifts = Counter[tuple[str, str, str]](), range(0, 64, 9)
+    for shift in shifts:
+        header = replace(HEADER, rig_toml="[rig]\n" + "#" * 8 * shift)
+        medium = laid_out(tmp_path, capacity, 2, header)
+        promised = record(medium, capacity, "power", header=header)
+        images = torn_images(medium.trace.operations, first=promised[0].after + 1)
+        found += outcomes({one.data: one for one in images}.values(), promised, tmp_path)
+    print(dict(found))
+    assert {fault for _, _, fault in found} == {""}
+    assert found["torn", "rows", ""] > 500 * len(shifts)
+
+
 def test_under_process_no_kill_loses_what_was_acknowledged(tmp_path: Path) -> None:
     medium = laid_out(tmp_path, ROOMY)
     promised = record(medium, ROOMY, "process")

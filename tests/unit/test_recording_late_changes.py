@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labrig.recording.late_changes import LateChanges
+from labrig.recording.late_changes import LateChanges, changing
 from labrig.recording.medium import FileSystem
-from labrig.recording.write_trace import Sync, Truncate, Write, WriteTrace
+from labrig.recording.write_trace import Sync, Truncate, Write, WriteTrace, torn_images
 
 STEPS = st.one_of(
     st.tuples(st.just("write"), st.integers(0, 3000), st.binary(min_size=1, max_size=1500)),
@@ -121,14 +122,49 @@ def test_what_grows_is_written_from_the_end_of_the_file_to_the_dataset() -> None
     ]
 
 
-def test_a_node_that_was_moved_is_written_at_once() -> None:
+def header(tree: int, place: int = 3000) -> tuple[int, bytes]:
+    """Where the header of a dataset lies, and what it is: its one message says where the index of its chunks is."""
+    layout = struct.pack("<BBBQII", 3, 2, 2, tree, 1, 4).ljust(24, b"\0")
+    return place, struct.pack("<BBHII4xHH4x", 1, 0, 1, 1, 8 + len(layout), 8, len(layout)) + layout
+
+
+def test_a_root_that_got_a_level_goes_behind_the_end_before_its_dataset_is_told() -> None:
     trace = traced(superblock(4096) + bytes(904) + node(64, 600) + bytes(2496))
     late = LateChanges(trace, trace.sync)
-    late.seek(1000)
-    late.write(b"TREE\1\1\2\0" + b"r" * 592)
+    root = b"TREE\1\1\2\0" + b"r" * 592
+    for place, data in ((4096, b"new chunk"), (1000, root), header(1000), (0, superblock(4106))):
+        late.seek(place)
+        late.write(data)
+    late.truncate(4106)
     begun = len(trace.operations)
     late.finish()
-    assert steps_of(trace, begun)[0] == [Write(1000, b"TREE\1\1\2\0" + b"r" * 592)]
+    assert steps_of(trace, begun) == [
+        # The length of the file is a multiple of eight there, as everything in it.
+        [Write(4112, root), Truncate(4712)],
+        [Write(0, superblock(4712))],
+        [Write(3027, (4112).to_bytes(8, "little"))],
+        [Write(*header(4112))],
+        [Truncate(4712)],
+    ]
+    assert trace.content()[1000:1600] == node(64, 600)
+
+
+@pytest.mark.parametrize("shift", range(0, 64, 5))
+def test_while_an_index_gets_another_level_every_row_is_found_whatever_the_power_cut_leaves(shift: int) -> None:
+    trace = WriteTrace()
+    with h5py.File(trace, "w", alignment_threshold=8, alignment_interval=8) as file:
+        file.attrs["place"] = np.zeros(8 * shift + 8, np.uint8)
+        file.create_dataset("rows", data=np.arange(64), chunks=(1,), maxshape=(None,))
+    trace.sync()
+    begun = len(trace.operations)
+    with changing(trace, trace.sync) as file:
+        file["rows"].resize(70, axis=0)
+        file["rows"][64:] = -1
+    images = {one.data for one in torn_images(trace.operations, first=begun + 1)}
+    for content in [*images, trace.content()]:
+        with h5py.File(io.BytesIO(content)) as file:
+            assert file["rows"][:64].tolist() == list(range(64))
+    assert len(images) > 20
 
 
 def test_killed_before_its_end_is_cut_off_a_file_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
