@@ -26,12 +26,18 @@ class StudySettings:
         seed: The first of them.
         rig: A rig file; None for the simulated chip.
         quick: Whether a much smaller study is enough, which shows that everything works and decides nothing.
+        full: Whether a finer and longer one is wanted, by studies that have one.
+        processes: Processes that parts are shared between, by studies that have parts.
+        cache: Folder for finished parts, from which an interrupted study goes on; None keeps none.
     """
 
     seeds: int = 5
     seed: int = 0
     rig: Path | None = None
     quick: bool = False
+    full: bool = False
+    processes: int = 1
+    cache: Path | None = None
 
     @property
     def all_seeds(self) -> range:
@@ -62,7 +68,11 @@ def finished(name: str, question: str, settings: StudySettings, found: Found, st
     """
     shared = {
         "seeds": f"{settings.seeds}, from {settings.seed}",
-        "size": "quick: shows that everything works, decides nothing" if settings.quick else "full",
+        "size": "quick: shows that everything works, decides nothing"
+        if settings.quick
+        else "full"
+        if settings.full
+        else "usual",
         "labrig": version("labrig"),
         "commit": checkout_commit() or "unknown",
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, CPU",

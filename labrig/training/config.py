@@ -156,6 +156,12 @@ class PolicySection(Section):
     """Time in s that it may spend."""
     joules: Positive | None = None
     """Energy in J that it may spend."""
+    trust: Positive = 0.05
+    """Relative change of the weights for which it trusts the surrogate; beyond, it takes a pass."""
+    finale: Part = 0.0
+    """Part of the passes that it keeps for the last steps, for chips that drift."""
+    renew_from: Whole = 0
+    """Passes after which each one renews the calibration, where recalibration is on; 0 waits for a reason."""
 
 
 class RecalibrationSection(Section):
@@ -210,6 +216,9 @@ class TrainFile(Section):
                 policy.name,
                 training.surrogate_steps_per_cycle,
                 Budget(policy.passes, policy.writes, policy.seconds, policy.joules),
+                policy.trust,
+                policy.finale,
+                policy.renew_from,
             ),
             optimisation=Optimisation(training.batch, rate, loss, training.clip_sigmas),
             noise=self.noise.build(steps),

@@ -42,18 +42,30 @@ class PolicyPlan:
         name: `fixed`, `scheduled` or `adaptive`.
         surrogate_steps: Surrogate steps before each physical one: always, or at the start of `adaptive`.
         budget: What `adaptive` may spend.
+        trust: Relative change of the weights for which `adaptive` trusts the surrogate.
+        finale: Part of the budget of passes that `adaptive` keeps for the last steps.
+        renew_from: Passes after which `adaptive` asks for a recalibration at every one; zero for never.
     """
 
     name: PolicyName = "fixed"
     surrogate_steps: int = 5
     budget: Budget = field(default_factory=Budget)
+    trust: float = 0.05
+    finale: float = 0.0
+    renew_from: int = 0
 
     def build(self) -> AlternationPolicy:
         """A policy at its start."""
         if self.name == "scheduled":
             return Scheduled()
         if self.name == "adaptive":
-            return Adaptive(ratio=float(self.surrogate_steps), budget=self.budget)
+            return Adaptive(
+                ratio=float(self.surrogate_steps),
+                trust=self.trust,
+                budget=self.budget,
+                finale=self.finale,
+                renew_from=self.renew_from,
+            )
         return FixedRatio(self.surrogate_steps)
 
 

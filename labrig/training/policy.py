@@ -202,6 +202,10 @@ class Adaptive:
     one that finds them apart (`cosine < apart`) halves them and asks for a recalibration. Whatever the ratio, a
     relative change of the weights beyond `trust` since the last pass forces one.
 
+    Where the budget has passes, `finale` of them are kept for the end, since what the chip was asked early it has
+    forgotten where it drifts; and once no more steps are left than passes, all of them are physical, so that no budget
+    is left over.
+
     Attributes:
         ratio: Surrogate steps before the next pass.
         most: Largest ratio.
@@ -209,6 +213,8 @@ class Adaptive:
         apart: Cosine below which it is not.
         trust: Relative change of the weights that a surrogate is trusted for.
         budget: What may be spent.
+        finale: Part of the budget of passes that is kept for the last steps.
+        renew_from: Passes after which every one asks for a recalibration, whatever the cosine; zero for never.
     """
 
     ratio: float = 4.0
@@ -217,7 +223,10 @@ class Adaptive:
     apart: float = 0.8
     trust: float = 0.05
     budget: Budget = field(default_factory=Budget)
+    finale: float = 0.0
+    renew_from: int = 0
     _since: int = 0
+    _seen: int = 0
 
     probes: bool = field(default=True, init=False)
 
@@ -225,6 +234,12 @@ class Adaptive:
         """See `AlternationPolicy`."""
         if self.budget.spent(progress.ledger) is not None:
             return "surrogate"
+        if self.budget.passes is not None:
+            left = self.budget.passes - progress.ledger.passes
+            if progress.steps - progress.step <= left:
+                return "physical"
+            if left <= round(self.finale * self.budget.passes):
+                return "surrogate"
         if self._since >= self.ratio or progress.weight_change > self.trust:
             self._since = 0
             return "physical"
@@ -233,14 +248,14 @@ class Adaptive:
 
     def saw(self, cosine: float | None) -> bool:
         """See `AlternationPolicy`."""
-        if cosine is None:
-            return False
-        if cosine > self.alike:
+        self._seen += 1
+        wanted = 0 < self.renew_from <= self._seen
+        if cosine is not None and cosine > self.alike:
             self.ratio = min(2.0 * self.ratio, self.most)
-        elif cosine < self.apart:
+        elif cosine is not None and cosine < self.apart:
             self.ratio = max(0.5 * self.ratio, 1.0)
-            return True
-        return False
+            wanted = True
+        return wanted
 
     def most_passes(self, steps: int) -> int:
         """See `AlternationPolicy`."""
@@ -248,11 +263,11 @@ class Adaptive:
 
     def state(self) -> dict[str, float]:
         """See `AlternationPolicy`."""
-        return {"ratio": self.ratio, "since": self._since}
+        return {"ratio": self.ratio, "since": self._since, "seen": self._seen}
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """See `AlternationPolicy`."""
-        self.ratio, self._since = state["ratio"], int(state["since"])
+        self.ratio, self._since, self._seen = state["ratio"], int(state["since"]), int(state.get("seen", 0))
 
 
 @dataclass

@@ -1,0 +1,86 @@
+"""Parts of a study that are done already, each in a file named by everything that its numbers depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from labrig.recording.header import checkout_commit
+from labrig_drivers.errors import StorageError
+
+Numbers = dict[str, float]
+
+
+@dataclass
+class Cache:
+    """Computes a part once. A study that was interrupted goes on with the parts that are missing.
+
+    A part's file is named by the hash of its configuration, of the versions of labrig and torch, and of the commit, so
+    that nothing is taken over from other code.
+
+    Attributes:
+        folder: Where the files are; None keeps nothing.
+        taken: Parts that were there already.
+    """
+
+    folder: Path | None
+    taken: int = field(default=0, init=False)
+
+    def get(self, configuration: Mapping[str, object], compute: Callable[[], Mapping[str, float]]) -> Numbers:
+        """The numbers of a part: those that are kept, or computed ones, which are kept from then on.
+
+        Args:
+            configuration: Everything that they depend on beside the code, as JSON can hold it.
+            compute: Computes them.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        found = self.kept(configuration)
+        return self.keep(configuration, compute()) if found is None else found
+
+    def kept(self, configuration: Mapping[str, object]) -> Numbers | None:
+        """The numbers of a part that was computed before; None where it was not, or its file is damaged."""
+        path = self._path(configuration)
+        found = None if path is None else _read(path)
+        self.taken += found is not None
+        return found
+
+    def keep(self, configuration: Mapping[str, object], numbers: Mapping[str, float]) -> Numbers:
+        """Keeps the numbers of a part, and returns them.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        path = self._path(configuration)
+        if path is None:
+            return dict(numbers)
+        unfinished = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"configuration": dict(configuration), "numbers": dict(numbers)}
+            unfinished.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            unfinished.replace(path)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: a part of the study cannot be kept ({error.strerror})") from error
+        return dict(numbers)
+
+    def _path(self, configuration: Mapping[str, object]) -> Path | None:
+        if self.folder is None:
+            return None
+        code = {"labrig": version("labrig"), "torch": version("torch"), "commit": checkout_commit()}
+        text = json.dumps({"code": code, **configuration}, sort_keys=True)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+
+
+def _read(path: Path) -> Numbers | None:
+    """What a file holds; None where there is none, or a damaged one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): float(value) for name, value in content["numbers"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
