@@ -30,8 +30,6 @@ def study(
     quick: Annotated[bool, typer.Option(help="A small run that shows that everything works.")] = False,
     full: Annotated[bool, typer.Option(help="The finer and longer form of a study that has one.")] = False,
     processes: Annotated[int, typer.Option(help="Processes for a study that has parts.", min=1)] = 2,
-    full: Annotated[bool, typer.Option(help="The finer and longer form of a study that has one.")] = False,
-    processes: Annotated[int, typer.Option(help="Processes for a study that has parts.", min=1)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a research study: its claims, the figures that decide them, and its negative controls.
