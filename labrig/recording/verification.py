@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -96,6 +96,8 @@ def _block_faults(stream: JudgedStream, inspection: Inspection) -> Iterator[str]
     found, counted = stream.found, stream.counted or 0
     path, end, points = found.stream.path, 0, set[str]()
     judge = _CurveJudge(stream, inspection) if path == layout.CURVES else _Clock(stream, inspection)
+    for start, stop in _wrong_rows(stream.blocks or (), counted):
+        yield f"{path}: rows {start} to {stop - 1} are committed, but not what was written (checksum)"
     for block in stream.blocks or ():
         where = f"{path}: rows {block.start} to {block.stop - 1}"
         if block.verdict == "uncounted" or (block.verdict != "entry" and block.start >= counted and block.rows):
@@ -104,9 +106,7 @@ def _block_faults(stream: JudgedStream, inspection: Inspection) -> Iterator[str]
             if end < counted:
                 yield f"{path}: entry {block.number} of its journal is damaged"
             continue
-        if block.verdict == "rows":
-            yield f"{where} are committed, but not what was written (checksum)"
-        elif block.verdict == "reference":
+        if block.verdict == "reference":
             yield f"{where} are of a write that is not there, or not what was written"
         elif block.verdict == "twice":
             yield f"{where} are in more than one block"
@@ -120,6 +120,18 @@ def _block_faults(stream: JudgedStream, inspection: Inspection) -> Iterator[str]
             yield from (f"{where}: {fault}" for fault in judge.faults(block))
     if end != counted:
         yield f"{path}: {counted} rows are committed, its journal covers {end}"
+
+
+def _wrong_rows(blocks: Iterable[JudgedBlock], counted: int) -> list[tuple[int, int]]:
+    """First row and end of committed blocks whose checksum is wrong; blocks behind one another are one."""
+    wrong = sorted((one.start, one.stop) for one in blocks if one.verdict == "rows" and one.start < counted)
+    joined = list[tuple[int, int]]()
+    for start, stop in wrong:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return joined
 
 
 class _Clock:

@@ -235,6 +235,7 @@ def trial(children: Nursery, folder: Path, rng: np.random.Generator, durability:
         for stream, count in rows.items():
             already = len(before[stream].measured) if stream in before else 0
             assert len(now[stream].measured) >= already + count
+        seen["rows read back"] += rows_in(now) - rows_in(before)
         before = now
     swept(path, recipe, resume=path.exists())
     final = contents(path)
