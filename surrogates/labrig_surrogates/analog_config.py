@@ -98,6 +98,9 @@ class AnalogConfig:
             yield f"backward.weights={self.backward.weights!r} needs weight_noise"
         if self.backward.weights != "same" and (self.spread is not None or self.weight_effects):
             yield f"backward.weights={self.backward.weights!r} excludes spread and weight_effects"
+        for effect in self.weight_effects:
+            if getattr(effect, "needs_conductances", False) and (self.geometry is None or self.geometry.is_relative):
+                yield f"weight_effects: {type(effect).__name__} needs AnalogConfig.geometry with conductances in S"
         yield from self._slices()
         reasons = composed_only(self)
         if self.path == "fused" and reasons:

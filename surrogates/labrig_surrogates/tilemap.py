@@ -56,6 +56,11 @@ class ArrayGeometry:
         """Conductance in S between the lowest and the highest level."""
         return self.conductance_max_s - self.conductance_min_s
 
+    @property
+    def is_relative(self) -> bool:
+        """Whether only the size matters, as in `relative`: no cell of an array conducts a siemens."""
+        return self.conductance_max_s >= 1.0
+
     def outputs_of(self, scheme: Scheme) -> int:
         """Signed outputs of one array: two bit lines each, or one each and one for the reference."""
         return self.columns // 2 if scheme == "differential_pair" else self.columns - 1

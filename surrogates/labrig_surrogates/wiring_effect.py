@@ -9,7 +9,6 @@ from torch import Tensor
 
 from labrig_surrogates.analog_effects import ProgrammedWeights
 from labrig_surrogates.cell_pairs import WeightCells
-from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.tilemap import TileMap
 from labrig_surrogates.wiring import Wiring, wired_transfer
 
@@ -34,17 +33,15 @@ class WiringEffect:
         """False: wires draw no numbers."""
         return False
 
-    def on_cells(self, cells: WeightCells, known: ProgrammedWeights) -> WeightCells:
-        """The cells that the arrays act like.
+    @property
+    def needs_conductances(self) -> bool:
+        """True: what wires lose depends on the conductances, which `AnalogConfig.geometry` has to name."""
+        return True
 
-        Raises:
-            SurrogateError: The config names no arrays of physical conductances.
-        """
+    def on_cells(self, cells: WeightCells, known: ProgrammedWeights) -> WeightCells:
+        """The cells that the arrays act like."""
         geometry = known.geometry
-        if geometry is None or geometry.conductance_max_s >= 1.0:
-            raise SurrogateError(
-                "wires need AnalogConfig.geometry with conductances in S: what they lose depends on them"
-            )
+        assert geometry is not None, "AnalogConfig refuses wires without conductances"
         outputs, unit = len(cells.of_weights) // known.groups, cells.of_weights[0, 0].numel()
         own, reference = (part.flatten(1).chunk(known.groups) for part in (cells.of_weights, cells.of_references))
         tiles = TileMap(outputs, own[0].shape[1], geometry, scheme=known.scheme, input_unit=unit)

@@ -123,7 +123,7 @@ def test_crosstalk_is_on_the_arrays_too() -> None:
         assert 0.002 < float((coupled(x) - plain(x)).std() / plain(x).std()) < 0.1
 
 
-def test_wires_need_conductances() -> None:
-    plain = nn.Linear(10, 4)
-    with pytest.raises(SurrogateError, match=r"wires need AnalogConfig\.geometry"):
-        to_analog(plain, AnalogConfig(weight_effects=(WiringEffect(Wiring(1.0, 1.0)),)))(torch.zeros(1, 10))
+@pytest.mark.parametrize("geometry", [None, ArrayGeometry.relative(rows=24, columns=16)])
+def test_wires_need_conductances_and_say_so_before_anything_is_converted(geometry: ArrayGeometry | None) -> None:
+    with pytest.raises(SurrogateError, match=r"WiringEffect needs AnalogConfig\.geometry with conductances in S"):
+        AnalogConfig(geometry=geometry, weight_effects=(WiringEffect(Wiring(1.0, 1.0)),))
