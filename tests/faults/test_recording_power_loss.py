@@ -293,7 +293,7 @@ def gone_on(image: CrashImage, capacity: StreamCapacity, path: Path) -> str:
 
 
 @pytest.mark.parametrize("capacity", [ROOMY, TIGHT, TINY], ids=["roomy", "tight", "tiny"])
-@pytest.mark.parametrize("every", [41, pytest.param(1, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("every", [97, pytest.param(1, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
 def test_a_run_goes_on_from_every_moment_at_which_the_power_may_fail(
     tmp_path: Path, capacity: StreamCapacity, every: int
 ) -> None:

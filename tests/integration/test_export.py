@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import h5py
 import numpy as np
 import pandas
@@ -325,10 +326,9 @@ def test_examples_of_the_page_run(tmp_path: Path, record: Record, monkeypatch: p
 
 def test_command_line(tmp_path: Path, record: Record) -> None:
     record(tmp_path / "run.h5", blocks=TWO_ARRAYS)
-    command = [sys.executable, "-m", "labrig", "export"]
 
     def labrig(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        return command_line.labrig(tmp_path, "export", *arguments)
 
     done = labrig("run.h5", "-o", "run.parquet", "--array", "1")
     assert (done.returncode, done.stdout) == (0, "run.array_1.parquet\nrun.array_1.writes.parquet\n"), done.stderr

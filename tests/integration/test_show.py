@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from command_line import labrig
 
 from labrig.acquisition import run_sweep
 from labrig.config import load_rig, shipped_rig
@@ -25,11 +24,6 @@ from labrig_calibration.stimulus import StimulusKind
 
 Record = Callable[..., Path]
 TWO_ARRAYS = {0: [[8, 3], [5]], 1: [[4]]}
-
-
-def labrig(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "labrig", "show", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_facts_are_those_of_the_recording(tmp_path: Path, record: Record) -> None:
@@ -116,21 +110,21 @@ async def test_curves_are_drawn(tmp_path: Path) -> None:
     first = shown.curves[0]
     assert first.name == f"array 0, row {row[0]}, column {column[0]}"
     assert np.array_equal(first.current_a, current_a[curve == curve[0]])
-    drawn = labrig(tmp_path, "iv.h5", "--plot", "terminal")
+    drawn = labrig(tmp_path, "show", "iv.h5", "--plot", "terminal")
     assert drawn.returncode == 0, drawn.stderr
     assert "I-V curves" in drawn.stdout
-    assert labrig(tmp_path, "iv.h5", "--plot", "iv.html").returncode == 0
+    assert labrig(tmp_path, "show", "iv.h5", "--plot", "iv.html").returncode == 0
     assert first.name in (tmp_path / "iv.html").read_text()
 
 
 def test_table_and_figures_on_the_terminal(tmp_path: Path, record: Record) -> None:
     record(tmp_path / "run.h5", blocks={0: [[40, 30], [25]], 1: [[4]]}, supply=4)
-    plain = labrig(tmp_path, "run.h5")
+    plain = labrig(tmp_path, "show", "run.h5")
     assert (plain.returncode, plain.stderr) == (0, "")
     assert "95 MVMs, 2 writes" in plain.stdout
     assert "all committed rows are right" in plain.stdout
     assert "⠀" not in plain.stdout
-    drawn = labrig(tmp_path, "run.h5", "--plot", "terminal")
+    drawn = labrig(tmp_path, "show", "run.h5", "--plot", "terminal")
     assert (drawn.returncode, drawn.stderr) == (0, "")
     for title in ("array 0", "transfer", "pace", "target", "mean error", "array 1", "array supply"):
         assert title in drawn.stdout.split("MVMs by kind")[1]
@@ -141,7 +135,7 @@ def test_table_and_figures_on_the_terminal(tmp_path: Path, record: Record) -> No
 def test_page_for_a_browser(tmp_path: Path, record: Record) -> None:
     run = record(tmp_path / "run.h5", blocks=TWO_ARRAYS, supply=4)
     done = compact(run, tmp_path / "small.h5")
-    made = labrig(tmp_path, "small.h5", "--plot", "page.html")
+    made = labrig(tmp_path, "show", "small.h5", "--plot", "page.html")
     assert (made.returncode, made.stderr) == (0, "")
     page = (tmp_path / "page.html").read_text()
     assert (tmp_path / "plotly.min.js").stat().st_size > 1e6
@@ -160,22 +154,22 @@ def test_page_for_a_browser(tmp_path: Path, record: Record) -> None:
 
 def test_recordings_without_rows_are_shown(tmp_path: Path, record: Record) -> None:
     record(tmp_path / "run.h5", blocks={0: []}, finish=False)
-    drawn = labrig(tmp_path, "run.h5", "--plot", "terminal")
+    drawn = labrig(tmp_path, "show", "run.h5", "--plot", "terminal")
     assert drawn.returncode == 0, drawn.stderr
     assert "interrupted" in drawn.stdout
     assert "there is nothing to draw" in drawn.stdout
-    assert labrig(tmp_path, "run.h5", "--plot", "page.html").returncode == 0
+    assert labrig(tmp_path, "show", "run.h5", "--plot", "page.html").returncode == 0
 
 
 def test_wrong_requests_are_one_message(tmp_path: Path, record: Record) -> None:
     run = record(tmp_path / "run.h5")
-    assert "labrig show run.h5 --plot terminal" in labrig(tmp_path, "--help").stdout
-    wrong = labrig(tmp_path, "run.h5", "--plot", "page.pdf")
+    assert "labrig show run.h5 --plot terminal" in labrig(tmp_path, "show", "--help").stdout
+    wrong = labrig(tmp_path, "show", "run.h5", "--plot", "page.pdf")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("labrig: error: --plot page.pdf: expected the word terminal, or a file that ends")
     with h5py.File(run, "r+") as file:
         file["entry/array_0/current_code"][3, 1] ^= 4
-    damaged = labrig(tmp_path, "run.h5")
+    damaged = labrig(tmp_path, "show", "run.h5")
     assert damaged.returncode == 2
     assert "MVMs 0 to 7 of array 0" in damaged.stderr
     assert damaged.stderr.endswith("can be rescued: labrig recover run.h5\n")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import command_line
 import pytest
 
 from labrig.config import shipped_rig
@@ -31,11 +32,11 @@ def test_check_sweep_show_on_the_command_line(tmp_path: Path) -> None:
     assert swept.returncode == 0, swept.stderr
     assert swept.stdout == "run.h5\n"
     assert "finished: 5184 MVMs, 2 writes" in swept.stderr
-    shown = labrig(tmp_path, "show", "run.h5")
+    shown = command_line.labrig(tmp_path, "show", "run.h5")
     assert shown.returncode == 0, shown.stderr
     assert "5184" not in shown.stdout
     assert shown.stdout.count("2592 MVMs, 1 writes") == 2
-    again = labrig(tmp_path, "sweep", mock, "--plan", "mvm", "--writes", "1", "-o", "run.h5")
+    again = command_line.labrig(tmp_path, "sweep", str(mock), "--plan", "mvm", "--writes", "1", "-o", "run.h5")
     assert again.returncode == 2
     assert again.stderr.startswith("labrig: error: run.h5: exists already")
 
@@ -91,7 +92,7 @@ def test_a_sweep_is_paused_and_goes_on_at_ctrl_z(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "labrig", "sweep", str(shipped_rig("mock")), "--plan", "mvm", "-o", "run.h5"]
     seen = []
     with (
-        killed_at_last([*command, "--writes", "6"], tmp_path) as child,
+        killed_at_last([*command, "--writes", "3"], tmp_path) as child,
         Recording.open(started(child, tmp_path / "run.h5")) as recording,
     ):
         assert child.stderr is not None
