@@ -17,6 +17,7 @@ from labrig_surrogates.attention import AnalogMultiheadAttention
 from labrig_surrogates.convolution import AnalogConv1d, AnalogConv2d
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.layers import AnalogLayer, AnalogLinear, analog_modules
+from labrig_surrogates.model_tools import replace_modules
 from labrig_surrogates.recurrent import AnalogCell, AnalogRecurrent
 
 ChooseConfig = Callable[[str, nn.Module], AnalogConfig | None]
@@ -88,7 +89,7 @@ def to_analog(
     if not made:
         raise SurrogateError("this model has no layer to put on analog arrays")
     _set_fast_paths(whole, on=False)
-    return _replaced(whole, made)
+    return replace_modules(whole, made)
 
 
 def to_digital(model: nn.Module, *, in_place: bool = False) -> nn.Module:
@@ -109,7 +110,7 @@ def to_digital(model: nn.Module, *, in_place: bool = False) -> nn.Module:
     whole = model if in_place else copy.deepcopy(model)
     made = {id(layer): _digital(layer) for layer in _outermost(whole)}
     _set_fast_paths(whole, on=True)
-    return _replaced(whole, made)
+    return replace_modules(whole, made)
 
 
 def _faults(model: nn.Module, digital: set[str]) -> Iterator[str]:
@@ -264,18 +265,6 @@ def _digital_attention(layer: AnalogMultiheadAttention) -> nn.Module:
     out = layer.out_proj
     _adopt(made.out_proj, {"weight": out.weight, "bias": out.bias}, training=layer.training)
     return made
-
-
-def _replaced(model: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
-    """The model with some of its modules replaced wherever they occur."""
-    if id(model) in made:
-        return made[id(model)]
-    for module in list(model.modules()):
-        # `named_children` leaves out a second name of the same module.
-        for name, child in list(module._modules.items()):
-            if child is not None and id(child) in made:
-                setattr(module, name, made[id(child)])
-    return model
 
 
 _FAST_PATHS = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}

@@ -1,8 +1,8 @@
-"""What one does to all analog layers of a model at once: noise, programming, clipping of weights."""
+"""What one does to all analog layers of a model at once: noise, programming, clipping of weights, replacement."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
@@ -89,3 +89,15 @@ def clip_weights(model: nn.Module) -> None:
     """
     for matrix in weight_matrices(model):
         matrix.core.clip(matrix.weight)
+
+
+def replace_modules(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
+    """The model with some of its modules replaced wherever they occur, by the `id` of the old one."""
+    if id(model) in made:
+        return made[id(model)]
+    for module in list(model.modules()):
+        # `named_children` leaves out a second name of the same module.
+        for name, child in list(module._modules.items()):
+            if child is not None and id(child) in made:
+                setattr(module, name, made[id(child)])
+    return model
