@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -47,16 +48,20 @@ class Effort:
         rounds: Rounds that count.
         case_s: Time in s that a case should take in one round; its calls are repeated to reach it.
         most_repeats: How many disturbed rounds may be measured again before they are kept all the same.
+        repeat_s: Time in s after the warm-up from which on no round is measured again; a run on a machine that does not
+            become quiet ends with rounds that count as disturbed.
     """
 
     rounds: int
     case_s: float
     most_repeats: int
+    repeat_s: float = math.inf
 
     @classmethod
-    def of(cls, *, quick: bool) -> Effort:
+    def of(cls, *, quick: bool, repeat_s: float = math.inf) -> Effort:
         """The usual effort, or the one that only shows that the benchmark works."""
-        return cls(rounds=3, case_s=0.05, most_repeats=3) if quick else cls(rounds=9, case_s=0.3, most_repeats=27)
+        rounds, case_s, most_repeats = (3, 0.05, 3) if quick else (9, 0.3, 27)
+        return cls(rounds, case_s, most_repeats, repeat_s)
 
 
 class LoadMeter(Protocol):
@@ -166,13 +171,14 @@ async def measure(
     _check(cases)
     calls = {case.name: await _warm_up(case, effort.case_s, clock) for case in cases}
     rounds = _Rounds({case.name: [] for case in cases})
+    repeats_end_s = clock() + effort.repeat_s
     while len(rounds.seconds[cases[0].name]) < effort.rounds:
         done = len(rounds.seconds[cases[0].name])
         start = done % len(cases)
         load.start()
         seconds = {case.name: await _time(case, calls[case.name], clock) for case in [*cases[start:], *cases[:start]]}
         disturbed = load.other_cores() > DISTURBED_CORES
-        if disturbed and rounds.repeated < effort.most_repeats:
+        if disturbed and rounds.repeated < effort.most_repeats and clock() < repeats_end_s:
             rounds.repeated += 1
             continue
         rounds.disturbed += disturbed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -24,12 +25,14 @@ class Suite:
         unit: What a case's `units` count, such as "MVM".
         cases: The cases.
         helpers: Process ids that work for the benchmark.
+        summary: Text to print below the table, from what was measured.
     """
 
     title: str
     unit: str
     cases: Sequence[Case]
     helpers: Sequence[int] = ()
+    summary: Callable[[Measurement], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Script:
         packages: Distributions whose versions the header states.
         threads: BLAS and torch threads.
         pin_one_core: Whether both ends of a link share one core.
+        repeat_s: See `Effort.repeat_s`.
     """
 
     module: str
@@ -49,6 +53,7 @@ class Script:
     packages: Sequence[str]
     threads: int = 1
     pin_one_core: bool = False
+    repeat_s: float = math.inf
 
 
 def main(script: Script) -> None:
@@ -56,19 +61,41 @@ def main(script: Script) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {script.module}")
     parser.add_argument("--quick", action="store_true", help="few short rounds: shows that it works, proves nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only cases whose name contains TEXT, and references"
+    )
     options = parser.parse_args()
     settle(module=script.module, threads=script.threads, pin_one_core=script.pin_one_core)
-    suite, result = asyncio.run(_run(script, quick=options.quick))
+    suite, result = asyncio.run(_run(script, quick=options.quick, only=options.only))
     machine = Machine.read(script.packages)
     print(table(suite, result, machine, threads=script.threads, quick=options.quick))
+    if suite.summary is not None:
+        print(f"\n{suite.summary(result)}")
     if options.json is not None:
         numbers = as_json(suite, result, machine, threads=script.threads, quick=options.quick)
         options.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
-async def _run(script: Script, *, quick: bool) -> tuple[Suite, Measurement]:
+async def _run(script: Script, *, quick: bool, only: str) -> tuple[Suite, Measurement]:
+    effort = Effort.of(quick=quick, repeat_s=script.repeat_s)
     async with script.prepare(quick) as suite:
-        return suite, await measure(suite.cases, Effort.of(quick=quick), OtherLoad(suite.helpers))
+        return suite, await measure(chosen(suite.cases, only), effort, OtherLoad(suite.helpers))
+
+
+def chosen(cases: Sequence[Case], text: str) -> list[Case]:
+    """The cases whose names contain a text, with those that they are compared with, in their order.
+
+    Raises:
+        SystemExit: There is none.
+    """
+    by_name = {case.name: case for case in cases}
+    names = {name for name in by_name if text in name}
+    if not names:
+        raise SystemExit(f"--only {text!r}: no case has that in its name; there are {', '.join(by_name)}")
+    more = names
+    while more := {one for name in more if (one := by_name[name].reference) is not None} - names:
+        names |= more
+    return [case for case in cases if case.name in names]
 
 
 def table(suite: Suite, result: Measurement, machine: Machine, *, threads: int, quick: bool) -> str:

@@ -77,6 +77,27 @@ async def test_ratio_is_taken_within_each_round() -> None:
     assert result.cases[1].ratio == Spread(0.5, 0.5, 0.5)
 
 
+async def test_after_a_while_disturbed_rounds_are_kept() -> None:
+    clock = Clock()
+    effort = Effort(rounds=3, case_s=1.0, most_repeats=9, repeat_s=2.5)
+    result = await measure([clock.case("ours", [1.0])], effort, Load([1.0] * 9), clock)
+    assert (result.repeated, result.disturbed) == (2, 3)
+
+
+def test_chosen_cases_bring_what_they_are_compared_with() -> None:
+    clock = Clock()
+    cases = [
+        clock.case("plain", [1.0]),
+        clock.case("other", [1.0], "plain"),
+        clock.case("wide ours", [1.0], "plain"),
+        clock.case("wide best", [1.0], "wide ours"),
+    ]
+    assert [case.name for case in report.chosen(cases, "best")] == ["plain", "wide ours", "wide best"]
+    assert report.chosen(cases, "") == cases
+    with pytest.raises(SystemExit, match=r"--only 'none': no case .* plain, other"):
+        report.chosen(cases, "none")
+
+
 async def test_rounds_are_interleaved_and_rotate() -> None:
     clock = Clock()
     await measure([clock.case(name, [2.0]) for name in "abc"], ONE_CALL, Load(), clock)
