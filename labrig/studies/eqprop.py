@@ -1,8 +1,9 @@
 """`labrig study eqprop`: learning from two settled states on one array, and the read noise at which it breaks.
 
 Equations: `labrig_surrogates.models.equilibrium_propagation`. The network 64 - 64 - 10 learns 8 x 8 digits three ways:
-with exact products; with products that read noise was added to; and in the loop with a chip, whose way down is either
-the same cells read from their other side, or a block that was programmed apart.
+with exact products; with products that read noise was added to; and, with what it learnt exactly, on a chip that it
+goes on learning on. The chip's way down is either the same cells read from their other side, or a block of cells that
+was programmed apart.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ _SIZES = (64, 64, 10)
 _RATES = (0.1, 0.04)
 # With the usual initial weights the two layers excite each other until most units are at a bound and learn nothing.
 _INITIAL_SCALE = 0.5
-_WEIGHT_LIMIT = 1.0
+_WEIGHT_LIMIT = 0.5
 _BATCH = 16
 # Standard deviation of the read noise over the root mean square of a product.
-_NOISES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+_NOISES = (0.0, 0.03, 0.1, 0.3, 1.0)
 _NUDGES = (0.1, 0.3, 1.0)
 _JUDGED_NOISE = 0.1
 _RELAXATION = Relaxation(free_steps=30, nudged_steps=8)
@@ -55,6 +56,7 @@ class _Size:
 
 @dataclass(frozen=True)
 class _OnChip:
+    deployed: float
     accuracy: float
     asymmetry: float
     mvms: int
@@ -101,16 +103,21 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         LabrigError: The rig failed.
     """
     started_s = time.monotonic()
-    size = _Size(2, 1, 1) if settings.quick else _Size(40, 10, 6)
+    size = _Size(2, 1, 1) if settings.quick else _Size(30, 6, 2)
     data = load_digits().first(200, 100) if settings.quick else load_digits()
     runs, chip_name = [], ""
     for number, seed in enumerate(settings.all_seeds):
         report("seeds", number, settings.seeds)
-        with StudyChip(settings.rig, ChipSettings(seed=seed + 1, arrays=6)) as chip:
+        with StudyChip(settings.rig, _chip(seed)) as chip:
             chip_name = chip.name
             runs.append(_one_seed(seed, data, size, chip, quick=settings.quick))
     report("seeds", settings.seeds, settings.seeds)
     return finished("eqprop", QUESTION, settings, _found(runs, data, size, chip_name), started_s)
+
+
+def _chip(seed: int) -> ChipSettings:
+    """Cells that keep what was written: a relaxation takes thousands of reads, and ages nothing by itself."""
+    return ChipSettings(seed=seed + 1, arrays=7, drift_exponent=0.0, drift_exponent_sigma=0.0)
 
 
 def _one_seed(seed: int, data: ImageSet, size: _Size, chip: StudyChip, *, quick: bool) -> _Run:
@@ -126,7 +133,7 @@ def _one_seed(seed: int, data: ImageSet, size: _Size, chip: StudyChip, *, quick:
             noisy[noise, nudge, reads] = _accuracy_with_noise(seed, data, size, (noise, nudge, reads))
     on_chip, levels = {}, []
     for form in (_BLOCKS, _TWO_SIDED) if TRANSPOSED_MVM in chip.info.capabilities else (_BLOCKS,):
-        on_chip[form], level = _learn_on_chip(seed, data, size, chip, form)
+        on_chip[form], level = _learn_on_chip(seed, data, size.chip_epochs, chip, network, form)
         levels.append(level)
     return _Run(
         clean=_accuracy(network, data),
@@ -190,11 +197,13 @@ def _accuracy_with_noise(seed: int, data: ImageSet, size: _Size, setting: tuple[
     return _accuracy(network, data)
 
 
-def _learn_on_chip(seed: int, data: ImageSet, size: _Size, chip: StudyChip, form: str) -> tuple[_OnChip, float]:
-    generator = torch.Generator().manual_seed(seed)
-    digital = _network(generator, _CHIP_RELAXATION)
+def _learn_on_chip(
+    seed: int, data: ImageSet, epochs: int, chip: StudyChip, digital: EquilibriumPropagation, form: str
+) -> tuple[_OnChip, float]:
+    """Deploys what was learnt with exact products, and goes on learning; also the chip's noise over a product."""
     carried, backend = chip.carry(digital, data.train_x[:64])
     assert isinstance(carried, EquilibriumPropagation)
+    carried.relaxation = _CHIP_RELAXATION
     for matrix in weight_matrices(carried):
         matrix.core.set_ranges(weight_max=_WEIGHT_LIMIT, input_max=1.0)
     layers = [layer for layer in carried.layers if isinstance(layer, SymmetricWeights)]
@@ -203,9 +212,17 @@ def _learn_on_chip(seed: int, data: ImageSet, size: _Size, chip: StudyChip, form
             assert isinstance(layer.up, AnalogLinear)
             layer.down = ReversedReads(layer.up, chip, backend.placement, 1.0)
     _write(carried)
-    _train(carried, data, size.chip_epochs, generator)
+    deployed = _accuracy(carried, data)
+    _train(carried, data, epochs, torch.Generator().manual_seed(seed))
     up, down = (_response(way) for way in (layers[1].up, layers[1].down))
-    found = _OnChip(_accuracy(carried, data), asymmetry(up, down), backend.ledger.mvms, backend.ledger.writes)
+    reversed_mvms = sum(layer.down.mvms for layer in layers if isinstance(layer.down, ReversedReads))
+    found = _OnChip(
+        deployed=deployed,
+        accuracy=_accuracy(carried, data),
+        asymmetry=asymmetry(up, down),
+        mvms=backend.ledger.mvms + reversed_mvms,
+        writes=backend.ledger.writes,
+    )
     return found, _read_noise(layers[0].up, data.test_x)
 
 
@@ -261,24 +278,30 @@ def _found(runs: list[_Run], data: ImageSet, size: _Size, chip_name: str) -> Fou
         "points",
         "seeds",
     )
-    fairer = of_difference(unequal[_BLOCKS], unequal[_TWO_SIDED], "", "seeds")
+    best = _TWO_SIDED if _TWO_SIDED in on_chip else _BLOCKS
+    gained = of_difference(
+        [one.chip[best].accuracy for one in runs], [one.chip[best].deployed for one in runs], "points", "seeds"
+    )
     cosine = of_mean([one.cosine for one in runs], "", "seeds")
     shuffled = of_mean([one.shuffled for one in runs], "%", "seeds")
     noises = sorted({noise for noise, _, _ in runs[0].noisy})
     settings = {key[1:] for key in runs[0].noisy}
     named = {one: f"nudge {one[0]:g}, {one[1]} read{'s' if one[1] > 1 else ''}" for one in _SETTINGS if one in settings}
     series = {one: [[run.noisy[noise, *one] for run in runs] for noise in noises] for one in named}
-    return Found(
-        findings=(
-            at_least("With exact products it reads 8 x 8 digits with 95 % or more", clean, 95.0),
-            at_least(
-                f"At {100 * _JUDGED_NOISE:g} % read noise the nudge {_NUDGES[1]:g} learns no worse than {_NUDGES[0]:g}",
-                nudged,
-                0.0,
-            ),
-            at_least("Trained on the chip, both ways through the same cells, it reads 90 %", on_chip[_TWO_SIDED], 90.0),
-            at_least("Both ways through the same cells are nearer to each other than blocks", fairer, 0.0),
+    findings = [
+        at_least("With exact products it reads 8 x 8 digits with 95 % or more", clean, 95.0),
+        at_least(
+            f"At {100 * _JUDGED_NOISE:g} % read noise the nudge {_NUDGES[1]:g} learns no worse than {_NUDGES[0]:g}",
+            nudged,
+            0.0,
         ),
+        at_least("Learning on the chip gains 20 points over weights that were deployed", gained, 20.0),
+    ]
+    if best == _TWO_SIDED:
+        fairer = of_difference(unequal[_BLOCKS], unequal[_TWO_SIDED], "", "seeds")
+        findings.append(at_least("Both ways through the same cells are nearer to each other than blocks", fairer, 0.0))
+    return Found(
+        findings=tuple(findings),
         controls=(
             Control("estimate against the settled loss's gradient", "cosine above 0.95", cosine, cosine.value > 0.95),
             Control("labels shuffled", "chance, 10 %", shuffled, shuffled.value < 20.0),
@@ -296,7 +319,11 @@ def _found(runs: list[_Run], data: ImageSet, size: _Size, chip_name: str) -> Fou
                 "On the chip, mean of seeds",
                 ("", *on_chip),
                 (
-                    ("accuracy (%)", *(str(interval) for interval in on_chip.values())),
+                    (
+                        "deployed (%)",
+                        *(str(of_mean([one.chip[form].deployed for one in runs], "", "seeds")) for form in on_chip),
+                    ),
+                    ("after learning on the chip (%)", *(str(interval) for interval in on_chip.values())),
                     ("asymmetry |W - V^T| / |W|", *(str(of_mean(one, "", "seeds")) for one in unequal.values())),
                     ("MVMs of a seed", *(float(one.mvms) for one in runs[0].chip.values())),
                     ("writes of a seed", *(float(one.writes) for one in runs[0].chip.values())),

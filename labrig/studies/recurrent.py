@@ -114,8 +114,9 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
 
 
 def _chip(seed: int) -> ChipSettings:
-    # A fine ADC, so that the noise of a state is noise and not rounding.
-    return ChipSettings(seed=seed + 1, arrays=2, adc_bits=14, dac_bits=14)
+    # Fine converters, so that the noise of a state is noise and not rounding; cells that keep what was written.
+    usual = ChipSettings(seed=seed + 1, arrays=2, adc_bits=14, dac_bits=14)
+    return replace(usual, drift_exponent=0.0, drift_exponent_sigma=0.0)
 
 
 def _narma(size: _Size, generator: torch.Generator) -> _Sequences:

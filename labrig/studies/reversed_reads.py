@@ -33,6 +33,9 @@ class ReversedReads(nn.Module):
         board: Reads them.
         placement: Array of each of its tiles.
         input_max: The u that the highest voltage stands for.
+
+    Attributes:
+        mvms: Products that were read.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class ReversedReads(nn.Module):
         self._board = board
         self._placement = placement
         self._input_max = input_max
+        self.mvms = 0
 
     @torch.no_grad()
     def forward(self, u: Tensor) -> Tensor:
@@ -59,6 +63,7 @@ class ReversedReads(nn.Module):
             lines[:, 0 : 2 * tile.outputs : 2] = driven
             lines[:, 1 : 2 * tile.outputs : 2] = -driven
             read = self._board.mvm_transposed(self._placement[name], lines.double().numpy())
+            self.mvms += len(u)
             current = torch.as_tensor(read.current_a[:, : tile.inputs], dtype=u.dtype)
             total[:, tile.first_in : tile.last_in] += current
         limit = torch.as_tensor(core.weight_limit(layer.weight))
