@@ -2,7 +2,8 @@
 
 Training is ordinary blocking code; instruments live in an event loop. A `LoopPortal` runs that loop in a thread of
 its own and lets the main thread call coroutines. Ctrl-C in the main thread cancels the call that it waits for and
-waits until the call has cleaned up behind itself.
+waits until the call has cleaned up behind itself. A call can also be begun and asked for later, so that the main
+thread computes while the instruments are busy.
 """
 
 from __future__ import annotations
@@ -12,11 +13,61 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 from labrig.waiting import result_of
 
 T = TypeVar("T")
+
+
+class PendingCall(Generic[T]):
+    """A coroutine that runs in the loop of a portal.
+
+    Args:
+        loop: The loop.
+        coroutine: What runs in it after `start`.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[object, object, T]) -> None:
+        self._loop = loop
+        self._coroutine = coroutine
+        self._answer: Future[T] = Future()
+        self._task: asyncio.Task[T] | None = None
+
+    def start(self) -> None:
+        """Hands it to the loop."""
+        self._loop.call_soon_threadsafe(self._start)
+
+    def result(self) -> T:
+        """Its result, or its error; waits for it. A KeyboardInterrupt abandons it and is raised again."""
+        try:
+            return result_of(self._answer)
+        except KeyboardInterrupt:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Cancels it and waits until it has cleaned up behind itself; one that has ended stays as it is.
+
+        Raises:
+            Exception: What the clean-up raises, or what the call raised that nobody asked for.
+        """
+        self._loop.call_soon_threadsafe(self._cancel)
+        error = _wait_stubbornly(self._answer)
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            raise error from None
+
+    def _start(self) -> None:
+        if not self._answer.done():
+            self._task = self._loop.create_task(self._coroutine)
+            self._task.add_done_callback(lambda task: _hand_over(task, self._answer))
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        elif not self._answer.done():  # interrupted before it could start
+            self._coroutine.close()
+            self._answer.set_exception(asyncio.CancelledError())
 
 
 class LoopPortal:
@@ -43,29 +94,24 @@ class LoopPortal:
         A KeyboardInterrupt cancels the coroutine, waits for its clean-up, and is raised again; what the clean-up
         itself raises (an output that could not be switched off) takes its place.
         """
-        answer: Future[T] = Future()
-        tasks: list[asyncio.Task[T]] = []
-
-        def start() -> None:
-            tasks.append(self._loop.create_task(coroutine))
-            tasks[0].add_done_callback(lambda task: _hand_over(task, answer))
-
-        def cancel() -> None:
-            if tasks:
-                tasks[0].cancel()
-            elif not answer.done():  # interrupted before it could start
-                coroutine.close()
-                answer.set_exception(asyncio.CancelledError())
-
+        pending = PendingCall(self._loop, coroutine)
         try:
-            self._loop.call_soon_threadsafe(start)
-            return result_of(answer)
+            pending.start()
+            return pending.result()
         except KeyboardInterrupt:
-            self._loop.call_soon_threadsafe(cancel)
-            error = _wait_stubbornly(answer)
-            if error is not None and not isinstance(error, asyncio.CancelledError):
-                raise error from None
+            # Also where it came between the two; a call that was abandoned already stays as it is.
+            pending.abandon()
             raise
+
+    def begin(self, coroutine: Coroutine[object, object, T]) -> PendingCall[T]:
+        """Has a coroutine run in the loop while the caller does something else.
+
+        Returns:
+            The call. Whoever began it asks for its result, or abandons it.
+        """
+        pending = PendingCall(self._loop, coroutine)
+        pending.start()
+        return pending
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

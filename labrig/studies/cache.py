@@ -29,6 +29,11 @@ class Cache:
 
     folder: Path | None
     taken: int = field(default=0, init=False)
+    _code: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Once: the checkout may move on while a long study runs with the code that it loaded.
+        self._code = {"labrig": version("labrig"), "torch": version("torch"), "commit": checkout_commit()}
 
     def get(self, configuration: Mapping[str, object], compute: Callable[[], Mapping[str, float]]) -> Numbers:
         """The numbers of a part: those that are kept, or computed ones, which are kept from then on.
@@ -72,8 +77,7 @@ class Cache:
     def _path(self, configuration: Mapping[str, object]) -> Path | None:
         if self.folder is None:
             return None
-        code = {"labrig": version("labrig"), "torch": version("torch"), "commit": checkout_commit()}
-        text = json.dumps({"code": code, **configuration}, sort_keys=True)
+        text = json.dumps({"code": self._code, **configuration}, sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 
 

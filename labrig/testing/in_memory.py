@@ -6,7 +6,7 @@ import numpy as np
 
 from labrig.plans.base import MvmPoint, Plan, ProgramPoint
 from labrig.plans.mvm import board_converters
-from labrig.portal import LoopPortal
+from labrig.portal import LoopPortal, PendingCall
 from labrig_calibration.dataset import MvmDataset
 from labrig_drivers.crossbar import CrossbarBoard, FloatArray, MvmResult, ProgramReport
 
@@ -29,6 +29,10 @@ class PortalBoard:
     def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
         """Measures one batch."""
         return self._portal.call(self._board.mvm(array, voltage_v))
+
+    def begin_mvm(self, array: int, voltage_v: FloatArray) -> PendingCall[MvmResult]:
+        """Has one batch measured while the caller computes."""
+        return self._portal.begin(self._board.mvm(array, voltage_v))
 
 
 async def measure_dataset(board: CrossbarBoard, plan: Plan) -> dict[int, MvmDataset]:

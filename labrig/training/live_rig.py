@@ -14,7 +14,7 @@ from labrig.config import RigConfig
 from labrig.energy_meter import EnergyMeter
 from labrig.events import EventBus, RunFinished, RunStarted, RunStatus
 from labrig.plans.base import StreamCapacity
-from labrig.portal import LoopPortal
+from labrig.portal import LoopPortal, PendingCall
 from labrig.recording import RecordingHeader, RecordingWriter
 from labrig.rig import open_rig
 from labrig.training.recorded_board import BoardPosition, RecordedBoard
@@ -113,6 +113,10 @@ class LiveRig:
     def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
         """Measures one batch and records it."""
         return self._portal.call(self._opened().mvm(array, voltage_v))
+
+    def begin_mvm(self, array: int, voltage_v: FloatArray) -> PendingCall[MvmResult]:
+        """Has one batch measured and recorded while the caller computes; see `AheadBoard`."""
+        return self._portal.begin(self._opened().mvm(array, voltage_v))
 
     @property
     def info(self) -> BoardInfo:

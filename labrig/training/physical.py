@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,27 @@ class BlockingBoard(Protocol):
 
     def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
         """Measures one batch."""
+        ...
+
+
+class PendingMvm(Protocol):
+    """A batch that a board is busy with."""
+
+    def result(self) -> MvmResult:
+        """Its answer; waits for it."""
+        ...
+
+    def abandon(self) -> None:
+        """Stops it, and waits until it has stopped; an answer that is there is dropped."""
+        ...
+
+
+@runtime_checkable
+class AheadBoard(BlockingBoard, Protocol):
+    """A board that measures while its caller computes."""
+
+    def begin_mvm(self, array: int, voltage_v: FloatArray) -> PendingMvm:
+        """Has one batch measured; whoever began it asks for its result or abandons it."""
         ...
 
 
@@ -114,20 +135,38 @@ class PhysicalBackend:
         """Measured column currents that carry the surrogate's gradient; see `Backend.currents`."""
         array = self.placement[tile]
         commanded_s = self._program(array, target_s.detach().double().numpy())
-        result = self.measure(array, voltage_v.detach().double().numpy(), tile)
-        measured = torch.as_tensor(result.current_a, dtype=voltage_v.dtype)
+        asked_v = voltage_v.detach().double().numpy()
         if not torch.is_grad_enabled() or not (target_s.requires_grad or voltage_v.requires_grad):
-            return measured
+            result = self.measure(array, asked_v, tile)
+            return torch.as_tensor(result.current_a, dtype=voltage_v.dtype)
         # The gradient is taken at the commanded cells and passes straight through to the weights.
         commanded = torch.as_tensor(commanded_s, dtype=target_s.dtype)
-        mean = self.gradient.mean_currents(tile, target_s + (commanded - target_s).detach(), voltage_v)
+
+        def modelled() -> Tensor:
+            return self.gradient.mean_currents(tile, target_s + (commanded - target_s).detach(), voltage_v)
+
+        if isinstance(self.board, AheadBoard):
+            # The model's mean needs no answer of the chip: it is computed while the chip measures.
+            pending = self.board.begin_mvm(array, asked_v)
+            try:
+                mean = modelled()
+            except BaseException:
+                pending.abandon()
+                raise
+            result = self._seen(array, asked_v, tile, pending.result())
+        else:
+            result = self.measure(array, asked_v, tile)
+            mean = modelled()
+        measured = torch.as_tensor(result.current_a, dtype=voltage_v.dtype)
         apart = (measured - mean).detach()
         self.gaps[tile] = float(apart.square().mean().sqrt() / measured.square().mean().sqrt().clamp_min(1e-30))
         return mean + apart
 
     def measure(self, array: int, voltage_v: FloatArray, tile: TileName | None = None) -> MvmResult:
         """Measures a batch on what is on an array now, and shows it to the observers."""
-        result = self.board.mvm(array, voltage_v)
+        return self._seen(array, voltage_v, tile, self.board.mvm(array, voltage_v))
+
+    def _seen(self, array: int, voltage_v: FloatArray, tile: TileName | None, result: MvmResult) -> MvmResult:
         self.ledger.mvms += voltage_v.shape[0]
         observation = Observation(tile, array, self.held[array], voltage_v, result)
         for observer in self.observers:

@@ -1,7 +1,7 @@
 """Every method on a chip of two small arrays whose truth is known: gradients in closed form, and what each spends."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,9 +19,12 @@ from labrig.training.deployment import analog_copy, observed_inputs
 from labrig.training.methods.model_free import spsa_gradient
 from labrig.training.models import accuracy, digital_network
 from labrig.training.optimisation import Optimisation
+from labrig.training.physical import BlockingBoard, FloatArray
 from labrig.training.plan import MethodName, Plan, PolicyPlan
 from labrig.training.session import Line, Session
+from labrig_drivers.crossbar import MvmResult, ProgramReport
 from labrig_drivers.errors import ConfigError
+from labrig_surrogates.backend import SurrogateBackend
 from labrig_surrogates.layers import analog_layers, set_backend, weight_matrices
 
 MISMATCHED = KnownChip(gain_sigma=0.25, offset_sigma=0.1, cell_sigma=0.25, compression=0.3)
@@ -59,7 +62,7 @@ def session_on(
     calibrated: bool = True,
     plan: Plan | None = None,
     data: ImageSet = DATA,
-    board: KnownBoard | None = None,
+    board: BlockingBoard | None = None,
     seed: int = 0,
 ) -> Session:
     """A session on a chip that is calibrated perfectly, or known from its data sheet only."""
@@ -74,6 +77,11 @@ def run(session: Session) -> list[Line]:
     lines: list[Line] = []
     session.run(lines.append)
     return lines
+
+
+def without_time(line: Line) -> Line:
+    ledger = line.get("ledger")
+    return line if not isinstance(ledger, dict) else {**line, "ledger": {**ledger, "seconds": 0.0}}
 
 
 def whole_batch() -> Batch:
@@ -129,6 +137,70 @@ def test_elsewhere_it_is_the_surrogates_gradient_at_the_measured_point() -> None
     for layer, expected in ((output, errors.T @ activations), (hidden, back.T @ x)):
         assert layer.weight.grad is not None
         torch.testing.assert_close(layer.weight.grad.double(), expected, rtol=1e-3, atol=1e-6)
+
+
+@dataclass
+class EventfulBoard:
+    """A known board that measures while its caller computes, and notes when it is asked and waited for."""
+
+    inner: KnownBoard
+    events: list[str] = field(default_factory=list)
+
+    def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
+        return self.inner.program(array, conductance_s)
+
+    def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
+        return self.inner.mvm(array, voltage_v)
+
+    def begin_mvm(self, array: int, voltage_v: FloatArray) -> "EventfulAnswer":
+        self.events.append("begun")
+        return EventfulAnswer(self.inner.mvm(array, voltage_v), self.events)
+
+
+@dataclass
+class EventfulAnswer:
+    found: MvmResult
+    events: list[str]
+
+    def result(self) -> MvmResult:
+        self.events.append("waited for")
+        return self.found
+
+    def abandon(self) -> None:
+        self.events.append("abandoned")
+
+
+def test_the_mean_is_computed_while_the_chip_measures_and_no_bit_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    chip = replace(MISMATCHED, noise=0.05)
+    ahead = EventfulBoard(KnownBoard(chip))
+    sessions = [session_on(chip, calibrated=False, board=board) for board in (None, ahead)]
+    mean = SurrogateBackend.mean_currents
+
+    def noted(self: SurrogateBackend, tile: str, target_s: Tensor, voltage_v: Tensor) -> Tensor:
+        ahead.events.append("modelled")
+        return mean(self, tile, target_s, voltage_v)
+
+    monkeypatch.setattr(SurrogateBackend, "mean_currents", noted)
+    lines = [[without_time(line) for line in run(session)] for session in sessions]
+    assert lines[0] == lines[1]
+    for one, other in zip(*(session.bench.stepper.parameters.values() for session in sessions), strict=True):
+        assert torch.equal(one, other)
+    started = ahead.events.index("begun")
+    assert ahead.events[started : started + 6] == ["begun", "modelled", "waited for"] * 2
+
+
+def test_what_the_chip_still_measures_is_abandoned_where_the_model_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = EventfulBoard(KnownBoard(MISMATCHED))
+    session = session_on(MISMATCHED, board=board)
+
+    def broken(self: SurrogateBackend, tile: str, target_s: Tensor, voltage_v: Tensor) -> Tensor:
+        raise ValueError("no model")
+
+    monkeypatch.setattr(SurrogateBackend, "mean_currents", broken)
+    with pytest.raises(ValueError, match="no model"):
+        session.bench.physical_gradient(whole_batch())
+    assert board.events == ["begun", "abandoned"]
+    assert session.bench.ledger.mvms == 0
 
 
 def test_chunks_are_asked_for_in_order_and_their_gradients_add_up() -> None:

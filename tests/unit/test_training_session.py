@@ -120,6 +120,26 @@ def test_the_adaptive_policy_follows_the_gradient_the_weights_and_the_budget() -
     assert Adaptive(budget=Budget(passes=3)).most_passes(100) == 3
 
 
+def test_the_adaptive_policy_keeps_passes_for_the_end_and_leaves_none_over() -> None:
+    policy = Adaptive(ratio=3.0, budget=Budget(passes=10), finale=0.6, renew_from=3)
+    ledger, kinds, asked = Ledger(), [], []
+    for step in range(60):
+        kind = policy.choose(Progress(step, 60, 0.0, ledger))
+        kinds.append(kind)
+        if kind == "physical":
+            ledger.passes += 1
+            asked.append(policy.saw(0.9))
+    early = [step for step, kind in enumerate(kinds) if kind == "physical" and step < 54]
+    assert early == [3, 7, 11, 15]
+    assert kinds[54:] == ["physical"] * 6
+    assert ledger.passes == 10
+    assert asked == [False, False, *[True] * 8]
+    # A checkpoint has how many passes were seen.
+    other = Adaptive(renew_from=3)
+    other.load_state(policy.state())
+    assert other.saw(0.9)
+
+
 def test_adaptive_training_spends_fewer_passes_where_the_surrogate_is_right() -> None:
     plan = Plan(steps=80, policy=PolicyPlan("adaptive", 2), optimisation=Optimisation(64, 2e-3))
     session = session_on(CHIP, plan)
