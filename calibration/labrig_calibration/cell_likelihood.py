@@ -35,16 +35,25 @@ class CellData:
         error_s: Standard errors.
         target_s: Targets.
         highest_s: Highest programmable conductance.
+        left: What drift had left of the conductances when each write was read, on average, `[writes]`. They are those
+            at age zero, but what they lost in the wires is what the drifted ones lost.
     """
 
     cells_s: Tensor
     error_s: Tensor
     target_s: Tensor
     highest_s: float
+    left: Tensor
 
     def first_writes(self, count: int) -> CellData:
         """Only the first writes."""
-        return replace(self, cells_s=self.cells_s[:count], error_s=self.error_s[:count], target_s=self.target_s[:count])
+        return replace(
+            self,
+            cells_s=self.cells_s[:count],
+            error_s=self.error_s[:count],
+            target_s=self.target_s[:count],
+            left=self.left[:count],
+        )
 
 
 @dataclass(frozen=True)
@@ -116,14 +125,15 @@ def line_sums(cells: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def pass_share(cells: Tensor, law: Tensor, model: CellModel) -> Tensor:
-    """Share of a cell's conductance that wires let through, `[writes, rows, columns]`."""
+def pass_share(cells: Tensor, left: Tensor, law: Tensor, model: CellModel) -> Tensor:
+    """Share of a cell's conductance that wires let through, `[writes, rows, columns]`, with `left[writes]` of it."""
     if not model.wires or not bool((law[WORD : BIT + 1] > 0).any()):
         return torch.ones_like(cells)
+    loading = left[:, None, None] * cells
     if model.exact:
-        safe = cells.clamp(min=1e-3 * float(cells.abs().mean()))
+        safe = loading.clamp(min=1e-3 * float(cells.abs().mean()))
         return transfer_matrix(safe, float(law[WORD]), float(law[BIT])) / safe
-    word, bit = line_sums(cells)
+    word, bit = line_sums(loading)
     return 1.0 / (1.0 + law[WORD] * word + law[BIT] * bit)
 
 
@@ -140,15 +150,16 @@ def view_of(data: CellData, gain: Tensor, law: Tensor, model: CellModel) -> View
     seen = (y - law[CROSSTALK] * neighbours).clamp(min=0.0)
     cells = seen
     for _ in range(4):
-        cells = seen / pass_share(cells, law, model)
-    word, bit = line_sums(cells)
+        cells = seen / pass_share(cells, data.left, law, model)
+    left = data.left[:, None, None]
+    word, bit = line_sums(left * cells)
     # Of its own current a cell gets what its target says: with its own slope in both, a large slope would look like
     # a wire that passes more, and resistances would come out too low.
     rows, columns = cells.shape[-2:]
-    excess = data.target_s - cells
+    excess = left * (data.target_s - cells)
     word = word + torch.arange(1.0, columns + 1.0, dtype=cells.dtype) * excess
     bit = bit + torch.arange(float(rows), 0.0, -1.0, dtype=cells.dtype)[:, None] * excess
-    share = pass_share(cells, law, model) * (1.0 + law[WORD] * word + law[BIT] * bit)
+    share = pass_share(cells, data.left, law, model) * (1.0 + law[WORD] * word + law[BIT] * bit)
     return View(y, data.error_s / gain, data.target_s, word, bit, share, neighbours, data.highest_s)
 
 

@@ -45,6 +45,10 @@ from labrig_calibration.cell_likelihood import (
 FloatArray = NDArray[np.float64]
 
 _ROUNDS = 6
+# Nats that a round may gain over the one before for the fit to be at rest.
+_RESTING = 0.05
+# After so many it is settled how much the resistances of both lines may differ.
+_ROUNDS_OF_LIKENESS = 2
 # Both kinds of lines are made of similar metal: their resistances differ by less than this part of their sum, more or
 # less. Where the data tell them apart it changes nothing; where they do not, it keeps one from hiding the other.
 _WIRE_LIKENESS = 0.3
@@ -79,8 +83,14 @@ class CellFit:
     log_likelihood: float
 
 
-def fit_cells(data: CellData, model: CellModel) -> CellFit:
-    """Fits all cells of an array; at least two writes with different targets, or no pattern can be told."""
+def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None) -> CellFit:
+    """Fits all cells of an array; at least two writes with different targets, or no pattern can be told.
+
+    Args:
+        data: Conductances of the recorded writes.
+        model: What is fitted.
+        start: The fit of another model or of other writes of the same array, from where it is not far.
+    """
     target, cells = data.target_s, data.cells_s
     if target.shape[0] < 2:
         model = replace(model, pattern=False)
@@ -88,20 +98,28 @@ def fit_cells(data: CellData, model: CellModel) -> CellFit:
     gain = slope.median(dim=0).values
     gain = torch.where(gain.abs() > 1e-3 * gain.abs().median(), gain, gain.abs().median().clamp(min=1e-12))
     law = torch.tensor([0.02, 0.02, 0.0, 0.1 * model.pattern, 0.0, 0.0, 0.0], dtype=torch.float64)
-    value, last = 0.0, float("inf")
+    if start is not None:
+        gain = torch.as_tensor(start.gain)
+        shared = [one for one in model.law if one in start.model.law]
+        law[shared] = torch.as_tensor(start.law)[shared]
+    value, last, unlike_ohm = 0.0, float("inf"), float("inf")
     view = view_of(data, gain, law, model)
-    for _ in range(_ROUNDS):
-        law, value = _fit_law(view, law, model)
+    for number in range(_ROUNDS):
+        law, value = _fit_law(view, law, model, unlike_ohm)
+        if model.wires and number < _ROUNDS_OF_LIKENESS:
+            unlike_ohm = _unlike_ohm(law, _law_covariance(view, law, model, unlike_ohm), model)
         gain = gain * _own_gain(view, law, model)
         view = view_of(data, gain, law, model)
-        if abs(last - value) < 0.05:
+        if abs(last - value) < _RESTING:
             break
         last = value
-    covariance = _law_covariance(view, law, model)
+    covariance = _law_covariance(view, law, model, unlike_ohm)
     return _finished(view, law, covariance, gain, model, value)
 
 
-def predict_write(fit: CellFit, target_s: Tensor, error_s: Tensor, highest_s: float) -> tuple[Tensor, Tensor]:
+def predict_write(
+    fit: CellFit, target_s: Tensor, error_s: Tensor, highest_s: float, left: Tensor
+) -> tuple[Tensor, Tensor]:
     """Mean and variance of what a new write will show, times gain: S and S^2, each `[rows, columns]`.
 
     Args:
@@ -109,10 +127,11 @@ def predict_write(fit: CellFit, target_s: Tensor, error_s: Tensor, highest_s: fl
         target_s: Its target in S.
         error_s: Standard error in S with which it will be measured.
         highest_s: Highest programmable conductance in S.
+        left: What drift will have left of its conductances when it is read, on average.
     """
     law, gain = torch.as_tensor(fit.law), torch.as_tensor(fit.gain)
     cells = torch.as_tensor(fit.slope) * target_s + torch.as_tensor(fit.intercept_s)
-    share = pass_share(cells[None], law, fit.model)[0]
+    share = pass_share(cells[None], left[None], law, fit.model)[0]
     mean = share * cells
     if fit.model.crosstalk:
         mean = mean + law[CROSSTALK] * neighbour_sum(mean)
@@ -127,7 +146,7 @@ def last_write_nll(data: CellData, model: CellModel) -> FloatArray:
     The spread has heavy tails (one in fifty cells may be stuck without having shown it).
     """
     fit = fit_cells(data.first_writes(data.target_s.shape[0] - 1), model)
-    mean, variance = predict_write(fit, data.target_s[-1], data.error_s[-1], data.highest_s)
+    mean, variance = predict_write(fit, data.target_s[-1], data.error_s[-1], data.highest_s, data.left[-1])
     residual = data.cells_s[-1] - mean
     normal = -0.5 * (residual**2 / variance + torch.log(variance) + LOG_2PI)
     wide = (WILD_SPREAD * data.highest_s * torch.as_tensor(fit.gain)) ** 2
@@ -144,24 +163,35 @@ def _scales(view: View, model: CellModel) -> Tensor:
     return scales if model.wires else torch.full_like(scales, 0.01)
 
 
-def _loss(view: View, model: CellModel, base: Tensor, scales: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+def _unlike_ohm(law: Tensor, covariance: FloatArray, model: CellModel) -> float:
+    """How much the resistances of both lines may differ, in ohm.
+
+    By their sum and its error: after the sum alone it would be too little wherever that came out small by chance.
+    """
+    place = [model.law.index(WORD), model.law.index(BIT)]
+    error2 = float(covariance[np.ix_(place, place)].sum())
+    return _WIRE_LIKENESS * math.hypot(float(law[WORD] + law[BIT]), math.sqrt(max(error2, 0.0)))
+
+
+def _loss(
+    view: View, model: CellModel, base: Tensor, scales: Tensor, weight: Tensor, x: Tensor, unlike_ohm: float
+) -> Tensor:
     free = list(model.law)
     law = base.clone()
     law = law.index_copy(0, torch.tensor(free), x * scales[free])
     loss = -mixture(view, law, model, weight)[0].sum()
     if model.wires:
-        both = _WIRE_LIKENESS * (law[WORD] + law[BIT]).abs() + 0.01 * (scales[WORD] + scales[BIT])
-        loss = loss + 0.5 * ((law[WORD] - law[BIT]) / both) ** 2
+        loss = loss + 0.5 * ((law[WORD] - law[BIT]) / unlike_ohm) ** 2
     return loss
 
 
-def _fit_law(view: View, law: Tensor, model: CellModel) -> tuple[Tensor, float]:
+def _fit_law(view: View, law: Tensor, model: CellModel, unlike_ohm: float) -> tuple[Tensor, float]:
     scales, free = _scales(view, model), list(model.law)
     weight = mixture(view, law, model)[1][0]
 
     def value_and_gradient(x: FloatArray) -> tuple[float, FloatArray]:
         at = torch.tensor(x, requires_grad=True)
-        value = _loss(view, model, law, scales, weight, at)
+        value = _loss(view, model, law, scales, weight, at, unlike_ohm)
         (gradient,) = torch.autograd.grad(value, at)
         return float(value.detach()), gradient.numpy()
 
@@ -169,16 +199,25 @@ def _fit_law(view: View, law: Tensor, model: CellModel) -> tuple[Tensor, float]:
     if MISMATCH in free:
         bounds[free.index(MISMATCH)] = (0.01, None)
     start = (law[free] / scales[free]).numpy()
-    found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40})
+    # What is gained in the end of a round is less than what the next round's view changes.
+    part = 0.1 * _RESTING / max(abs(value_and_gradient(start)[0]), 1.0)
+    found = minimize(
+        value_and_gradient,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": 40, "ftol": part},
+    )
     fitted = law.clone()
     fitted[free] = torch.as_tensor(found.x) * scales[free]
     return fitted, -float(found.fun)
 
 
-def _law_covariance(view: View, law: Tensor, model: CellModel) -> FloatArray:
+def _law_covariance(view: View, law: Tensor, model: CellModel, unlike_ohm: float) -> FloatArray:
     scales, free = _scales(view, model), list(model.law)
     at = (law[free] / scales[free]).requires_grad_()
-    loss = _loss(view, model, law, scales, mixture(view, law, model)[1][0], at)
+    loss = _loss(view, model, law, scales, mixture(view, law, model)[1][0], at, unlike_ohm)
     (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
     rows = [torch.autograd.grad(one, at, retain_graph=True)[0] for one in gradient]
     hessian = torch.stack(rows)

@@ -30,6 +30,8 @@ Progress = Callable[[str, float], None]
 
 # MVMs of a write, as a multiple of its rows, that are enough to decide about rungs.
 _ENOUGH, _AT_LEAST = 8, 512
+# So many are enough for the blocks of the final fit, which steer it and give its errors: these are then 1 % too large.
+_ENOUGH_FOR_BLOCKS, _BLOCKS_AT_LEAST = 32, 4096
 # Times that the blocks are summed anew where steps with kept ones do not come to rest.
 _FRESH_BLOCKS = 4
 _OFFSET, _COMPRESSION, _DRIFT, _SKEW = 0, 1, 2, 3
@@ -148,25 +150,25 @@ def climb_cells(
         parameters: Numbers that it estimates.
     """
     wanted = {name for name in ("wires", "stuck") if name in ladder.rungs}
-    scores = _WriteScores(data, {})
+    fits = _CellFits(data, {})
     model = CellModel(pattern="stuck" in wanted, wires=False, crosstalk=False, exact=ladder.exact_wires)
     verdicts: list[RungVerdict] = []
     if "wires" in wanted:
         parameters += 3
         with_wires = replace(model, wires=True)
-        verdict = _judged_cells(data, model, with_wires, ladder, heldout, parameters)
+        verdict = _judged_cells(fits, model, with_wires, ladder, heldout, parameters)
         coupled = replace(with_wires if verdict.kept else model, crosstalk=True)
-        crosstalk = _judged_cells(data, replace(coupled, crosstalk=False), coupled, ladder, heldout, parameters)
+        crosstalk = _judged_cells(fits, replace(coupled, crosstalk=False), coupled, ladder, heldout, parameters)
         model = coupled if crosstalk.kept else replace(coupled, crosstalk=False)
         text = f"wires: {verdict.reason}; crosstalk: {crosstalk.reason}"
         verdicts.append(replace(verdict, kept=verdict.kept or crosstalk.kept, reason=text))
     if "stuck" in wanted:
         parameters += data.target_s[0].numel() + 1
-        verdict = _judged_write("stuck", scores, replace(model, pattern=False), model, ladder, heldout, parameters)
+        verdict = _judged_write(fits, replace(model, pattern=False), model, ladder, heldout, parameters)
         verdicts.append(verdict)
         if not verdict.kept:
             model = replace(model, pattern=False)
-    return fit_cells(data, model), tuple(verdicts)
+    return fits.of(model), tuple(verdicts)
 
 
 def judged(
@@ -183,49 +185,48 @@ def judged(
 
 
 @dataclass(frozen=True)
-class _WriteScores:
-    """How well each model predicts the last write, in nats of each column; each is fitted once."""
+class _CellFits:
+    """Fits of the cells; each model is fitted once, from where the one before it was."""
 
     data: CellData
-    known: dict[CellModel, FloatArray]
+    known: dict[CellModel, CellFit]
 
-    def of(self, model: CellModel) -> FloatArray:
+    def of(self, model: CellModel) -> CellFit:
         if model not in self.known:
-            self.known[model] = last_write_nll(self.data, model)
+            self.known[model] = fit_cells(self.data, model, self.last)
         return self.known[model]
+
+    @property
+    def last(self) -> CellFit | None:
+        return next(reversed(self.known.values()), None)
 
 
 def _judged_write(
-    rung: RungName,
-    scores: _WriteScores,
-    without: CellModel,
-    with_it: CellModel,
-    ladder: Ladder,
-    heldout: float,
-    parameters: int,
+    fits: _CellFits, without: CellModel, with_it: CellModel, ladder: Ladder, heldout: float, parameters: int
 ) -> RungVerdict:
-    """Whether the last write, never read, is predicted better; with two writes, whether all cells are explained."""
+    """Whether the last write, never read, is predicted better; with two writes, whether all cells are likelier."""
     if not ladder.select:
         nan = float("nan")
-        return RungVerdict(rung, True, parameters, heldout, nan, nan, "last write", "kept unasked")
-    data = scores.data
-    if data.target_s.shape[0] < 3:
-        return replace(_judged_cells(data, without, with_it, ladder, heldout, parameters), rung=rung)
-    before, after = scores.of(without), scores.of(with_it)
+        return RungVerdict("stuck", True, parameters, heldout, nan, nan, "last write", "kept unasked")
+    if fits.data.target_s.shape[0] < 3:
+        return replace(_judged_cells(fits, without, with_it, ladder, heldout, parameters), rung="stuck")
+    # Where a fit of all writes stands would tell of the last one: no start is taken from there.
+    before, after = last_write_nll(fits.data, without), last_write_nll(fits.data, with_it)
     difference = before - after
     gain, error = float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(max(difference.size, 2)))
     text = f"{gain:+.3g} ± {error:.2g} nats per column on the last write"
-    return RungVerdict(rung, gain > ladder.confidence * error, parameters, heldout, gain, error, "last write", text)
+    return RungVerdict("stuck", gain > ladder.confidence * error, parameters, heldout, gain, error, "last write", text)
 
 
 def _judged_cells(
-    data: CellData, without: CellModel, with_it: CellModel, ladder: Ladder, heldout: float, parameters: int
+    fits: _CellFits, without: CellModel, with_it: CellModel, ladder: Ladder, heldout: float, parameters: int
 ) -> RungVerdict:
     """Whether the conductances of all writes are so much likelier that it pays for the parameters (Schwarz)."""
     if not ladder.select:
         return RungVerdict("wires", True, parameters, heldout, np.nan, np.nan, "all writes", "kept unasked")
-    gained = fit_cells(data, with_it).log_likelihood - fit_cells(data, without).log_likelihood
-    price = 0.5 * (len(with_it.law) - len(without.law)) * float(np.log(data.target_s.numel()))
+    before = fits.of(without).log_likelihood
+    gained = fits.of(with_it).log_likelihood - before
+    price = 0.5 * (len(with_it.law) - len(without.law)) * float(np.log(fits.data.target_s.numel()))
     text = f"{gained:+.3g} nats over all cells and writes, at a price of {price:.3g}"
     return RungVerdict("wires", gained > price, parameters, heldout, gained - price, 0.0, "all writes", text)
 
@@ -303,7 +304,10 @@ def _to_all(
         train = train.without(flagged)
     resting = False
     for _ in range(_FRESH_BLOCKS):
-        factor = factorise(accumulate(train, state, free, blocks=True), state, free)
+        part = train.thinned(max(_ENOUGH_FOR_BLOCKS * train.dataset.rows, _BLOCKS_AT_LEAST))
+        factor = factorise(accumulate(part, state, free, blocks=True), state, free)
+        if part is not train:
+            factor = factor.scaled(float(part.counts().sum()) / float(train.counts().sum()))
         state, resting = settle(train, state, free, factor, iterations=6)
         if resting:
             break

@@ -180,11 +180,18 @@ def factorise(normal: Normal, state: ColumnState, free: tuple[int, ...]) -> Fact
             gram = normal.gram[write, chunk].double()
             # Keeps a row that was never driven, or a dead column, from breaking the others.
             floor = 1e-9 * gram.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True) + 1e-300
-            inverted = torch.linalg.inv(gram + torch.diag_embed(floor.expand(-1, gram.shape[1])))
+            inverted = _inverse(gram + torch.diag_embed(floor.expand(-1, gram.shape[1])))
             inverse[write, chunk] = inverted.to(inverse.dtype)
             coupling[write, chunk] = inverted @ normal.cross[write, chunk]
         schur -= normal.cross[write].transpose(1, 2) @ coupling[write]
     return Factor(inverse, coupling, _inverse_information(schur))
+
+
+def _inverse(gram: Tensor) -> Tensor:
+    """Inverse of symmetric matrices, by Cholesky where they are positive definite, which rounding may prevent."""
+    root, failed = torch.linalg.cholesky_ex(gram)
+    inverted: Tensor = torch.linalg.inv(gram) if bool((failed > 0).any()) else torch.cholesky_inverse(root)
+    return inverted
 
 
 def climb(

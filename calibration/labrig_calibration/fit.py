@@ -84,6 +84,7 @@ def fit(
         climbed.factor.cell_error_s(),
         torch.as_tensor(np.asarray(alive.target_conductance_s, dtype=np.float64)),
         alive.converters.conductance_max_s,
+        torch.exp(-climbed.state.shared[2].median() * torch.as_tensor(np.array(train.mean_log_age))),
     )
     wrong, missed = wrong_rows(later, climbed.state, climbed.flagged)
     later = later.without(wrong)

@@ -109,8 +109,10 @@ class Measurements:
         full_scale_a = torch.as_tensor(converters.adc_full_scale_a[self.columns])
         # A rounding ADC reports its last code from half a step before it.
         low_a, high_a = -full_scale_a + 0.5 * lsb_a, full_scale_a - 1.5 * lsb_a
-        largest_a = torch.as_tensor(self._largest_a())
-        range_a = 2.0 * torch.where(torch.isfinite(full_scale_a), full_scale_a, largest_a)
+        known = torch.isfinite(full_scale_a)
+        range_a = 2.0 * full_scale_a
+        if not bool(known.all()):
+            range_a = torch.where(known, range_a, 2.0 * torch.as_tensor(self._largest_a()))
         for write, part in enumerate(self.parts):
             for start in range(0, _size(part), BLOCK):
                 rows = _piece(part, start, min(start + BLOCK, _size(part)))

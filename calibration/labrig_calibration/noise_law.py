@@ -127,34 +127,38 @@ def fit_noise_law(
         iterations: Most re-weightings.
     """
     k, _, columns = features.shape
-    kept = keep.to(squared_residual.dtype)
+    # Columns first: then every sum over the MVMs is one product of ordinary matrices.
+    squared = squared_residual.T.contiguous()
+    kept = keep.to(squared.dtype).T.contiguous()
+    features = features.permute(2, 0, 1).contiguous()
     # Scaling makes the features comparable, so that the small systems are well conditioned.
-    count = kept.sum(dim=0).clamp(min=1.0)
-    scale = (torch.einsum("knc,nc->kc", features, kept) / count).clamp(min=1e-300)
-    scaled = features / scale[:, None, :]
-    target = squared_residual - floor_a2
-    total = torch.einsum("nc,nc->c", squared_residual, kept) / count
-    law = torch.zeros((k, columns), dtype=features.dtype)
-    law[0] = (total - floor_a2).clamp(min=1e-3 * total)
+    count = kept.sum(dim=1).clamp(min=1.0)
+    scale = ((features @ kept[:, :, None]).squeeze(2) / count[:, None]).clamp(min=1e-300)
+    scaled = features / scale[:, :, None]
+    target = squared - floor_a2[:, None]
+    total = (squared * kept).sum(dim=1) / count
+    least = (1e-3 * total + 1e-300)[:, None]
+    law = torch.zeros((columns, k), dtype=features.dtype)
+    law[:, 0] = (total - floor_a2).clamp(min=1e-3 * total)
     information, expected = torch.empty(0), torch.empty(0)
     for _ in range(iterations):
-        expected = (torch.einsum("kc,knc->nc", law, scaled) + floor_a2).clamp(min=1e-3 * total + 1e-300)
+        expected = torch.maximum((law[:, None, :] @ scaled).squeeze(1) + floor_a2[:, None], least)
         # In units of the mean square: in A^4 the sums would leave the range of numbers.
-        weight = kept * (total / expected) ** 2
-        information = torch.einsum("anc,nc,bnc->cab", scaled, weight, scaled)
-        right = torch.einsum("anc,nc->ca", scaled, weight * target)
-        unit = total.clamp(min=1e-300)
-        last, law = law, unit * _non_negative_solution(information, right / unit[:, None]).T
-        if bool(((law - last).abs() <= 3e-4 * total).all()):
+        weighted = scaled * (kept * (total[:, None] / expected) ** 2)[:, None, :]
+        information = weighted @ scaled.transpose(1, 2)
+        right = (weighted @ target[:, :, None]).squeeze(2)
+        unit = total.clamp(min=1e-300)[:, None]
+        last, law = law, unit * _non_negative_solution(information, right / unit)
+        if bool(((law - last).abs() <= 3e-4 * total[:, None]).all()):
             break
     # A column whose means ran away knows nothing; whether the fit came to rest is for others to say.
     known = torch.isfinite(information).all(dim=2, keepdim=True).all(dim=1, keepdim=True)
     inverse = torch.linalg.pinv(torch.where(known, information, torch.zeros_like(information)), hermitian=True)
     covariance = 2.0 * torch.where(known, inverse, torch.inf) * (total**2)[:, None, None]
-    covariance = covariance / scale.T[:, :, None] / scale.T[:, None, :]
+    covariance = covariance / scale[:, :, None] / scale[:, None, :]
     error = torch.sqrt(covariance.diagonal(dim1=1, dim2=2).clamp(min=0.0)).T
-    likelihood = -0.5 * (kept * (torch.log(expected) + squared_residual / expected)).sum(dim=0)
-    return NoiseLaw(law / scale, error, covariance, likelihood)
+    likelihood = -0.5 * (kept * (torch.log(expected) + squared / expected)).sum(dim=1)
+    return NoiseLaw((law / scale).T, error, covariance, likelihood)
 
 
 def _non_negative_solution(matrix: Tensor, right: Tensor) -> Tensor:

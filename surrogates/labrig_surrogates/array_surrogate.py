@@ -90,7 +90,9 @@ class ArraySurrogate(nn.Module):
         self.wires: FirstOrderWires | None = None
         self.network_ohm: tuple[float, float] | None = None
         if parameters.wire_ohm is not None:
-            word_ohm, bit_ohm = (float(ohm) for ohm in parameters.wire_ohm.value)
+            # What drifted cells lose is what undrifted ones would lose in less resistance, at the age of the recording.
+            left = parameters.left_when_read
+            word_ohm, bit_ohm = (left * float(ohm) for ohm in parameters.wire_ohm.value)
             size = parameters.cell_slope.shape
             if parameters.exact_wires:
                 self.network_ohm = (word_ohm, bit_ohm)

@@ -186,6 +186,17 @@ class ArrayParameters:
         """Bit lines of the array."""
         return int(self.cell_slope.shape[1])
 
+    @property
+    def left_when_read(self) -> float:
+        """Part of the conductances that drift had left when the recorded writes were read, on average.
+
+        What wires take grows with what is left: losses of the recording are those of `left_when_read * wire_ohm`.
+        """
+        fitted = np.isfinite(self.drift.error)
+        if self.write_log_age is None or not self.write_log_age.size or not fitted.any():
+            return 1.0
+        return float(np.exp(-np.median(self.drift.value[fitted]) * self.write_log_age.mean()))
+
     def with_estimates(self, changes: Mapping[str, Estimate]) -> ArrayParameters:
         """The same array with other estimates, by their names in `estimates`.
 

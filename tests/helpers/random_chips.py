@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from labrig_calibration.assumptions import AssumedChip
 from labrig_calibration.dataset import Converters, MvmDataset
 from labrig_calibration.ladder import Ladder, RungName
+from labrig_calibration.predictions import analyse
 from labrig_calibration.result import CalibrationResult
-from labrig_calibration.stimulus import StimulusCounts, design_mvm_calibration
+from labrig_calibration.stimulus import MvmDesign, StimulusCounts, design_mvm_calibration
 from labrig_drivers.mock.chip import ChipSettings, SimulatedArray, WrittenArray
-from labrig_drivers.mock.nodal import transfer_matrix
 
 FloatArray = NDArray[np.float64]
 
@@ -30,12 +31,14 @@ class MeasuredChip:
         truth: Its devices.
         written: What each write left.
         dataset: What was measured.
+        design: What was planned.
     """
 
     settings: ChipSettings
     truth: SimulatedArray
     written: tuple[WrittenArray, ...]
     dataset: MvmDataset
+    design: MvmDesign
 
 
 def draw_settings(rng: np.random.Generator, sizes: tuple[int, ...] = (8, 12, 16, 24, 32)) -> ChipSettings:
@@ -49,6 +52,9 @@ def draw_settings(rng: np.random.Generator, sizes: tuple[int, ...] = (8, 12, 16,
 
     # Share of the voltage that the wires of the last cell lose, on average.
     drop = spread(0.01, 0.12) if rng.random() < 0.5 else 0.0
+    wire_ohm = drop / (25e-6 * (rows**2 + columns**2) / 2.0)
+    # Word and bit lines of similar metal: their difference over their sum.
+    unlike = float(np.clip(0.3 * rng.standard_normal(), -0.6, 0.6))
     return ChipSettings(
         seed=int(rng.integers(1, 2**31)),
         arrays=1,
@@ -58,7 +64,8 @@ def draw_settings(rng: np.random.Generator, sizes: tuple[int, ...] = (8, 12, 16,
         programming_scale=spread(0.2, 1.5),
         mismatch_sigma=spread(0.03, 0.2),
         stuck_fraction=float(rng.choice([0.0, 0.01, 0.04])),
-        wire_ohm=drop / (25e-6 * (rows**2 + columns**2) / 2.0),
+        wire_ohm=wire_ohm * (1.0 + unlike),
+        bit_wire_ohm=wire_ohm * (1.0 - unlike),
         gain_sigma=spread(0.02, 0.15),
         offset_sigma_a=lsb_a * spread(1.0, 15.0),
         compression_a=full_scale_a * spread(0.5, 1.5),
@@ -111,7 +118,7 @@ def measure(settings: ChipSettings, rng: np.random.Generator, writes: int = 4) -
         converters=converters,
         chip_id=f"SIM-{settings.seed}",
     )
-    return MeasuredChip(settings, truth, tuple(written), dataset)
+    return MeasuredChip(settings, truth, tuple(written), dataset, design)
 
 
 def true_ladder(settings: ChipSettings) -> Ladder:
@@ -126,7 +133,8 @@ def true_ladder(settings: ChipSettings) -> Ladder:
 def z_scores(chip: MeasuredChip, result: CalibrationResult) -> dict[str, FloatArray]:
     """Errors of every family of parameters in standard errors, NaN for what lies at a boundary.
 
-    A parameter that cannot be negative is away from its boundary where the truth is at least three standard errors.
+    A parameter that cannot be negative is away from its boundary where the truth is at least three standard errors: of
+    wires those that the design predicted, for the fit's own are small where its resistance came out small.
     """
     settings, truth, array = chip.settings, chip.truth, result.array_parameters
     healthy = ~(truth.stuck_low | truth.stuck_high | array.stuck)
@@ -134,9 +142,7 @@ def z_scores(chip: MeasuredChip, result: CalibrationResult) -> dict[str, FloatAr
         [truth.mismatch[healthy[:, j], j].mean() if healthy[:, j].any() else np.nan for j in range(array.columns)]
     )
     gauge = truth.gain * mean_slope
-    transfer_s = np.stack(
-        [transfer_matrix(one.conductance_s, settings.wire_ohm, settings.wire_ohm) for one in chip.written]
-    )
+    transfer_s = np.stack([truth.transfer_s(one.conductance_s) for one in chip.written])
     truths: dict[str, FloatArray] = {
         "offset": truth.offset_a,
         "compression": 1.0 / truth.compression_a,
@@ -153,17 +159,12 @@ def z_scores(chip: MeasuredChip, result: CalibrationResult) -> dict[str, FloatAr
         # Behind wires a column's current drifts less than its cells do: their drop drifts too.
         log_age = float(np.log1p(chip.dataset.age_s).mean())
         late_s = np.stack(
-            [
-                transfer_matrix(
-                    one.conductance_s * np.exp(-settings.drift_exponent * log_age), settings.wire_ohm, settings.wire_ohm
-                )
-                for one in chip.written
-            ]
+            [truth.transfer_s(one.conductance_s * np.exp(-settings.drift_exponent * log_age)) for one in chip.written]
         )
         fallen = (transfer_s * late_s).sum(axis=(0, 1)) / (transfer_s**2).sum(axis=(0, 1))
         truths["drift"] = -np.log(fallen) / log_age
     if settings.wire_ohm > 0:
-        truths["wire_ohm"] = np.full(2, settings.wire_ohm)
+        truths["wire_ohm"] = np.array([settings.wire_ohm, settings.bit_wire_ohm or settings.wire_ohm])
         truths["crosstalk"] = np.zeros(())
     bounded = {"amplifier_noise", "shot_noise", "conductance_noise", "wire_ohm", "mismatch"}
     scores = {}
@@ -174,9 +175,33 @@ def z_scores(chip: MeasuredChip, result: CalibrationResult) -> dict[str, FloatAr
         z = (estimate.value - value) / np.where(estimate.error > 0, estimate.error, np.nan)
         if name in bounded:
             # By the typical error: a single one is small where its own estimate is.
-            z = np.where(value > 3.0 * np.median(estimate.error), z, np.nan)
+            # Both lines or none: of each by itself the larger one would be chosen, which is drawn towards the other.
+            error = wire_error_ohm(chip).mean() if name == "wire_ohm" else np.median(estimate.error)
+            z = np.where(np.mean(value) > 3.0 * error if name == "wire_ohm" else value > 3.0 * error, z, np.nan)
         scores[name] = np.where(np.isfinite(estimate.error), z, np.nan)
     return scores
+
+
+def wire_error_ohm(chip: MeasuredChip) -> FloatArray:
+    """What the design predicts for the standard errors of word and bit lines in ohm, `[2]`."""
+    settings = chip.settings
+    assumed = AssumedChip(
+        gain=1.0,
+        compression_per_a=1.0 / settings.compression_a,
+        drift=settings.drift_exponent,
+        drift_reference_s=settings.drift_start_s,
+        amplifier_noise_a2=settings.amplifier_noise_a**2,
+        shot_noise_a=settings.shot_noise_a,
+        conductance_noise=settings.conductance_noise**2,
+        programming=tuple(settings.programming_scale * _PROGRAMMING),
+        device_spread=settings.mismatch_sigma,
+        wire_ohm=0.5 * (settings.wire_ohm + (settings.bit_wire_ohm or settings.wire_ohm)),
+        crosstalk=0.0,
+        source="truth",
+    )
+    assert chip.dataset.converters is not None
+    analysis = analyse(chip.design, chip.dataset.converters, assumed, mvm_s=1e-2)
+    return np.array([analysis.predicted[name].error for name in ("word_line_ohm", "bit_line_ohm")])
 
 
 def noise_ratios(chip: MeasuredChip, result: CalibrationResult) -> dict[str, tuple[float, float]]:

@@ -38,7 +38,7 @@ class ChipSettings:
         programming_scale: Multiple of the PCM-like programming error (see `programming_sigma_s`).
         mismatch_sigma: Relative spread of a device around what it was programmed to, the same at every write.
         stuck_fraction: Fraction of devices that cannot be programmed, half of them low, half high.
-        wire_ohm: Resistance in ohm of one segment of a word or bit line.
+        wire_ohm: Resistance in ohm of one segment of a word line, and of a bit line where nothing else is said.
         gain_sigma: Relative spread of the column gains around 1.
         offset_sigma_a: Spread of the column offsets in A.
         compression_a: Mean current in A at which a column amplifier saturates.
@@ -53,6 +53,7 @@ class ChipSettings:
         program_latency_s: Time in s of one programming of an array.
         temperature_k: What a temperature sensor on the chip reads, in K; nothing else depends on it.
         cell_reading_s: Time in s that source-meters take for one reading of a single cell.
+        bit_wire_ohm: Resistance in ohm of one segment of a bit line where it is another metal than the word lines.
     """
 
     seed: int = 1
@@ -83,6 +84,7 @@ class ChipSettings:
     program_latency_s: float = 5e-3
     temperature_k: float = 300.0
     cell_reading_s: float = 20e-3
+    bit_wire_ohm: float | None = None
 
 
 def programming_sigma_s(target_s: FloatArray, conductance_max_s: float, scale: float) -> FloatArray:
@@ -117,6 +119,7 @@ class SimulatedArray:
     def __init__(self, settings: ChipSettings, index: int) -> None:
         self._settings = settings
         self._index = index
+        self._last: tuple[FloatArray, FloatArray] | None = None
         rng = self._generator(_DEVICES)
         cells = (settings.rows, settings.columns)
         log_sigma = np.sqrt(np.log1p(settings.mismatch_sigma**2))
@@ -151,6 +154,15 @@ class SimulatedArray:
         decay = np.exp(-self.drift_exponent * np.log1p(age_s / self._settings.drift_start_s))
         return np.asarray(written.conductance_s * decay)
 
+    def transfer_s(self, conductance_s: FloatArray) -> FloatArray:
+        """What conductances `[rows, columns]` in S pass on from line voltages to column currents, wires included."""
+        # Where nothing drifts a thousand batches ask for the same matrix, whose wires take longest.
+        if self._last is None or not np.array_equal(self._last[0], conductance_s):
+            word_ohm, bit_ohm = self._settings.wire_ohm, self._settings.bit_wire_ohm
+            transfer = transfer_matrix(conductance_s, word_ohm, word_ohm if bit_ohm is None else bit_ohm)
+            self._last = (conductance_s, transfer)
+        return self._last[1]
+
     def verify(self, written: WrittenArray, time_s: float, request: int) -> FloatArray:
         """The board's own read of every cell: one cell at a time, with the conductance noise."""
         rng = self._generator(_VERIFYING, written.write, request)
@@ -170,7 +182,7 @@ class SimulatedArray:
         rng = self._generator(_READING, written.write, request)
         line_v = self.dac_v(voltage_v)
         conductance_s = self.conductance_s(written, time_s)
-        transfer_s = transfer_matrix(conductance_s, settings.wire_ohm, settings.wire_ohm)
+        transfer_s = self.transfer_s(conductance_s)
         current_a = line_v @ transfer_s
         variance = settings.shot_noise_a * (np.abs(line_v) @ transfer_s)
         variance += settings.conductance_noise**2 * (line_v**2 @ transfer_s**2)
@@ -192,7 +204,7 @@ class SimulatedArray:
         settings = self._settings
         rng = self._generator(_TRANSPOSED, written.write, request)
         line_v = self.dac_v(voltage_v)
-        transfer_s = transfer_matrix(self.conductance_s(written, time_s), settings.wire_ohm, settings.wire_ohm).T
+        transfer_s = self.transfer_s(self.conductance_s(written, time_s)).T
         current_a = line_v @ transfer_s
         variance = settings.shot_noise_a * (np.abs(line_v) @ transfer_s)
         variance += settings.conductance_noise**2 * (line_v**2 @ transfer_s**2) + settings.amplifier_noise_a**2
@@ -209,7 +221,7 @@ class SimulatedArray:
         """
         settings = self._settings
         rng = self._generator(_SWEEPING, written.write, request)
-        transfer_s = transfer_matrix(self.conductance_s(written, time_s), settings.wire_ohm, settings.wire_ohm)
+        transfer_s = self.transfer_s(self.conductance_s(written, time_s))
         current_a = level_v * transfer_s[cell]
         variance = settings.shot_noise_a * np.abs(current_a) + (settings.conductance_noise * current_a) ** 2
         return np.asarray(current_a + np.sqrt(variance) * rng.standard_normal(current_a.shape))

@@ -1,0 +1,56 @@
+"""Wires in the cells of recorded writes: their resistance, whatever drift had left when the writes were read."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from labrig_calibration.cell_likelihood import BIT, WORD, CellData, CellModel
+from labrig_calibration.cells import CellFit, fit_cells
+from labrig_drivers.mock.nodal import transfer_matrix
+
+LEFT = 0.7
+HIGHEST_S = 50e-6
+
+
+def cells_behind_wires(rng: np.random.Generator, size: int, word_ohm: float, bit_ohm: float) -> CellData:
+    """Four writes, read when `LEFT` of their conductances is left, given at age zero as the fit of columns does."""
+    first = rng.uniform(4e-6, HIGHEST_S, (2, size, size))
+    target_s = np.stack([first, 4e-6 + HIGHEST_S - first], axis=1).reshape(4, size, size)
+    slope = 1.0 + 0.04 * rng.standard_normal((size, size))
+    cells_s = slope * target_s + 0.005 * HIGHEST_S * rng.standard_normal(target_s.shape)
+    passed_s = np.stack([transfer_matrix(LEFT * one, word_ohm, bit_ohm) for one in cells_s]) / LEFT
+    error_s = np.full_like(passed_s, 1e-3 * HIGHEST_S)
+    return CellData(
+        torch.as_tensor(passed_s + error_s * rng.standard_normal(passed_s.shape)),
+        torch.as_tensor(error_s),
+        torch.as_tensor(target_s),
+        HIGHEST_S,
+        torch.full((4,), LEFT, dtype=torch.float64),
+    )
+
+
+def mean_ohm(fit: CellFit) -> tuple[float, float]:
+    """Mean resistance of both lines, and its standard error."""
+    place = [fit.model.law.index(WORD), fit.model.law.index(BIT)]
+    return float(fit.law[[WORD, BIT]].mean()), 0.5 * float(np.sqrt(fit.law_covariance[np.ix_(place, place)].sum()))
+
+
+def test_drift_hides_no_resistance() -> None:
+    data = cells_behind_wires(np.random.default_rng(3), 24, 9.0, 6.5)
+    model = CellModel(crosstalk=False)
+    found, error = mean_ohm(fit_cells(data, model))
+    assert error < 0.9
+    assert abs(found - 7.75) < 2.5 * error
+    # Without being told, a fit takes what the undrifted cells would have lost.
+    blind, _ = mean_ohm(fit_cells(replace(data, left=torch.ones(4, dtype=torch.float64)), model))
+    assert abs(blind / found - LEFT) < 0.03
+
+
+def test_a_start_leads_to_the_same_fit() -> None:
+    data = cells_behind_wires(np.random.default_rng(4), 16, 12.0, 12.0)
+    straight = fit_cells(data, CellModel(wires=False, crosstalk=False))
+    fresh, led = fit_cells(data, CellModel(crosstalk=False)), fit_cells(data, CellModel(crosstalk=False), straight)
+    assert abs(fresh.log_likelihood - led.log_likelihood) < 0.1
+    np.testing.assert_allclose(led.law[[WORD, BIT]], fresh.law[[WORD, BIT]], rtol=0.02)
+    assert fresh.log_likelihood > straight.log_likelihood + 50.0
