@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from labrig.training.config import TrainConfig, parse_training
+from labrig.training.tensorboard_file import FOLDER as TENSORBOARD
+from labrig.training.tensorboard_file import EventFile, scalars_of
 from labrig_drivers.errors import ConfigError, StorageError
 
 NETWORK = "network.safetensors"
@@ -143,28 +145,46 @@ def load_metrics(folder: Path) -> list[dict[str, object]]:
 
 @dataclass
 class MetricsFile:
-    """Appends every training step to `metrics.jsonl`.
+    """Appends every training step to `metrics.jsonl`, and its numbers to an event file for TensorBoard.
+
+    The event file is begun anew with what `metrics.jsonl` holds, so that both agree also where steps were dropped.
 
     Attributes:
         folder: The run folder.
+
+    Raises:
+        StorageError: They cannot be written.
     """
 
     folder: Path
 
     def __post_init__(self) -> None:
-        self._file = (self.folder / METRICS).open("a", encoding="utf-8")
+        try:
+            known = load_metrics(self.folder) if (self.folder / METRICS).exists() else []
+            self._file = (self.folder / METRICS).open("a", encoding="utf-8")
+            self._events = EventFile(self.folder / TENSORBOARD, "metrics")
+        except OSError as error:
+            raise StorageError(f"{self.folder / METRICS}: cannot be written ({error.strerror})") from error
+        for line in known:
+            self._show(line)
 
     def write(self, line: Mapping[str, object]) -> None:
         """Adds one line."""
         self._file.write(json.dumps(line) + "\n")
+        self._show(line)
 
     def flush(self) -> None:
         """Hands everything to the system."""
         self._file.flush()
+        self._events.flush()
 
     def close(self) -> None:
-        """Writes what is left and closes the file."""
+        """Writes what is left and closes the files."""
         self._file.close()
+        self._events.close()
+
+    def _show(self, line: Mapping[str, object]) -> None:
+        self._events.scalars(int(str(line["step"])), scalars_of(line))
 
 
 def keep_metrics_until(folder: Path, phase: str, step: int) -> None:
