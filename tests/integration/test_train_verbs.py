@@ -24,7 +24,7 @@ calibration = "chip.safetensors"
 
 [training]
 method = "{method}"
-hidden = 16
+hidden = 10
 digital_steps = 300
 surrogate_steps = 150
 in_loop_cycles = 3
@@ -56,7 +56,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a rig file, a recording and a calibration of chip SIM-0001."""
     folder = tmp_path_factory.mktemp("measured")
     # Just as large as the network needs.
-    rig = shipped_rig("mock").read_text().replace("seed = 1\n", "seed = 1\ncolumns = 32\n")
+    rig = shipped_rig("mock").read_text().replace("seed = 1\n", "seed = 1\ncolumns = 20\n")
     (folder / "mock.toml").write_text(rig)
     for arguments in (
         ["sweep", folder / "mock.toml", "--plan", "mvm", "-o", folder / "run.h5", "--writes", "2"],
@@ -182,7 +182,7 @@ def test_a_recording_of_another_chip_is_refused(cli: Cli, bench: Path) -> None:
 
 def test_all_faults_of_a_training_file_come_at_once(cli: Cli, bench: Path) -> None:
     file = training_file(bench, "in-loop")
-    file.write_text(file.read_text().replace("hidden = 16", "hiden = 16").replace("seed = 3", "seed = -3"))
+    file.write_text(file.read_text().replace("hidden = 10", "hiden = 10").replace("seed = 3", "seed = -3"))
     code, _, err = cli("train", file)
     assert code == 2
     assert f"{file}:4: run.seed:" in err
