@@ -29,13 +29,21 @@ def calibrate(
         Path | None,
         typer.Option(metavar="OLD", help="An earlier calibration of this chip: say what changed, with significance."),
     ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(metavar="MVMS", min=1, help="Say what is least certain, and what so many more MVMs should be."),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --budget: write the plan file of these MVMs there.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print verdict, parameters and changes as JSON.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the draws in the diagnostics.")] = 0,
 ) -> None:
     """Fit the surrogate of a chip to its recordings, and say whether the fit may be used.
 
     Earlier calibrations of the chip that lie beside the output make the history in the report; the output carries a
-    short record of them on, so that writing the same file every morning loses nothing.
+    short record of them on, so that writing the same file every morning loses nothing. With --budget the errors of the
+    fit decide what is best measured next; labrig plan does the same before anything was measured.
 
     Example: labrig calibrate today.h5 -o chip.safetensors --report report.html --against yesterday.safetensors
     """
@@ -44,16 +52,20 @@ def calibrate(
 
     from labrig.calibrating import calibrate_recordings, report_conditions
     from labrig.calibration_history import calibrations_beside, with_history
+    from labrig.commands.next_text import next_json, next_mvms, print_next
+    from labrig.commands.plan_text import write_plan_file
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
     from labrig.recording.whole_files import unwritable
     from labrig.reports.past import past_of
     from labrig.reports.reported import reported
     from labrig.threads import one_thread
-    from labrig_drivers.errors import StorageError
+    from labrig_drivers.errors import ConfigError, StorageError
     from labrig_surrogates.io import save_chip
 
-    if faults := unwritable([output, *([] if report is None else [report])]):
+    if plan is not None and (budget is None or plan.suffix != ".toml"):
+        raise ConfigError(f"--plan {plan}: it is the plan file (.toml) of the MVMs of --budget")
+    if faults := unwritable([output, *(one for one in (report, plan) if one is not None)]):
         raise StorageError("; ".join(faults))
     old = None if against is None else _earlier(against, files)
     bus = EventBus()
@@ -72,12 +84,19 @@ def calibrate(
             from labrig.reports.calibration import write_report
 
             arrays = write_report(report, calibration.fits, report_conditions(files), rng, chip=chip, past=past)
+        ahead = None if budget is None else next_mvms(files[0], calibration.fits, budget, bus)
     if as_json:
         from labrig.reports.as_json import calibration_json
 
-        print(calibration_json(chip, arrays, past))
+        print(calibration_json(chip, arrays, past, None if ahead is None else next_json(*ahead)))
+    else:
+        _print(chip, arrays, past if old is not None else None)
+        if ahead is not None:
+            print_next(ahead[0])
+    if ahead is not None and plan is not None:
+        write_plan_file(plan, ahead[0].designed, ahead[1], Path("rig.toml"), seed=ahead[0].seed)
+    if as_json:
         return
-    _print(chip, arrays, past if old is not None else None)
     print(f"{output}: chip {chip.chip_id}, {len(arrays)} arrays")
     if report is not None:
         print(f"{report}: open it in a browser")

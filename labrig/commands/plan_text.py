@@ -141,8 +141,8 @@ def _as_document(one: Predicted) -> dict[str, object]:
     }
 
 
-def write_plan_file(path: Path, designed: DesignedCalibration, info: BoardInfo, rig: Path) -> None:
-    """Writes the plan file.
+def write_plan_file(path: Path, designed: DesignedCalibration, info: BoardInfo, rig: Path, *, seed: int = 0) -> None:
+    """Writes the plan file; the sweep that its head shows has the seed of the design where that is not the usual one.
 
     Raises:
         StorageError: It cannot be written.
@@ -156,7 +156,7 @@ def write_plan_file(path: Path, designed: DesignedCalibration, info: BoardInfo, 
     head = (
         f"Designed for chip {info.chip_id}, {info.rows} x {info.columns}: {designed.needs.mvms} MVMs.",
         f"Worst predicted error: {worst.name}, {percent(worst.relative)} of {worst.relative_to}.",
-        f"labrig sweep {rig} --plan {path} -o run.h5",
+        f"labrig sweep {rig} --plan {path}{f' --seed {seed}' if seed else ''} -o run.h5",
     )
     try:
         path.write_text(PlanFile(plan.name, options).text(head), encoding="utf-8")

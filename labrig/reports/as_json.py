@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from labrig.reports.verdict import worst
 from labrig_surrogates.parameters import ChipParameters, Estimate
 
 
-def calibration_json(chip: ChipParameters, arrays: Sequence[ReportedArray], past: Past) -> str:
-    """One document; numbers in SI units, null where there is none."""
+def calibration_json(
+    chip: ChipParameters, arrays: Sequence[ReportedArray], past: Past, ahead: Mapping[str, object] | None = None
+) -> str:
+    """One document; numbers in SI units, null where there is none. `ahead` is what to measure next."""
     document = {
         "chip": chip.chip_id,
         "verdict": worst([one.verdict for one in arrays]).words,
@@ -28,6 +30,7 @@ def calibration_json(chip: ChipParameters, arrays: Sequence[ReportedArray], past
             **change_json(past.change),
             "error_of_the_earlier_over_this": {str(one.array): one.ratio for one in past.carried_over},
         },
+        "next": None if ahead is None else dict(ahead),
     }
     return json.dumps(_finite(document), indent=2)
 

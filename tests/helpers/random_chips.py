@@ -133,8 +133,9 @@ def true_ladder(settings: ChipSettings) -> Ladder:
 def z_scores(chip: MeasuredChip, result: CalibrationResult) -> dict[str, FloatArray]:
     """Errors of every family of parameters in standard errors, NaN for what lies at a boundary.
 
-    A parameter that cannot be negative is away from its boundary where the truth is at least three standard errors: of
-    wires those that the design predicted, for the fit's own are small where its resistance came out small.
+    A parameter that cannot be negative is away from its boundary where the truth is at least three standard errors; of
+    wires one and a half of those that the design predicted, without what one line says of the other, for the fit's own
+    are small where its resistance came out small.
     """
     settings, truth, array = chip.settings, chip.truth, result.array_parameters
     healthy = ~(truth.stuck_low | truth.stuck_high | array.stuck)
@@ -177,7 +178,7 @@ def z_scores(chip: MeasuredChip, result: CalibrationResult) -> dict[str, FloatAr
             # By the typical error: a single one is small where its own estimate is.
             # Both lines or none: of each by itself the larger one would be chosen, which is drawn towards the other.
             error = wire_error_ohm(chip).mean() if name == "wire_ohm" else np.median(estimate.error)
-            z = np.where(np.mean(value) > 3.0 * error if name == "wire_ohm" else value > 3.0 * error, z, np.nan)
+            z = np.where(np.mean(value) > 1.5 * error if name == "wire_ohm" else value > 3.0 * error, z, np.nan)
         scores[name] = np.where(np.isfinite(estimate.error), z, np.nan)
     return scores
 

@@ -173,6 +173,50 @@ def test_calibrate_says_what_changed_and_carries_the_past_on(cli: Cli, bench: Pa
     assert str(chip.provenance["array_0_data_sha256"]) in out
 
 
+def test_a_budget_says_what_to_measure_next(bench: Path, cli: Cli, tmp_path: Path) -> None:
+    plan = tmp_path / "next.toml"
+    given = ("calibrate", bench / "monday.h5", "-o", tmp_path / "chip.safetensors", "--budget", 1000)
+    code, out, _ = cli(*given, "--plan", plan, "--json")
+    assert code == 0
+    ahead = json.loads(out)["next"]
+    assert 0 < ahead["mvms"] <= 1000
+    assert set(ahead["goals"]) <= set(ahead["least_certain"])
+    known = ahead["parameters"]
+    assert {"gain", "offset", "noise", "programming"} < set(known)
+    relative = [known[name]["relative"] for name in ahead["least_certain"]]
+    assert relative == sorted(relative, reverse=True)
+    for name, one in known.items():
+        assert one["error_together"] <= min(one["error"], one["error_of_next_alone"]), name
+    # What the fit says of its own error is what the table starts from.
+    chip = load_chip(tmp_path / "chip.safetensors").arrays[0]
+    assert known["offset"]["error"] == pytest.approx(np.sqrt((chip.offset.error**2).mean()))
+    assert f"writes = {ahead['plan']['writes']}" in plan.read_text()
+    assert "--seed 2" in plan.read_text()
+
+
+def test_a_plan_of_no_budget_is_refused_before_anything_is_fitted(bench: Path, cli: Cli, tmp_path: Path) -> None:
+    chip = tmp_path / "chip.safetensors"
+    code, _, error = cli("calibrate", bench / "monday.h5", "-o", chip, "--plan", tmp_path / "next.toml")
+    assert code != 0
+    assert "--budget" in error
+    assert not chip.exists()
+
+
+@pytest.mark.nightly
+def test_what_is_measured_next_makes_it_as_sure_as_said(bench: Path, cli: Cli, tmp_path: Path) -> None:
+    chip, plan, more = tmp_path / "chip.safetensors", tmp_path / "next.toml", tmp_path / "more.h5"
+    code, out, _ = cli("calibrate", bench / "monday.h5", "-o", chip, "--budget", 8000, "--plan", plan, "--json")
+    assert code == 0
+    ahead = json.loads(out)["next"]
+    run_quietly("sweep", bench / "mock.toml", "--plan", plan, "--seed", ahead["seed"], "-o", more)
+    run_quietly("calibrate", bench / "monday.h5", more, "-o", chip)
+    after = load_chip(chip).arrays[0]
+    for name, estimate in (("gain", after.gain), ("offset", after.offset), ("compression", after.compression)):
+        error = float(np.sqrt((estimate.error**2).mean()))
+        assert error < 0.8 * ahead["parameters"][name]["error"], name
+        assert 0.6 < error / ahead["parameters"][name]["error_together"] < 1.6, name
+
+
 def test_json_is_one_document_with_verdict_parameters_and_changes(cli: Cli, bench: Path, tmp_path: Path) -> None:
     old = load_chip(bench / "monday.safetensors")
     offset = old.arrays[0].offset
