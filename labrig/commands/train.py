@@ -10,9 +10,11 @@ import typer
 from labrig.commands.interruptible import interruptible
 from labrig.commands.mqtt import published
 from labrig.extras import demand_extra
+from labrig_drivers.errors import ConfigError
 
 if TYPE_CHECKING:
     from labrig.events import EventBus
+    from labrig.training.ranks import Ranks
 
 
 def train(
@@ -45,17 +47,23 @@ def train(
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
     from labrig.threads import one_thread
+    from labrig.training.ranks import torchrun_ranks
 
     bus = EventBus()
-    with interruptible(), one_thread(), ProgressListener() as progress:
-        bus.subscribe(progress)
-        lines = _replayed(replay, bus) if replay is not None else _trained(file, rig, recording, resume, bus)
-    for line in lines:
+    with interruptible(), one_thread(), ProgressListener() as progress, torchrun_ranks() as ranks:
+        if ranks.size > 1 and file is None:
+            raise ConfigError(
+                "only a new run can be shared between processes: start --resume and --replay without them"
+            )
+        if ranks.rank == 0:
+            bus.subscribe(progress)
+        lines = _replayed(replay, bus) if replay is not None else _trained(file, rig, recording, resume, bus, ranks)
+    for line in lines if ranks.rank == 0 else ():
         print(line)
 
 
 def _trained(
-    file: Path | None, rig: Path | None, recording: Path | None, resume: Path | None, bus: EventBus
+    file: Path | None, rig: Path | None, recording: Path | None, resume: Path | None, bus: EventBus, ranks: Ranks
 ) -> list[str]:
     from labrig.config import load_rig
     from labrig.training.config import load_training
@@ -68,7 +76,7 @@ def _trained(
         assert resume is not None
         config = load_origin(resume)
     with published(None if config.rig is None else load_rig(config.rig), bus):
-        result = train_run(config, bus) if file is not None else resume_run(config, bus)
+        result = train_run(config, bus, ranks) if file is not None else resume_run(config, bus)
     folder, method = result.config.folder, result.config.file.training.method
     return [
         f"{folder}: trained {method}; the digital network has {100 * result.digital_accuracy:.1f} %",

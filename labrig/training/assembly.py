@@ -25,6 +25,7 @@ from labrig.training.optimisation import Stepper
 from labrig.training.physical import BlockingBoard, PhysicalBackend
 from labrig.training.plan import Plan
 from labrig.training.population import draw_population
+from labrig.training.ranks import Ranks
 from labrig.training.replay_backend import RecordedWrite, ReplayBackend
 from labrig.training.session import Recalibration, Session
 from labrig.training.writing import WriteRule
@@ -34,10 +35,12 @@ from labrig_surrogates.backend import DigitalBackend
 # population, canaries, and what methods draw.
 DATA_STREAM, NOISE_STREAM, CHIP_STREAM, CANARY_STREAM, METHOD_STREAM = 1, 2, 3, 4, 5
 
+_ALONE = Ranks()
 
-def generator_of(seed: int, stream: int) -> torch.Generator:
-    """The generator of one stream of draws of one seed."""
-    return torch.Generator().manual_seed(1000 * seed + stream)
+
+def generator_of(seed: int, stream: int, rank: int = 0) -> torch.Generator:
+    """The generator of one stream of draws of one seed, in one of several processes."""
+    return torch.Generator().manual_seed((rank << 40) + 1000 * seed + stream)
 
 
 def assemble(
@@ -51,6 +54,7 @@ def assemble(
     teacher: Tensor | None = None,
     recorded: Mapping[int, Sequence[RecordedWrite]] | None = None,
     meter_j: Callable[[], float | None] = lambda: None,
+    ranks: Ranks = _ALONE,
 ) -> Session:
     """Puts a session together; the network is trained in place.
 
@@ -64,6 +68,7 @@ def assemble(
         teacher: Outputs of a teacher for every training image, `[N, classes]`.
         recorded: Passes of the chip, by array, for layers that `plan.layers` has replayed.
         meter_j: Reads the energy meter in J, None without one.
+        ranks: Which of several processes this is, for a training on the surrogate that they share.
 
     Raises:
         ConfigError: The method cannot train this network, or a layer that the plan names does not exist.
@@ -72,7 +77,7 @@ def assemble(
     step_s = plan.conductance_step_s
     surrogate = chip.backend(
         network,
-        generator_of(seed, NOISE_STREAM),
+        generator_of(seed, NOISE_STREAM, ranks.rank),
         conductance_step_s=step_s,
         stochastic=plan.stochastic_rounding,
     )
@@ -101,6 +106,7 @@ def assemble(
         generator=generator_of(seed, METHOD_STREAM),
         noisy=NoisySteps(plan.noise, plan.draws, population),
         chunks=1 if shared else plan.chunks,
+        ranks=ranks,
     )
     sampler = Sampler(data, plan.optimisation.batch, generator_of(seed, DATA_STREAM), teacher)
     return Session(

@@ -14,6 +14,7 @@ from labrig.training.ledger import Ledger
 from labrig.training.optimisation import Stepper
 from labrig.training.physical import PhysicalBackend
 from labrig.training.pipelining import PassResult, accumulate
+from labrig.training.ranks import Ranks
 from labrig_surrogates.array_surrogate import ArraySurrogate
 from labrig_surrogates.backend import Backend, MeanBackend, SurrogateBackend, TileName
 from labrig_surrogates.layers import weight_matrices
@@ -51,6 +52,7 @@ class TrainingBench:
         generator: Source of every draw of the method; the noise of the surrogate has its own.
         noisy: How steps on the surrogate meet noise.
         chunks: Parts of a batch that are in flight together.
+        ranks: Which of several processes this is, where surrogate steps are shared between some.
     """
 
     backends: Backends
@@ -63,6 +65,7 @@ class TrainingBench:
     generator: torch.Generator
     noisy: NoisySteps = field(default_factory=NoisySteps)
     chunks: int = 1
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def chip(self) -> PhysicalBackend:
@@ -85,12 +88,12 @@ class TrainingBench:
             surrogate.use(noisy.population[chosen])
         self.backends.use("surrogate")
         whole = 0.0
-        for part in batch.split(noisy.draws):
+        for part in self.ranks.part(batch).split(noisy.draws):
             surrogate.new_write()
             whole += self._add_gradient(part, len(part) / len(batch))
         if noisy.population:
             surrogate.use(self.fitted)
-        return whole
+        return self.ranks.add_up(list(self.stepper.parameters.values()), whole)
 
     def physical_gradient(self, batch: Batch) -> PassResult:
         """Leaves the gradient of a pass through the chip."""

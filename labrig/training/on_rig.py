@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from labrig.training.config import TrainConfig
 from labrig.training.datasets import ImageSet
 from labrig.training.live_rig import LiveRig, LiveRun
 from labrig.training.plan import Plan
+from labrig.training.ranks import Ranks
 from labrig.training.replay_backend import RecordedWrite, recorded_writes
 from labrig.training.run_folder import CHECKPOINTS
 from labrig.training.segments import Segments
@@ -47,6 +48,7 @@ class Job:
         rig: The rig file; None for a method that does without.
         teacher: Outputs of a teacher, where the loss has one.
         checkpoint: Tensors and numbers that the session goes on from; None for a new one.
+        ranks: Which of several processes this is.
     """
 
     config: TrainConfig
@@ -56,6 +58,7 @@ class Job:
     rig: RigConfig | None
     teacher: Tensor | None
     checkpoint: tuple[dict[str, Tensor], dict[str, object]] | None
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 def run_session(
@@ -105,6 +108,7 @@ def _alone(job: Job, start: nn.Module, journal: Callable[[Line], None], flush: C
         job.config.file.run.seed,
         teacher=job.teacher,
         recorded=recorded_passes(job.config, job.chip),
+        ranks=job.ranks,
     )
     if job.checkpoint is not None:
         restore_session(session, *job.checkpoint)

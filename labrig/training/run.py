@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from labrig.training.ledger import Ledger
 from labrig.training.models import accuracy
 from labrig.training.on_rig import Job, run_session, versioned_chip
 from labrig.training.plan import WITHOUT_RIG
+from labrig.training.ranks import Ranks
 from labrig.training.recipe import Recipe
 from labrig.training.run_chip import Sources, demand_chip, load_sources
 from labrig.training.run_folder import (
@@ -41,9 +44,11 @@ from labrig.training.run_report import write_run_report
 from labrig.training.run_summary import summary_of
 from labrig.training.session import Line
 from labrig.training.trainings import OnStep, digital_baseline, surrogate_trained
-from labrig_drivers.errors import LabrigError, StorageError
+from labrig_drivers.errors import ConfigError, LabrigError, StorageError
 from labrig_surrogates.io import load_chip, save_chip
 from labrig_surrogates.layers import set_backend
+
+_ALONE = Ranks()
 
 Checkpoint = tuple[dict[str, Tensor], dict[str, object]]
 
@@ -103,22 +108,36 @@ def step_publisher(bus: EventBus) -> OnStep:
     return publish
 
 
-def train_run(config: TrainConfig, bus: EventBus) -> RunResult:
+def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = _ALONE) -> RunResult:
     """Trains as a training file says.
 
     Everything that the file names is read and compared first; the folder is made only when it all fits together.
 
+    Args:
+        config: The training file.
+        bus: Gets the progress.
+        ranks: Which of several processes this is. All train; what the others than the first write is dropped.
+
     Raises:
-        ConfigError: The method needs something that the file does not name.
+        ConfigError: The method needs something that the file does not name, or cannot be shared between processes.
         IdentityError: Rig, recording and calibration belong to different chips.
         LabrigError: The rig or a file failed; the run can be resumed.
     """
+    if ranks.size > 1 and config.file.training.method != "surrogate":
+        raise ConfigError(f"method {config.file.training.method}: only `surrogate` can be shared between processes")
+    if ranks.rank > 0:
+        with TemporaryDirectory(prefix="labrig-rank-") as folder:
+            return _new_run(replace(config, folder=Path(folder) / "run"), bus, ranks)
+    return _new_run(config, bus, ranks)
+
+
+def _new_run(config: TrainConfig, bus: EventBus, ranks: Ranks) -> RunResult:
     data = load_images(config.file.data.name, config.base)
     sources = load_sources(config, bus)
     create_folder(config)
     if sources.chip is not None:
         save_chip(config.folder / CHIP, sources.chip)
-    return _train(config, sources, data, bus, None)
+    return _train(config, sources, data, bus, None, ranks)
 
 
 def resume_run(config: TrainConfig, bus: EventBus) -> RunResult:
@@ -158,7 +177,12 @@ def resume_run(config: TrainConfig, bus: EventBus) -> RunResult:
 
 
 def _train(
-    config: TrainConfig, sources: Sources, data: ImageSet, bus: EventBus, checkpoint: Checkpoint | None
+    config: TrainConfig,
+    sources: Sources,
+    data: ImageSet,
+    bus: EventBus,
+    checkpoint: Checkpoint | None,
+    ranks: Ranks = _ALONE,
 ) -> RunResult:
     with closing(MetricsFile(config.folder)) as metrics:
         run = _Run(config, bus, data, config.file.recipe(), metrics)
@@ -174,7 +198,7 @@ def _train(
             if checkpoint is not None:
                 chip = versioned_chip(config.folder, chip, int(str(checkpoint[1]["version"])))
             rig = None if sources.info is None else sources.rig
-            job = Job(config, data, run.recipe.in_loop, chip, rig, teacher, checkpoint)
+            job = Job(config, data, run.recipe.in_loop, chip, rig, teacher, checkpoint, ranks)
             try:
                 session = run_session(job, network, bus, run.journal, metrics.flush)
             except (LabrigError, KeyboardInterrupt):
