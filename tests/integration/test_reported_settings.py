@@ -122,6 +122,7 @@ async def test_a_recording_has_the_settings_of_a_meter_that_takes_curves(tmp_pat
 async def test_an_instrument_that_cannot_say_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A firmware that does not know one of the questions answers nothing.
     monkeypatch.setattr("labrig_drivers.keithley2400._SETTINGS", (":SOUR:UNHEARD",))
+    monkeypatch.setitem(Keithley2400.__init__.__kwdefaults__ or {}, "timeout_s", 1.0)
     path, bus, seen = tmp_path / "run.h5", EventBus(), list[Event]()
     bus.subscribe(seen.append)
     async with InstrumentServer(SimulatedKeithley2400(LOAD)) as server:
