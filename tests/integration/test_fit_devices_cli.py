@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from labrig.cli import main
 from labrig.device_fits import FitChoices, fit_file
 from labrig.recorded_devices import recorded_curves, recorded_programming, recorded_relaxation, recorded_traces
 from labrig_drivers.errors import LabrigError, StorageError
@@ -19,8 +22,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def labrig(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "labrig", *map(str, words)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110, check=False)
+    """Runs `labrig ...` in this process, which has everything imported."""
+    out, error = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["labrig", *map(str, words)])
+        with redirect_stdout(out), redirect_stderr(error), pytest.raises(SystemExit) as caught:
+            main()
+    return subprocess.CompletedProcess(
+        list(map(str, words)), int(caught.value.code or 0), out.getvalue(), error.getvalue()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -120,5 +131,6 @@ def test_curves_from_a_file_with_a_window(tmp_path: Path) -> None:
 
 
 def test_help_has_an_example(tmp_path: Path) -> None:
-    done = labrig(tmp_path, "fit-devices", "--help")
+    command = [sys.executable, "-m", "labrig", "fit-devices", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
     assert "Example: labrig fit-devices relaxation" in " ".join(done.stdout.split())

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from labrig_calibration.devices.maximum_likelihood import Found, clustered_covariance, maximise
-from labrig_calibration.devices.relaxation_laws import LAWS, RelaxationLaw, Shape, student_loss
+from labrig_calibration.devices.relaxation_laws import LAWS, DrawnShapes, RelaxationLaw, Shape, student_loss
 from labrig_calibration.devices.values import (
     FloatArray,
     Progress,
@@ -93,12 +93,7 @@ class RelaxationFit:
             state_s: Conductances in S, `[n]`.
             seed: Of the draws of parameters.
         """
-        below = np.zeros(len(state_s))
-        for parameters in self._draws(seed):
-            shape = self._shape(parameters, programmed_s, age_s)
-            standard = ((state_s - programmed_s) / self.unit_s - shape.location.numpy()) / shape.scale.numpy()
-            below += stats.t.cdf(standard, shape.freedom.numpy())
-        return np.asarray(below / _DRAWS)
+        return self._drawn(programmed_s, age_s, seed).below((state_s - programmed_s) / self.unit_s)
 
     def quantile_s(self, programmed_s: FloatArray, age_s: FloatArray, probability: float, seed: int = 0) -> FloatArray:
         """Conductances in S below which cells lie with a probability, `[n]`: the ends of prediction intervals.
@@ -113,9 +108,10 @@ class RelaxationFit:
         middle = programmed_s + shape.location.numpy() * self.unit_s
         reach = 60.0 * shape.scale.numpy() * self.unit_s * (1.0 + 10.0 / shape.freedom.numpy())
         low, high = middle - reach, middle + reach
+        drawn = self._drawn(programmed_s, age_s, seed)
         for _ in range(40):
             half = 0.5 * (low + high)
-            above = self.probability(programmed_s, age_s, half, seed) > probability
+            above = drawn.below((half - programmed_s) / self.unit_s) > probability
             low, high = np.where(above, low, half), np.where(above, half, high)
         return np.asarray(0.5 * (low + high))
 
@@ -158,6 +154,9 @@ class RelaxationFit:
             float(loss.mean()) + math.log(self.unit_s),
             float(np.median(ends[1] - ends[0])),
         )
+
+    def _drawn(self, programmed_s: FloatArray, age_s: FloatArray, seed: int) -> DrawnShapes:
+        return DrawnShapes.of([self._shape(parameters, programmed_s, age_s) for parameters in self._draws(seed)])
 
     def _draws(self, seed: int) -> Tensor:
         """Parameters as the data leave them open, tails excepted: a tail that is not there has no Gaussian error."""

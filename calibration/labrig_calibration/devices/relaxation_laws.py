@@ -17,13 +17,17 @@ The noise of a reading is added to each scale in squares. The tails may change w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 
 from labrig_calibration.devices.maximum_likelihood import Terms
+from labrig_calibration.devices.values import FloatArray
 
 LAWS = ("logarithm", "root of logarithm", "bent logarithm", "power", "drift")
 """Names of the laws."""
@@ -35,6 +39,25 @@ class Shape(NamedTuple):
     location: Tensor
     scale: Tensor
     freedom: Tensor
+
+
+@dataclass(frozen=True)
+class DrawnShapes:
+    """Distributions of shifts by several draws of the parameters, `[draws, n]`."""
+
+    location: FloatArray
+    scale: FloatArray
+    freedom: FloatArray
+
+    @classmethod
+    def of(cls, shapes: Sequence[Shape]) -> DrawnShapes:
+        """One for each draw."""
+        location, scale, freedom = (torch.stack(parts).numpy() for parts in zip(*shapes, strict=True))
+        return cls(location, scale, freedom)
+
+    def below(self, shift: FloatArray) -> FloatArray:
+        """Probability of less than a shift, over all draws, `[n]`."""
+        return np.asarray(special.stdtr(self.freedom, (shift - self.location) / self.scale).mean(axis=0))
 
 
 @dataclass(frozen=True)
