@@ -33,7 +33,7 @@ _ENOUGH, _AT_LEAST = 8, 512
 # So many are enough for the blocks of the final fit, which steer it and give its errors: these are then 1 % too large.
 _ENOUGH_FOR_BLOCKS, _BLOCKS_AT_LEAST = 32, 4096
 # Times that the blocks are summed anew where steps with kept ones do not come to rest.
-_FRESH_BLOCKS = 4
+_FRESH_BLOCKS = 10
 _OFFSET, _COMPRESSION, _DRIFT, _SKEW = 0, 1, 2, 3
 
 
