@@ -43,6 +43,8 @@ _NOISES = (0.0, 0.03, 0.1, 0.3, 1.0)
 _NUDGES = (0.1, 0.3, 1.0)
 _JUDGED_NOISE = 0.1
 _RELAXATION = Relaxation(free_steps=30, nudged_steps=8)
+# Where the estimate is the gradient: a small nudge and all the time to settle.
+_LIMIT = Relaxation(free_steps=400, nudged_steps=400, nudge=0.01)
 _CHIP_RELAXATION = Relaxation(free_steps=15, nudged_steps=6)
 _BLOCKS, _TWO_SIDED = "blocks programmed apart", "the same cells both ways"
 
@@ -245,11 +247,13 @@ def _read_noise(way: nn.Module, x: Tensor) -> float:
 def _cosine_with_settled_loss(network: EquilibriumPropagation, data: ImageSet) -> float:
     """Cosine of the estimate with the gradient of the settled loss, by automatic differentiation through settling."""
     x, target = data.train_x[:64], torch.nn.functional.one_hot(data.train_y[:64], 10).float()
+    usual, network.relaxation = network.relaxation, _LIMIT
     estimate = network.gradients(x, target)
+    network.relaxation = usual
     parameters = {name: p.detach().clone().requires_grad_() for name, p in _upward(network).items()}
     units = [x.new_zeros((64, size)) for size in _SIZES[1:]]
     step = network.relaxation.step
-    for _ in range(200):
+    for _ in range(_LIMIT.free_steps):
         below = [x, *units[:-1]]
         fields = [
             below[i] @ parameters[f"layers.{i}.up.weight"].T + parameters[f"layers.{i}.up.bias"]
@@ -303,7 +307,7 @@ def _found(runs: list[_Run], data: ImageSet, size: _Size, chip_name: str) -> Fou
     return Found(
         findings=tuple(findings),
         controls=(
-            Control("estimate against the settled loss's gradient", "cosine above 0.95", cosine, cosine.value > 0.95),
+            Control("small nudge, settled: estimate and gradient", "cosine above 0.95", cosine, cosine.value > 0.95),
             Control("labels shuffled", "chance, 10 %", shuffled, shuffled.value < 20.0),
         ),
         tables=(
