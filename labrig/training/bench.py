@@ -76,7 +76,7 @@ class TrainingBench:
     @property
     def mean_surrogate(self) -> Backend:
         """The fitted chip without noise, as a backend."""
-        return _Mean(self.surrogate)
+        return MeanOf(self.surrogate)
 
     def surrogate_gradient(self, batch: Batch) -> float:
         """Leaves the gradient of a step on the noisy surrogate; returns its loss."""
@@ -106,7 +106,7 @@ class TrainingBench:
     def gradient_through(self, model: MeanBackend, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the weights on arrays of the noiseless model on a batch; those of the stepper stay."""
         parameters = list(analog_weights(self).values())
-        with self.backends.using(_Mean(model)):
+        with self.backends.using(MeanOf(model)):
             loss = self.stepper.loss(self.stepper.network(batch.x), batch)
             found = torch.autograd.grad(loss, parameters)
         return dict(zip(analog_weights(self), found, strict=True))
@@ -117,13 +117,18 @@ class TrainingBench:
         return float(loss.detach())
 
 
-class _Mean:
-    """The mean of a model as a backend."""
+class MeanOf:
+    """The mean of a model as a backend.
+
+    Args:
+        model: The model.
+    """
 
     def __init__(self, model: MeanBackend) -> None:
         self._model = model
 
     def currents(self, tile: TileName, target_s: Tensor, voltage_v: Tensor) -> Tensor:
+        """See `Backend.currents`."""
         return self._model.mean_currents(tile, target_s, voltage_v)
 
 

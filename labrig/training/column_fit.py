@@ -18,8 +18,8 @@ def column_layers(network: nn.Module) -> list[Columns]:
 
 
 @torch.no_grad()
-def calibrate_columns(network: nn.Module, backend: Backend, x: Tensor) -> int:
-    """Fits scale and bias of each column of each layer, so that the chip gives on average what the weights say.
+def calibrate_columns(network: nn.Module, backend: Backend, x: Tensor, reference: Backend | None = None) -> int:
+    """Fits scale and bias of each column of each layer, so that the chip gives on average what a reference gives.
 
     Layer by layer, since each shifts what the next one sees. Nothing is programmed that was not on the chip already,
     and no classes are needed.
@@ -28,6 +28,8 @@ def calibrate_columns(network: nn.Module, backend: Backend, x: Tensor) -> int:
         network: The analog network; its scales and biases are changed.
         backend: The chip.
         x: Images, without their classes.
+        reference: What the chip should be like: the model that the network was trained on, whose errors its weights
+            have made up for. None for exact products.
 
     Returns:
         Passes of `x` that it took.
@@ -38,13 +40,15 @@ def calibrate_columns(network: nn.Module, backend: Backend, x: Tensor) -> int:
     layers = column_layers(network)
     try:
         for layer in layers:
-            _calibrate_layer(network, layer, x)
+            _calibrate_layer(network, layer, x, backend, reference)
     finally:
         network.train(training)
     return len(layers)
 
 
-def _calibrate_layer(network: nn.Module, layer: Columns, x: Tensor) -> None:
+def _calibrate_layer(
+    network: nn.Module, layer: Columns, x: Tensor, backend: Backend, reference: Backend | None
+) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
@@ -62,7 +66,13 @@ def _calibrate_layer(network: nn.Module, layer: Columns, x: Tensor) -> None:
     measured, wanted = [], []
     for inputs, outputs in seen:
         measured.append(_by_column((outputs - bias.reshape(shape)) / layer.scale.reshape(shape), layer))
-        wanted.append(_by_column(layer.core.product.plain(inputs, layer.weight), layer))
+        if reference is None:
+            wanted.append(_by_column(layer.core.product.plain(inputs, layer.weight), layer))
+            continue
+        set_backend(layer, reference)
+        expected = layer(inputs)
+        set_backend(layer, backend)
+        wanted.append(_by_column((expected - bias.reshape(shape)) / layer.scale.reshape(shape), layer))
     measured_all, wanted_all = torch.cat(measured), torch.cat(wanted)
     mean_measured, mean_wanted = measured_all.mean(0), wanted_all.mean(0)
     centred = measured_all - mean_measured

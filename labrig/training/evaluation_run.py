@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from labrig.config import RigConfig, load_rig
 from labrig.events import EventBus
 from labrig.training.assembly import NOISE_STREAM, generator_of
+from labrig.training.bench import MeanOf
 from labrig.training.capacity import PlannedPasses, training_capacity
 from labrig.training.chip_model import ChipModel
 from labrig.training.column_fit import calibrate_columns, column_layers
@@ -126,7 +127,7 @@ def _on_chip(
     with LiveRig(run, bus) as board:
         backend = physical_backend(network, chip, board, 0)
         zero_shot = judge_on(network, backend, data, writes)
-        _fit_chip(network, backend, data)
+        _fit_chip(network, chip, backend, data)
         calibrated = judge_on(network, backend, data, writes)
     where = f"on chip {chip.chip_id}, {writes} programmings"
     return _evaluation([zero_shot], [calibrated], data, where)
@@ -142,18 +143,20 @@ def _on_drawn_chips(network: nn.Module, folder: Path, data: ImageSet, chips: int
         surrogates = draw_chip(fitted, generator)
         backend = SurrogateBackend(surrogates, model.placement(network), generator_of(number, NOISE_STREAM))
         zero_shot.append(judge_on(network, backend, data, writes))
-        _fit_chip(network, backend, data)
+        _fit_chip(network, model, backend, data)
         calibrated.append(judge_on(network, backend, data, writes))
         network.load_state_dict(before)
     where = f"on {chips} chips drawn from the calibration of {fitted.chip_id}, {writes} programmings each"
     return _evaluation(zero_shot, calibrated, data, where)
 
 
-def _fit_chip(network: nn.Module, backend: ReprogrammableBackend, data: ImageSet) -> None:
+def _fit_chip(network: nn.Module, chip: ChipModel, backend: ReprogrammableBackend, data: ImageSet) -> None:
     """Fits columns and batch normalisation on one programming of the chip, without classes."""
+    # The weights were trained to make up for the errors that the calibration knows: those must stay.
+    reference = MeanOf(chip.backend(network, generator_of(0, NOISE_STREAM)))
     images = data.train_x[:_CALIBRATION_IMAGES]
     backend.new_write()
-    calibrate_columns(network, backend, images)
+    calibrate_columns(network, backend, images, reference)
     set_backend(network, backend)
     reestimate_batch_norm(network, images, 128)
 

@@ -12,7 +12,9 @@ from labrig.testing.known_chip import KnownBoard, KnownChip
 from labrig.training.assembly import assemble
 from labrig.training.averaging import MovingAverage
 from labrig.training.batches import Batch
+from labrig.training.bench import MeanOf
 from labrig.training.chip_model import ChipModel
+from labrig.training.column_fit import calibrate_columns
 from labrig.training.datasets import ImageSet
 from labrig.training.deployment import analog_copy, observed_inputs, set_quantile_ranges
 from labrig.training.models import accuracy, digital_network
@@ -147,3 +149,19 @@ def test_the_average_of_the_weights_begins_late_and_forgets_as_it_should() -> No
     untouched = MovingAverage(0.0)
     untouched.update(dict(network.named_parameters()), 4, 4)
     assert not untouched.shadow
+
+
+def test_columns_are_fitted_to_what_the_network_was_trained_on() -> None:
+    """Weights that made up for a chip's errors must not be brought back to exact products."""
+    chip = KnownChip(gain_sigma=0.2, offset_sigma=0.3, cell_sigma=0.2)
+    model = ChipModel.of(chip.calibration())
+    found = {}
+    for name in ("surrogate", "exact"):
+        analog = analog_copy(digital_network(3, 8, 3, generator(1)), model.geometry)
+        set_quantile_ranges(analog, observed_inputs(analog, DATA.train_x), 1.0, 1.0)
+        backend = physical_backend(analog, model, KnownBoard(chip), 0)
+        reference = MeanOf(model.backend(analog, generator())) if name == "surrogate" else None
+        before = {key: one.clone() for key, one in analog.named_parameters()}
+        assert calibrate_columns(analog, backend, DATA.train_x, reference) == 2
+        found[name] = max((one - before[key]).abs().max().item() for key, one in analog.named_parameters())
+    assert found["surrogate"] < 1e-3 < 0.05 < found["exact"]

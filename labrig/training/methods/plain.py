@@ -31,7 +31,8 @@ def offline_then_calibrated(images: int) -> Method:
     """
 
     def finish(bench: TrainingBench) -> None:
-        bench.ledger.passes += calibrate_columns(bench.stepper.network, bench.chip, bench.data.train_x[:images])
+        network, x = bench.stepper.network, bench.data.train_x[:images]
+        bench.ledger.passes += calibrate_columns(network, bench.chip, x, bench.mean_surrogate)
 
     return Method("offline-calibrated", None, finish=finish)
 
