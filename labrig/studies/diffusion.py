@@ -34,7 +34,7 @@ from labrig_surrogates.models.hardware_noise import PseudoNormal
 QUESTION = "Can a diffusion sampler use the noise of the array that its denoiser is on?"
 
 # Read noise of the simulated chip, as a multiple of what it usually has.
-_NOISIER = (1.0, 4.0, 16.0)
+_NOISIER = (1.0, 8.0)
 _DIGITAL, _UNMATCHED, _MATCHED, _WRONG = "digital", "chip, as it is", "chip, matched", "chip, matched to ten times"
 
 
@@ -104,7 +104,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         LabrigError: The rig failed.
     """
     started_s = time.monotonic()
-    size = _Size(200, 4, 128, 200, 8) if settings.quick else _Size(4_000, 150, 256, 1_000, 24)
+    size = _Size(200, 4, 128, 200, 8) if settings.quick else _Size(4_000, 80, 128, 400, 16)
     tasks = _tasks()[:1] if settings.quick else _tasks()
     noisier = _NOISIER[-1:] if settings.quick or settings.rig is not None else _NOISIER
     runs: dict[tuple[str, float], list[_Run]] = {}
@@ -130,9 +130,15 @@ def _tasks() -> tuple[_Task, ...]:
 
 
 def _noisy_chip(seed: int, task: _Task, times: float) -> ChipSettings:
-    usual = ChipSettings(seed=seed + 1, arrays=task.arrays, adc_bits=12, drift_exponent=0.0, drift_exponent_sigma=0.0)
+    """A chip that was written with care, so that what samples suffer from is its noise."""
+    usual = ChipSettings(seed=seed + 1, arrays=task.arrays, adc_bits=12)
     return replace(
         usual,
+        programming_scale=0.1 * usual.programming_scale,
+        mismatch_sigma=0.1 * usual.mismatch_sigma,
+        stuck_fraction=0.0,
+        drift_exponent=0.0,
+        drift_exponent_sigma=0.0,
         amplifier_noise_a=times * usual.amplifier_noise_a,
         conductance_noise=min(times, 4.0) * usual.conductance_noise,
     )
@@ -255,13 +261,13 @@ def _found(runs: dict[tuple[str, float], list[_Run]], size: _Size, chip_name: st
         findings.append(at_least(f"{name}: matching brings samples nearer, {judged:g} times noisier", saved, 0.0))
         ratio = of_mean([one.distance[_MATCHED] / one.distance[_DIGITAL] for one in quietest], "", "seeds")
         findings.append(at_most(f"{name}: on the chip, matched, at most twice as far as digital", ratio, 2.0))
-        shuffled = of_mean([one.shuffled / one.distance[_DIGITAL] for one in quietest], "", "seeds")
+        shuffled = of_mean([one.shuffled / one.floor for one in quietest], "", "seeds")
         controls.append(
             Control(
                 f"{name}: components shuffled among samples",
-                "further from the data than digital samples",
+                "further from the data than fresh data",
                 shuffled,
-                shuffled.value > 1.0,
+                shuffled.low > 1.0 or (len(quietest) == 1 and shuffled.value > 1.0),
             )
         )
         worse = of_difference(_all(noisiest, _WRONG), _all(noisiest, _MATCHED), "", "seeds")
@@ -330,7 +336,7 @@ def _found(runs: dict[tuple[str, float], list[_Run]], size: _Size, chip_name: st
         conditions={
             "sampler": f"ancestral, {size.steps} steps, {size.samples} samples, the same start and draws for all",
             "training": f"{size.updates} updates of {size.batch} without the chip, {size.chip_updates} in the loop",
-            "chip": chip_name,
+            "chip": f"{chip_name}; programming and mismatch a tenth of the usual, no stuck cells, no drift",
         },
     )
 
