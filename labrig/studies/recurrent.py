@@ -19,7 +19,7 @@ from labrig.studies.chip import StudyChip
 from labrig.studies.intervals import of_difference, of_mean
 from labrig.studies.result import Control, Curve, Interval, Plot, StudyResult, Table, at_least, at_most
 from labrig.studies.running import Found, Report, StudySettings, finished
-from labrig.training.datasets import load_digits
+from labrig.studies.sequences import WASH_OUT, Amount, Sequences, digit_rows, mackey_glass, narma10
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_surrogates.layers import weight_matrices
 from labrig_surrogates.models.energy_based import stationary_covariance
@@ -30,32 +30,12 @@ QUESTION = "Does training a recurrence through time on the chip beat fitting its
 _STATES = 32
 _RADIUS = 0.9
 _RIDGE = 1e-4
-_WASH_OUT = 20
-_OUT_OF_STEP = 50
 _GROWTH_RADII = (0.5, 0.7, 0.9)
 
 
 @dataclass(frozen=True)
-class _Sequences:
-    """Inputs `[sequences, time, inputs]` and what has to come out, `[sequences, time or 1, outputs]`, in two parts."""
-
-    name: str
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-
-    @property
-    def classified(self) -> bool:
-        """Whether one answer at the end counts, not one after each input."""
-        return self.train_y.shape[1] == 1
-
-
-@dataclass(frozen=True)
 class _Size:
-    series: int
-    length: int
-    digits: int
+    amount: Amount
     updates: int
     growth_steps: int
 
@@ -92,7 +72,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         LabrigError: The rig failed.
     """
     started_s = time.monotonic()
-    size = _Size(8, 60, 64, 3, 40) if settings.quick else _Size(32, 120, 512, 60, 200)
+    size = _Size(Amount(8, 60, 64), 3, 40) if settings.quick else _Size(Amount(32, 120, 512), 60, 200)
     runs: dict[str, list[_Kept]] = {}
     grown: dict[float, list[_Growth]] = {radius: [] for radius in _GROWTH_RADII}
     chip_name, done, total = "", 0, settings.seeds * (len(_TASKS) + len(_GROWTH_RADII))
@@ -101,7 +81,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
             report("seeds and tasks", done, total)
             with StudyChip(settings.rig, _chip(seed)) as chip:
                 chip_name = chip.name
-                task = make(size, torch.Generator().manual_seed(seed + 500))
+                task = make(size.amount, torch.Generator().manual_seed(seed + 500))
                 runs.setdefault(task.name, []).append(_one(seed, task, size, chip))
             done += 1
         for radius in _GROWTH_RADII:
@@ -119,54 +99,10 @@ def _chip(seed: int) -> ChipSettings:
     return replace(usual, drift_exponent=0.0, drift_exponent_sigma=0.0)
 
 
-def _narma(size: _Size, generator: torch.Generator) -> _Sequences:
-    """y(t+1) = 0.3 y(t) + 0.05 y(t) (y(t) + ... + y(t-9)) + 1.5 u(t-9) u(t) + 0.1, u uniform in 0 ... 0.5."""
-    count, length = 2 * size.series, size.length + _WASH_OUT
-    u = 0.5 * torch.rand((count, length), generator=generator, dtype=torch.float64)
-    y = torch.zeros((count, length), dtype=torch.float64)
-    for t in range(length - 1):
-        recent = y[:, max(0, t - 9) : t + 1].sum(dim=1)
-        earlier = u[:, t - 9] if t >= 9 else torch.zeros(count, dtype=torch.float64)
-        # As is usual, a sequence that runs away is held at one.
-        y[:, t + 1] = (0.3 * y[:, t] + 0.05 * y[:, t] * recent + 1.5 * earlier * u[:, t] + 0.1).clamp(max=1.0)
-    x, target = (4.0 * u[:, :-1, None] - 1.0).float(), y[:, 1:, None].float()
-    return _Sequences("NARMA-10", x[: size.series], target[: size.series], x[size.series :], target[size.series :])
+_TASKS: tuple[Callable[[Amount, torch.Generator], Sequences], ...] = (narma10, mackey_glass, digit_rows)
 
 
-def _mackey_glass(size: _Size, generator: torch.Generator) -> _Sequences:
-    """dx/dt = 0.2 x(t - 17) / (1 + x(t - 17)^10) - 0.1 x by steps of 0.1, read every 3; six readings ahead."""
-    count, length, ahead, every, delay = 2 * size.series, size.length + _WASH_OUT, 6, 30, 170
-    history = [1.2 + 0.2 * (torch.rand(count, generator=generator, dtype=torch.float64) - 0.5)] * (delay + 1)
-    for _ in range((length + ahead + _OUT_OF_STEP + 60) * every):
-        now, then = history[-1], history[-1 - delay]
-        history.append(now + 0.1 * (0.2 * then / (1.0 + then**10) - 0.1 * now))
-    # The first sixty readings are those of the transient.
-    read = torch.stack(history[delay + 1 + 60 * every :: every], dim=1)
-    # Each begins elsewhere, or all would be in step.
-    first = torch.randint(_OUT_OF_STEP, (count, 1), generator=generator)
-    series = read.gather(1, first + torch.arange(length + ahead))
-    scaled = ((series - 0.93) / 0.23).float()[..., None]
-    x, target = scaled[:, :length], scaled[:, ahead : length + ahead]
-    return _Sequences("Mackey-Glass", x[: size.series], target[: size.series], x[size.series :], target[size.series :])
-
-
-def _digit_rows(size: _Size, generator: torch.Generator) -> _Sequences:
-    data = load_digits()
-    chosen = torch.randperm(len(data.train_y), generator=generator)[: size.digits]
-    parts = (
-        (data.train_x[chosen], data.train_y[chosen]),
-        (data.test_x[: size.digits], data.test_y[: size.digits]),
-    )
-    (train_x, train_y), (test_x, test_y) = (
-        (2.0 * x.reshape(-1, 8, 8) - 1.0, nn.functional.one_hot(y, 10).float()[:, None]) for x, y in parts
-    )
-    return _Sequences("digits by rows", train_x, train_y, test_x, test_y)
-
-
-_TASKS: tuple[Callable[[_Size, torch.Generator], _Sequences], ...] = (_narma, _mackey_glass, _digit_rows)
-
-
-def _one(seed: int, task: _Sequences, size: _Size, chip: StudyChip) -> _Kept:
+def _one(seed: int, task: Sequences, size: _Size, chip: StudyChip) -> _Kept:
     generator = torch.Generator().manual_seed(seed)
     digital = _network(task, generator)
     carried, backend = chip.carry(_Steps(digital.recurrence, digital.injection), _example(digital, task))
@@ -202,7 +138,7 @@ class _Steps(nn.Module):
         return field
 
 
-def _network(task: _Sequences, generator: torch.Generator) -> PhysicalRecurrence:
+def _network(task: Sequences, generator: torch.Generator) -> PhysicalRecurrence:
     inputs, outputs = task.train_x.shape[2], task.train_y.shape[2]
     recurrence = nn.Linear(_STATES, _STATES, bias=False)
     injection = nn.Linear(inputs, _STATES)
@@ -215,13 +151,13 @@ def _network(task: _Sequences, generator: torch.Generator) -> PhysicalRecurrence
 
 
 @torch.no_grad()
-def _example(network: PhysicalRecurrence, task: _Sequences) -> Tensor:
+def _example(network: PhysicalRecurrence, task: Sequences) -> Tensor:
     states = network.states(task.train_x).flatten(0, 1)
     return torch.cat([states, task.train_x.flatten(0, 1)], dim=1)[:2_000]
 
 
 @torch.no_grad()
-def _fitted_error(network: PhysicalRecurrence, task: _Sequences) -> float:
+def _fitted_error(network: PhysicalRecurrence, task: Sequences) -> float:
     """Error on the test part with the readout fitted to what the training part gives."""
     trained = _judged(network, task.train_x, task)
     network.fit_readout(trained, _targets(task.train_y, task), _RIDGE)
@@ -232,22 +168,22 @@ def _fitted_error(network: PhysicalRecurrence, task: _Sequences) -> float:
     return float(((answer - target).square().mean() / target.var()).sqrt())
 
 
-def _judged(network: PhysicalRecurrence, x: Tensor, task: _Sequences) -> Tensor:
+def _judged(network: PhysicalRecurrence, x: Tensor, task: Sequences) -> Tensor:
     """The states that count: the last ones, or all after the beginning is washed out."""
     states = network.states(x)
-    return states[:, -1:] if task.classified else states[:, _WASH_OUT:]
+    return states[:, -1:] if task.classified else states[:, WASH_OUT:]
 
 
-def _targets(y: Tensor, task: _Sequences) -> Tensor:
-    return y if task.classified else y[:, _WASH_OUT:]
+def _targets(y: Tensor, task: Sequences) -> Tensor:
+    return y if task.classified else y[:, WASH_OUT:]
 
 
-def _shuffled(task: _Sequences, generator: torch.Generator) -> _Sequences:
+def _shuffled(task: Sequences, generator: torch.Generator) -> Sequences:
     """Every sequence with the answers of another."""
     return replace(task, train_y=task.train_y[torch.randperm(len(task.train_y), generator=generator)])
 
 
-def _train(network: PhysicalRecurrence, task: _Sequences, updates: int, generator: torch.Generator) -> int:
+def _train(network: PhysicalRecurrence, task: Sequences, updates: int, generator: torch.Generator) -> int:
     """Trains all of it through time: values as measured, gradients of ideal arrays at those values."""
     optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates, eta_min=2e-4)
@@ -381,7 +317,7 @@ def _found(runs: dict[str, list[_Kept]], grown: dict[float, list[_Growth]], size
         ),
         conditions={
             "recurrence": f"{_STATES} states, tanh, spectral radius {_RADIUS:g} at first",
-            "series": f"{size.series} to train on and as many to judge by, {size.length} values of each counted",
+            "series": f"{size.amount.series} to train on, as many to judge by, {size.amount.length} values of each counted",
             "training": f"{size.updates} updates through time, Adam; readout by ridge regression of measured states",
             "chip": chip_name,
         },
