@@ -317,7 +317,7 @@ def _found(runs: dict[str, list[_Kept]], grown: dict[float, list[_Growth]], size
         ),
         conditions={
             "recurrence": f"{_STATES} states, tanh, spectral radius {_RADIUS:g} at first",
-            "series": f"{size.amount.series} to train on, as many to judge by, {size.amount.length} values of each counted",
+            "series": f"{size.amount.series} to train on, as many to judge by, {size.amount.length} values of each",
             "training": f"{size.updates} updates through time, Adam; readout by ridge regression of measured states",
             "chip": chip_name,
         },

@@ -31,8 +31,18 @@ def test_a_study_leaves_a_page_and_its_numbers(tmp_path: Path, capsys: pytest.Ca
     assert "96 %" in page
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_every_study_runs_small(tmp_path: Path, name: str) -> None:
+    study(name, output=tmp_path, seeds=1, seed=0, rig=None, quick=True, as_json=False)
+    stored = json.loads((tmp_path / f"{name}.json").read_text())
+    assert stored["findings"]
+    assert stored["controls"]
+    assert all(one["verdict"] in {"holds", "does not hold", "undecided"} for one in stored["findings"])
+
+
 def test_what_is_no_study_is_refused() -> None:
-    with pytest.raises(ConfigError, match="there are .*equilibrium"):
+    with pytest.raises(ConfigError, match=r"there are .*equilibrium"):
         run_study("levitation", StudySettings(), quiet)
     with pytest.raises(ConfigError, match="0 seeds"):
         run_study("equilibrium", StudySettings(seeds=0), quiet)
