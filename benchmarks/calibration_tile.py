@@ -76,6 +76,4 @@ async def prepare(quick: bool) -> AsyncIterator[Suite]:
 
 
 if __name__ == "__main__":
-    main(
-        Script("benchmarks.calibration_tile", prepare, ("numpy", "scipy", "torch", "plotly"), threads=2, repeat_s=1.0)
-    )
+    main(Script("benchmarks.calibration_tile", prepare, ("numpy", "scipy", "torch", "plotly"), threads=2, repeat_s=1.0))
