@@ -101,15 +101,11 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     shared: dict[str, object] = {"study": "break-even", "size": asdict(scale.size), "images": scale.images}
     tuned = Tuned() if settings.quick else _tuned(shared, cache, settings.processes, report)
     shared |= {"tuned": asdict(tuned)}
-    chips: list[tuple[Structure, float, float]] = [
-        (structure, mismatch, drift)
-        for drift in scale.drifts
-        for structure, mismatch in [
-            # Without a mismatch there is no structure: one chip stands for all.
-            (scale.structures[0], 0.0),
-            *((one, size) for one in scale.structures for size in scale.mismatches if size > 0.0),
-        ]
-    ]
+    chips: list[tuple[Structure, float, float]] = []
+    for drift in scale.drifts:
+        # Without a mismatch there is no structure: one chip stands for all.
+        chips.append((scale.structures[0], 0.0, drift))
+        chips.extend((one, size, drift) for one in scale.structures for size in scale.mismatches if size > 0.0)
     parts: list[dict[str, object]] = []
     for seed in settings.all_seeds:
         parts += [{**shared, "part": "methods", "seed": seed, "chip": chip} for chip in chips]

@@ -179,9 +179,10 @@ def _table(grid: Grid, of: _Accuracies) -> Table:
 
 
 def _accuracy_table(grid: Grid, of: _Accuracies, drift: float) -> Table:
-    chips = [(one, size) for one in grid.structures for size in grid.mismatches if size > 0.0]
+    chips: list[tuple[Structure, float]] = [(grid.structures[0], 0.0)]
+    chips.extend((one, size) for one in grid.structures for size in grid.mismatches if size > 0.0)
     rows = []
-    for structure, size in [(grid.structures[0], 0.0), *chips]:
+    for structure, size in chips:
         chip = grid.chip(structure, size, drift)
         name = NAMES[structure] if size else "none"
         rows.append((name, f"{100 * size:g} %", *(_cell(of.of(method, chip)) for method in METHODS)))

@@ -225,7 +225,7 @@ class StructuredBoard:
         code = np.clip(np.round(amplified_a / _lsb_a()), lowest, highest).astype(np.int16)
         return MvmResult(
             code=code,
-            current_a=code * _lsb_a(),
+            current_a=code.astype(np.float64) * _lsb_a(),
             saturated=(code == lowest) | (code == highest),
             time_s=np.full(len(voltage_v), float(self._requests)),
             write_index=self._writes[array] - 1,
