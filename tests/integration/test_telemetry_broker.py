@@ -36,6 +36,7 @@ from labrig.telemetry.documents import (
 from labrig.testing.mosquitto import Heard, Mosquitto, find_mosquitto, mosquitto, subscribed
 from labrig.training.config import TrainConfig
 from labrig.training.ledger import Ledger
+from labrig.training.ranks import Ranks
 from labrig_drivers.errors import ConfigError
 
 RIG = """\
@@ -239,7 +240,8 @@ def test_trainings_publish_where_their_rig_file_says(
     from labrig.commands.train import train
     from labrig.training import run
 
-    def short(config: TrainConfig, bus: EventBus) -> run.RunResult:
+    def short(config: TrainConfig, bus: EventBus, ranks: Ranks) -> run.RunResult:
+        del ranks
         bus.publish(StepDone("digital", 1, 1, 0.5))
         return run.RunResult(config, 0.9, Ledger())
 
