@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 
 from torch import Tensor, nn
 
 from labrig.placement import geometry_of, plan_placement
 from labrig.portal import LoopPortal
 from labrig.rig import open_rig
+from labrig.studies.running import Report, StudySettings
 from labrig.training.deployment import analog_copy, observed_inputs, set_quantile_ranges
 from labrig.training.ledger import Ledger
 from labrig.training.physical import PhysicalBackend
@@ -21,6 +23,8 @@ from labrig_drivers.mock.board import MOCK_CAPABILITIES, MockBoard
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_surrogates.backend import DigitalBackend
 from labrig_surrogates.layers import set_backend
+
+T = TypeVar("T")
 
 
 class StudyChip:
@@ -119,3 +123,33 @@ class StudyChip:
     def _opened(self) -> CrossbarBoard:
         assert self._board is not None, "use StudyChip as a context manager"
         return self._board
+
+
+def on_each_chip(
+    settings: StudySettings,
+    report: Report,
+    simulated: Callable[[int], ChipSettings],
+    one: Callable[[int, StudyChip], T],
+) -> tuple[list[T], str]:
+    """Repeats a study on a chip for each seed.
+
+    Args:
+        settings: Which seeds, and which rig.
+        report: Told after each.
+        simulated: The simulated chip of a seed.
+        one: The study of one seed on its chip.
+
+    Returns:
+        What each seed gave, and the name of the last chip.
+
+    Raises:
+        LabrigError: The rig failed.
+    """
+    found, name = list[T](), ""
+    for number, seed in enumerate(settings.all_seeds):
+        report("seeds", number, settings.seeds)
+        with StudyChip(settings.rig, simulated(seed)) as chip:
+            name = chip.name
+            found.append(one(seed, chip))
+    report("seeds", settings.seeds, settings.seeds)
+    return found, name

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from labrig.studies.chip import StudyChip
-from labrig.studies.intervals import of_difference, of_mean
+from labrig.studies.intervals import mean, of_difference, of_mean
 from labrig.studies.result import Control, Curve, Plot, StudyResult, Table, at_least, at_most
 from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.training.datasets import load_digits
@@ -286,7 +286,7 @@ def _found(runs: dict[tuple[str, float], list[_Run]], size: _Size, chip_name: st
                 "read noise of the chip, multiples of the usual one",
                 "squared sliced Wasserstein distance",
                 tuple(
-                    Curve(kind, tuple(levels), tuple(_mean(_all(runs[name, times], kind)) for times in levels))
+                    Curve(kind, tuple(levels), tuple(mean(_all(runs[name, times], kind)) for times in levels))
                     for kind in (_DIGITAL, _UNMATCHED, _MATCHED)
                 ),
                 log_x=True,
@@ -303,8 +303,8 @@ def _found(runs: dict[tuple[str, float], list[_Run]], size: _Size, chip_name: st
                 tuple(
                     (
                         f"{name}, {times:g} times",
-                        _mean([one.floor for one in found]),
-                        *(_mean(_all(found, kind)) for kind in (_DIGITAL, _UNMATCHED, _MATCHED, _WRONG)),
+                        mean([one.floor for one in found]),
+                        *(mean(_all(found, kind)) for kind in (_DIGITAL, _UNMATCHED, _MATCHED, _WRONG)),
                     )
                     for (name, times), found in runs.items()
                 ),
@@ -322,9 +322,9 @@ def _found(runs: dict[tuple[str, float], list[_Run]], size: _Size, chip_name: st
                 tuple(
                     (
                         f"{name}, {times:g} times",
-                        _mean([one.relative_noise for one in found]),
-                        _mean([one.share for one in found]),
-                        _mean([float(one.overspent) for one in found]),
+                        mean([one.relative_noise for one in found]),
+                        mean([one.share for one in found]),
+                        mean([float(one.overspent) for one in found]),
                         float(found[0].mvms),
                         float(found[0].writes),
                     )
@@ -343,7 +343,3 @@ def _found(runs: dict[tuple[str, float], list[_Run]], size: _Size, chip_name: st
 
 def _all(runs: list[_Run], kind: str) -> list[float]:
     return [one.distance[kind] for one in runs]
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

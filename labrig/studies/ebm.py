@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labrig.studies.chip import StudyChip
-from labrig.studies.intervals import of_difference, of_mean
+from labrig.studies.chip import StudyChip, on_each_chip
+from labrig.studies.intervals import exactly, of_difference, of_mean
+from labrig.studies.reads import NoisyProduct
 from labrig.studies.result import Control, Finding, Interval, StudyResult, Table, at_least, at_most
 from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.training.datasets import load_digits
@@ -116,22 +117,6 @@ class _Scaled:
         return self._scale * self._source.normal(count, size)
 
 
-class _NoisyProduct(nn.Module):
-    """A linear layer whose products carry fresh noise in proportion to their root mean square."""
-
-    def __init__(self, layer: nn.Linear, level: float, source: NormalSource) -> None:
-        super().__init__()
-        self.weight = layer.weight
-        self.bias = layer.bias
-        self._level = level
-        self._source = source
-
-    def forward(self, x: Tensor) -> Tensor:
-        product = x @ self.weight.T
-        noise = self._source.normal(*product.shape).to(product.dtype)
-        return product + self._level * product.square().mean().sqrt() * noise + self.bias
-
-
 def run(settings: StudySettings, report: Report) -> StudyResult:
     """Runs the study.
 
@@ -147,12 +132,12 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     size = _Size(100, 60, 100, 40, 2_000) if settings.quick else _Size(500, 400, 6_000, 2_000, 20_000)
     # Cells that keep what was written: it is read a hundred thousand times.
     chip_settings = ChipSettings(arrays=1, adc_bits=12, drift_exponent=0.0, drift_exponent_sigma=0.0)
-    runs, chip_name = [], ""
-    for number, seed in enumerate(settings.all_seeds):
-        report("seeds", number, settings.seeds)
-        with StudyChip(settings.rig, replace(chip_settings, seed=seed + 1)) as chip:
-            chip_name = chip.name
-            runs.append(_one_seed(seed, size, chip))
+    runs, chip_name = on_each_chip(
+        settings,
+        report,
+        lambda seed: replace(chip_settings, seed=seed + 1),
+        lambda seed, chip: _one_seed(seed, size, chip),
+    )
     count = 1 if settings.quick else _SEEDS_OF_REGULARISATION
     learnt: dict[float, list[_Likelihoods]] = {level: [] for level in _LEVELS}
     for number in range(count):
@@ -252,7 +237,7 @@ def _learn_digits(seed: int, level: float, size: _Size) -> _Likelihoods:
     assert isinstance(down, nn.Linear)
     source = _pseudo(seed)
     if level:
-        model.up, model.down = _NoisyProduct(up, level, source), _NoisyProduct(down, level, source)
+        model.up, model.down = NoisyProduct(up, level, source), NoisyProduct(down, level, source)
     chain = Chain(train[torch.randint(len(train), (_CHAINS,), generator=generator)], torch.empty(0))
     for update in range(size.digit_updates):
         batch = train[torch.randint(len(train), (_CHAINS,), generator=generator)]
@@ -276,9 +261,9 @@ def _found(runs: list[_Run], learnt: dict[float, list[_Likelihoods]], size: _Siz
         return of_mean([of(one) for one in runs], unit, "seeds")
 
     worst_p = min(one.smallest_p for one in runs) * len(runs)
-    random_enough = Interval(worst_p, worst_p, worst_p, "", f"smallest of {len(runs)} seeds, times their number", 1.0)
+    random_enough = exactly(worst_p, "", f"smallest of {len(runs)} seeds, times their number")
     best_single = max(one.smallest_p_single for one in runs)
-    single = Interval(best_single, best_single, best_single, "", f"largest of {len(runs)} seeds", 1.0)
+    single = exactly(best_single, "", f"largest of {len(runs)} seeds")
     refused = sum(one.coarse_refused and one.silent_refused for one in runs) / len(runs)
     gaps = {level: [one.train - one.test for one in values] for level, values in learnt.items()}
     tests = {level: [one.test for one in values] for level, values in learnt.items()}
@@ -307,7 +292,7 @@ def _found(runs: list[_Run], learnt: dict[float, list[_Likelihoods]], size: _Siz
             Control(
                 "a 6-bit ADC, and a chip without noise",
                 "both are refused",
-                Interval(refused, refused, refused, "", f"part of {len(runs)} seeds", 1.0),
+                exactly(refused, "", f"part of {len(runs)} seeds"),
                 refused == 1.0,
             ),
         ),

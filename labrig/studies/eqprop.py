@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from labrig.studies.chip import StudyChip
+from labrig.studies.chip import StudyChip, on_each_chip
 from labrig.studies.intervals import of_difference, of_mean
+from labrig.studies.reads import NoisyProduct, response
 from labrig.studies.result import Control, Curve, Plot, StudyResult, Table, at_least
 from labrig.studies.reversed_reads import ReversedReads
 from labrig.studies.running import Found, Report, StudySettings, finished
@@ -29,6 +30,7 @@ from labrig_surrogates.models.equilibrium_propagation import (
     SymmetricWeights,
     asymmetry,
 )
+from labrig_surrogates.models.hardware_noise import PseudoNormal
 
 QUESTION = "Does an array learn from its own settled states, and at which read noise does that break?"
 
@@ -77,23 +79,6 @@ class _Run:
     chip_noise: float
 
 
-class _NoisyReads(nn.Module):
-    """A product with fresh read noise, in proportion to the batch's root mean square of the clean product."""
-
-    def __init__(self, layer: nn.Linear, relative: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.weight = layer.weight
-        self.bias = layer.bias
-        self._relative = relative
-        self._generator = generator
-
-    def forward(self, x: Tensor) -> Tensor:
-        product = x @ self.weight.T
-        noise = torch.randn(product.shape, generator=self._generator)
-        read = product + self._relative * product.square().mean().sqrt() * noise
-        return read if self.bias is None else read + self.bias
-
-
 def run(settings: StudySettings, report: Report) -> StudyResult:
     """Runs the study.
 
@@ -107,13 +92,9 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     started_s = time.monotonic()
     size = _Size(2, 1, 1) if settings.quick else _Size(30, 6, 2)
     data = load_digits().first(200, 100) if settings.quick else load_digits()
-    runs, chip_name = [], ""
-    for number, seed in enumerate(settings.all_seeds):
-        report("seeds", number, settings.seeds)
-        with StudyChip(settings.rig, _chip(seed)) as chip:
-            chip_name = chip.name
-            runs.append(_one_seed(seed, data, size, chip, quick=settings.quick))
-    report("seeds", settings.seeds, settings.seeds)
+    runs, chip_name = on_each_chip(
+        settings, report, _chip, lambda seed, chip: _one_seed(seed, data, size, chip, quick=settings.quick)
+    )
     return finished("eqprop", QUESTION, settings, _found(runs, data, size, chip_name), started_s)
 
 
@@ -189,12 +170,13 @@ def _accuracy_with_noise(seed: int, data: ImageSet, size: _Size, setting: tuple[
     noise, nudge, reads = setting
     generator = torch.Generator().manual_seed(1_000_003 * (seed + 1))
     network = _network(generator, replace(_RELAXATION, nudge=nudge))
+    source = PseudoNormal(generator)
     for layer in network.layers:
         assert isinstance(layer, SymmetricWeights)
         for name in ("up", "down"):
             way = getattr(layer, name)
             if isinstance(way, nn.Linear):
-                setattr(layer, name, _NoisyReads(way, noise, generator))
+                setattr(layer, name, NoisyProduct(way, noise, source))
     _train(network, data, size.noisy_epochs, generator, reads=reads)
     return _accuracy(network, data)
 
@@ -216,7 +198,7 @@ def _learn_on_chip(
     _write(carried)
     deployed = _accuracy(carried, data)
     _train(carried, data, epochs, torch.Generator().manual_seed(seed))
-    up, down = (_response(way) for way in (layers[1].up, layers[1].down))
+    up, down = (response(way, amplitude=1.0, reads=16) for way in (layers[1].up, layers[1].down))
     reversed_mvms = sum(layer.down.mvms for layer in layers if isinstance(layer.down, ReversedReads))
     found = _OnChip(
         deployed=deployed,
@@ -226,15 +208,6 @@ def _learn_on_chip(
         writes=backend.ledger.writes,
     )
     return found, _read_noise(layers[0].up, data.test_x)
-
-
-@torch.no_grad()
-def _response(way: nn.Module, reads: int = 16) -> Tensor:
-    """What a way does to each single input, `[outputs, inputs]`, from the mean of some reads; its bias falls out."""
-    inputs = way.get_parameter("weight").shape[1]
-    probe = torch.cat([torch.eye(inputs), torch.zeros((1, inputs))])
-    mean = torch.stack([way(probe) for _ in range(reads)]).mean(dim=0)
-    return (mean[:-1] - mean[-1]).T
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from labrig.studies.chip import StudyChip
-from labrig.studies.intervals import of_difference, of_mean
-from labrig.studies.result import Control, Curve, Interval, Plot, StudyResult, Table, at_least, at_most
+from labrig.studies.chip import StudyChip, on_each_chip
+from labrig.studies.intervals import exactly, mean, of_difference, of_mean
+from labrig.studies.result import Control, Curve, Plot, StudyResult, Table, at_least, at_most
 from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.training.datasets import ImageSet, load_digits
 from labrig_drivers.mock.chip import ChipSettings
@@ -98,13 +98,12 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     started_s = time.monotonic()
     size = _Size(epochs=3, chips=2) if settings.quick else _Size(epochs=40, chips=10)
     data = load_digits().first(400, 100) if settings.quick else load_digits()
-    runs, chip_name = [], ""
-    for number, seed in enumerate(settings.all_seeds):
-        report("seeds", number, settings.seeds)
-        with StudyChip(settings.rig, ChipSettings(seed=seed + 1, arrays=4)) as chip:
-            chip_name = chip.name
-            runs.append(_one_seed(seed, data, size, chip))
-    report("seeds", settings.seeds, settings.seeds)
+    runs, chip_name = on_each_chip(
+        settings,
+        report,
+        lambda seed: ChipSettings(seed=seed + 1, arrays=4),
+        lambda seed, chip: _one_seed(seed, data, size, chip),
+    )
     return finished("equilibrium", QUESTION, settings, _found(runs, data, size, chip_name), started_s)
 
 
@@ -119,7 +118,7 @@ def _one_seed(seed: int, data: ImageSet, size: _Size, chip: StudyChip) -> _Run:
     _train(shuffled, data.shuffled_labels(generator), max(size.epochs // 4, 2), generator)
     accuracies = {
         name: [
-            _mean([_accuracy_with_errors(network, data, level, _chip_generator(seed, c)) for c in range(size.chips)])
+            mean([_accuracy_with_errors(network, data, level, _chip_generator(seed, c)) for c in range(size.chips)])
             for level in _LEVELS
         ]
         for name, network in (("equilibrium", equilibrium), ("unrolled", unrolled))
@@ -214,7 +213,7 @@ def _found(runs: list[_Run], data: ImageSet, size: _Size, chip_name: str) -> Fou
         "seeds",
     )
     worst = max(one.worst_ratio for one in runs)
-    ratio = Interval(worst, worst, worst, "", f"largest of {len(runs) * size.chips * len(data.test_y)} points", 1.0)
+    ratio = exactly(worst, "", f"largest of {len(runs) * size.chips * len(data.test_y)} points")
     quieter = of_mean([one.state_spread_averaged / one.state_spread for one in runs], "", "seeds")
     alone = of_mean([one.unamplified_ratio for one in runs], "", "seeds")
     shuffled = of_mean([one.shuffled for one in runs], "%", "seeds")
@@ -255,7 +254,7 @@ def _found(runs: list[_Run], data: ImageSet, size: _Size, chip_name: str) -> Fou
                     Curve(
                         name,
                         tuple(100 * level for level in _LEVELS),
-                        tuple(_mean([pick(one)[i] for one in runs]) for i in range(len(_LEVELS))),
+                        tuple(mean([pick(one)[i] for one in runs]) for i in range(len(_LEVELS))),
                         tuple(_half_width([pick(one)[i] for one in runs]) for i in range(len(_LEVELS))),
                     )
                     for name, pick in _BOTH
@@ -302,10 +301,6 @@ def _initialise(network: nn.Module, generator: torch.Generator) -> None:
             bound_spectral_norm(_recurrence(network), _LIMIT)
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _half_width(values: list[float]) -> float:
     interval = of_mean(values, "", "")
     return interval.high - interval.value if len(values) > 1 else 0.0
@@ -313,4 +308,4 @@ def _half_width(values: list[float]) -> float:
 
 def _cell(values: list[float]) -> str:
     spread = float(torch.tensor(values).std()) if len(values) > 1 else float("nan")
-    return f"{_mean(values):.4g} ± {spread:.2g}"
+    return f"{mean(values):.4g} ± {spread:.2g}"

@@ -38,3 +38,19 @@ def of_difference(
     """
     pairs = zip(first, second, strict=True)
     return of_mean([a - b for a, b in pairs], unit, f"pairs of {of}", level=level)
+
+
+def exactly(value: float, unit: str, of: str) -> Interval:
+    """A figure without a spread, such as the largest of all: its interval is itself.
+
+    Args:
+        value: The figure.
+        unit: Its unit.
+        of: What it was taken from.
+    """
+    return Interval(value, value, value, unit, of, 1.0)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of some runs."""
+    return sum(values) / len(values)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from labrig.studies.chip import StudyChip
-from labrig.studies.intervals import of_difference, of_mean
+from labrig.studies.intervals import exactly, mean, of_difference, of_mean
+from labrig.studies.reads import response
 from labrig.studies.result import Control, Curve, Interval, Plot, StudyResult, Table, at_least, at_most
 from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.studies.sequences import WASH_OUT, Amount, Sequences, digit_rows, mackey_glass, narma10
@@ -215,10 +216,9 @@ def _growth(seed: int, radius: float, size: _Size, chip: StudyChip) -> _Growth:
     layer.weight.copy_(radius * turned)
     # As wide as noise makes a state in the end, several times over, so that none is clipped.
     carried, _ = chip.carry(layer, torch.full((1, _STATES), 1.0))
-    response = _response(carried)
+    cells = response(carried, amplitude=0.5, reads=64)
     chains = 256
     state = torch.zeros((chains, _STATES))
-    centre = torch.zeros(_STATES)
     steps = carried(state.repeat(16, 1))
     centre = steps.mean(dim=0)
     one = torch.cov((steps - centre).T.double())
@@ -230,23 +230,16 @@ def _growth(seed: int, radius: float, size: _Size, chip: StudyChip) -> _Growth:
             kept.append(state.double())
     spread = torch.stack(kept)
     measured = float((spread - spread.mean(dim=1, keepdim=True)).square().mean() * chains / (chains - 1))
-    solved = float(stationary_covariance(response.double(), one).diagonal().mean())
+    solved = float(stationary_covariance(cells.double(), one).diagonal().mean())
     alone = float(one.diagonal().mean())
     return _Growth(measured / alone, solved / alone, noise_growth(radius))
-
-
-def _response(layer: nn.Module, reads: int = 64) -> Tensor:
-    """The weights as the chip has them, `[outputs, inputs]`, from the mean of some reads of half a unit."""
-    probe = torch.cat([0.5 * torch.eye(_STATES), torch.zeros((1, _STATES))])
-    mean = torch.stack([layer(probe) for _ in range(reads)]).mean(dim=0)
-    return 2.0 * (mean[:-1] - mean[-1]).T
 
 
 def _found(runs: dict[str, list[_Kept]], grown: dict[float, list[_Growth]], size: _Size, chip_name: str) -> Found:
     findings, controls = [], []
     for name, found in runs.items():
         better = of_difference([one.readout for one in found], [one.trained for one in found], "", "seeds")
-        relative = _scaled(better, 100.0 / _mean([one.readout for one in found]))
+        relative = _scaled(better, 100.0 / mean([one.readout for one in found]))
         findings.append(at_least(f"{name}: trained through time it errs less than readout only", relative, 0.0))
         shuffled = of_mean([one.shuffled for one in found], "", "seeds")
         chance = 80.0 if name.startswith("digits") else 0.9
@@ -255,12 +248,12 @@ def _found(runs: dict[str, list[_Kept]], grown: dict[float, list[_Growth]], size
         )
     off = [abs(one.measured / one.solved - 1.0) for values in grown.values() for one in values]
     worst = 100.0 * max(off)
-    exact = Interval(worst, worst, worst, "%", f"largest of {len(off)} chips and radii", 1.0)
+    exact = exactly(worst, "%", f"largest of {len(off)} chips and radii")
     findings.append(
         at_most("A state is as noisy as the measured cells make one step's noise, within 10 %", exact, 10.0)
     )
-    by_law = [100.0 * abs(_mean([one.measured / one.law for one in grown[radius]]) - 1.0) for radius in _GROWTH_RADII]
-    law = Interval(max(by_law), max(by_law), max(by_law), "%", f"largest of {len(by_law)} radii, mean of seeds", 1.0)
+    by_law = [100.0 * abs(mean([one.measured / one.law for one in grown[radius]]) - 1.0) for radius in _GROWTH_RADII]
+    law = exactly(max(by_law), "%", f"largest of {len(by_law)} radii, mean of seeds")
     findings.append(at_most("It grows as 1 / (1 - radius^2) of the weights as they were meant, within 25 %", law, 25.0))
     ends = (_GROWTH_RADII[-1], _GROWTH_RADII[0])
     ratio = of_mean([a.measured / b.measured for a, b in zip(*(grown[r] for r in ends), strict=True)], "", "seeds")
@@ -295,8 +288,8 @@ def _found(runs: dict[str, list[_Kept]], grown: dict[float, list[_Growth]], size
                 tuple(
                     (
                         f"{radius:g}",
-                        _mean([one.measured for one in values]),
-                        _mean([one.solved for one in values]),
+                        mean([one.measured for one in values]),
+                        mean([one.solved for one in values]),
                         values[0].law,
                     )
                     for radius, values in grown.items()
@@ -309,7 +302,7 @@ def _found(runs: dict[str, list[_Kept]], grown: dict[float, list[_Growth]], size
                 "spectral radius",
                 "variance of a state over that of one step's noise",
                 tuple(
-                    Curve(kind, _GROWTH_RADII, tuple(_mean([pick(one) for one in grown[r]]) for r in _GROWTH_RADII))
+                    Curve(kind, _GROWTH_RADII, tuple(mean([pick(one) for one in grown[r]]) for r in _GROWTH_RADII))
                     for kind, pick in _PICKS
                 ),
                 log_y=True,
@@ -336,7 +329,3 @@ def _scaled(interval: Interval, factor: float) -> Interval:
     return replace(
         interval, value=factor * interval.value, low=factor * interval.low, high=factor * interval.high, unit="%"
     )
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

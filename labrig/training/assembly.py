@@ -25,7 +25,7 @@ from labrig.training.optimisation import Stepper
 from labrig.training.physical import BlockingBoard, PhysicalBackend
 from labrig.training.plan import Plan
 from labrig.training.population import draw_population
-from labrig.training.ranks import Ranks
+from labrig.training.ranks import ALONE, Ranks
 from labrig.training.replay_backend import RecordedWrite, ReplayBackend
 from labrig.training.session import Recalibration, Session
 from labrig.training.writing import WriteRule
@@ -34,8 +34,6 @@ from labrig_surrogates.backend import DigitalBackend
 # Keeps the streams of one seed apart: initial weights and order of images, noise of the surrogate, chips of a
 # population, canaries, and what methods draw.
 DATA_STREAM, NOISE_STREAM, CHIP_STREAM, CANARY_STREAM, METHOD_STREAM = 1, 2, 3, 4, 5
-
-_ALONE = Ranks()
 
 
 def generator_of(seed: int, stream: int, rank: int = 0) -> torch.Generator:
@@ -54,7 +52,7 @@ def assemble(
     teacher: Tensor | None = None,
     recorded: Mapping[int, Sequence[RecordedWrite]] | None = None,
     meter_j: Callable[[], float | None] = lambda: None,
-    ranks: Ranks = _ALONE,
+    ranks: Ranks = ALONE,
 ) -> Session:
     """Puts a session together; the network is trained in place.
 

@@ -14,7 +14,7 @@ from labrig.training.ledger import Ledger
 from labrig.training.optimisation import Stepper
 from labrig.training.physical import PhysicalBackend
 from labrig.training.pipelining import PassResult, accumulate
-from labrig.training.ranks import Ranks
+from labrig.training.ranks import ALONE, Ranks
 from labrig_surrogates.array_surrogate import ArraySurrogate
 from labrig_surrogates.backend import Backend, MeanBackend, SurrogateBackend, TileName
 from labrig_surrogates.layers import weight_matrices
@@ -65,7 +65,7 @@ class TrainingBench:
     generator: torch.Generator
     noisy: NoisySteps = field(default_factory=NoisySteps)
     chunks: int = 1
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: Ranks = ALONE
 
     @property
     def chip(self) -> PhysicalBackend:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from labrig.training.config import TrainConfig
 from labrig.training.datasets import ImageSet
 from labrig.training.live_rig import LiveRig, LiveRun
 from labrig.training.plan import Plan
-from labrig.training.ranks import Ranks
+from labrig.training.ranks import ALONE, Ranks
 from labrig.training.replay_backend import RecordedWrite, recorded_writes
 from labrig.training.run_folder import CHECKPOINTS
 from labrig.training.segments import Segments
@@ -58,7 +58,7 @@ class Job:
     rig: RigConfig | None
     teacher: Tensor | None
     checkpoint: tuple[dict[str, Tensor], dict[str, object]] | None
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: Ranks = ALONE
 
 
 def run_session(

@@ -53,12 +53,16 @@ class Ranks:
         return float(pieces[-1])
 
 
+ALONE = Ranks()
+"""A training in one process."""
+
+
 @contextmanager
 def torchrun_ranks() -> Iterator[Ranks]:
     """The ranks of a process that torchrun started; a single one in any other process."""
     size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
     if size == 1:
-        yield Ranks()
+        yield ALONE
         return
     distributed.init_process_group("gloo")
     try:

@@ -22,7 +22,7 @@ from labrig.training.ledger import Ledger
 from labrig.training.models import accuracy
 from labrig.training.on_rig import Job, run_session, versioned_chip
 from labrig.training.plan import WITHOUT_RIG
-from labrig.training.ranks import Ranks
+from labrig.training.ranks import ALONE, Ranks
 from labrig.training.recipe import Recipe
 from labrig.training.run_chip import Sources, demand_chip, load_sources
 from labrig.training.run_folder import (
@@ -47,8 +47,6 @@ from labrig.training.trainings import OnStep, digital_baseline, surrogate_traine
 from labrig_drivers.errors import ConfigError, LabrigError, StorageError
 from labrig_surrogates.io import load_chip, save_chip
 from labrig_surrogates.layers import set_backend
-
-_ALONE = Ranks()
 
 Checkpoint = tuple[dict[str, Tensor], dict[str, object]]
 
@@ -108,7 +106,7 @@ def step_publisher(bus: EventBus) -> OnStep:
     return publish
 
 
-def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = _ALONE) -> RunResult:
+def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = ALONE) -> RunResult:
     """Trains as a training file says.
 
     Everything that the file names is read and compared first; the folder is made only when it all fits together.
@@ -182,7 +180,7 @@ def _train(
     data: ImageSet,
     bus: EventBus,
     checkpoint: Checkpoint | None,
-    ranks: Ranks = _ALONE,
+    ranks: Ranks = ALONE,
 ) -> RunResult:
     with closing(MetricsFile(config.folder)) as metrics:
         run = _Run(config, bus, data, config.file.recipe(), metrics)
