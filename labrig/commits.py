@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from labrig.events import AxesArrived, BlockCommitted, CurveCommitted, EventBus, PointMissed, RunStatus
+from labrig.events import AxesArrived, BlockCommitted, CurveCommitted, EventBus, MeasuredBlock, PointMissed, RunStatus
 from labrig.plans.base import CurvePoint, MvmPoint, ProgramPoint
 from labrig.recording.writer import RecordingWriter
-from labrig_drivers.crossbar import MvmResult, ProgramReport
+from labrig_drivers.crossbar import FloatArray, MvmResult, ProgramReport
 from labrig_drivers.source_meter import Reading
 
 T = TypeVar("T")
@@ -98,8 +98,15 @@ class Commits:
         put = self._writer.put_write(point.array, point.conductance_s, report, setting=setting)
         await self._put(put, self._count_write)
 
-    async def block(self, point: MvmPoint, result: MvmResult, setting: int) -> None:
-        """Puts a block of MVMs into the queue; its event follows when it is committed."""
+    async def block(self, point: MvmPoint, result: MvmResult, setting: int, target_s: FloatArray | None = None) -> None:
+        """Puts a block of MVMs into the queue; its event follows when it is committed.
+
+        Args:
+            point: What was measured.
+            result: What the board answered.
+            setting: Index of the setting of the axes in the recording.
+            target_s: What the array was programmed to in S, for those who draw the block.
+        """
         put = self._writer.put_mvms(
             point.array,
             point.kind,
@@ -109,7 +116,7 @@ class Commits:
             interval_s=self._interval_s,
             setting=setting,
         )
-        await self._put(put, partial(self._count_block, point))
+        await self._put(put, partial(self._count_block, point, result, target_s))
 
     async def curve(self, point: CurvePoint, readings: Sequence[Reading], setting: int) -> None:
         """Puts a curve into the queue; its event follows when it is committed."""
@@ -179,10 +186,12 @@ class Commits:
     def _count_write(self) -> None:
         self._writes += 1
 
-    def _count_block(self, point: MvmPoint) -> None:
+    def _count_block(self, point: MvmPoint, result: MvmResult, target_s: FloatArray | None) -> None:
         rows = len(point.voltage_v)
         self._mvms += rows
         self._bus.publish(BlockCommitted(point.array, point.write, rows, self._mvms))
+        if self._bus.wants_blocks:
+            self._bus.publish_block(MeasuredBlock(point.array, point.write, target_s, point.voltage_v, result))
 
     def _count_curve(self, point: CurvePoint) -> None:
         self._curves += 1

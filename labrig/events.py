@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from labrig_drivers.crossbar import FloatArray, MvmResult
 from labrig_drivers.source_meter import Reading
 
 _log = logging.getLogger(__name__)
@@ -116,6 +117,8 @@ class StepDone:
         steps: Steps that this phase will take.
         loss: Training loss of the step; None where there is none.
         accuracy: Accuracy between 0 and 1, where it was evaluated.
+        passes: Passes of batches through the chip so far, where there is one.
+        gap: Largest gap between chip and surrogate in this step's pass, relative to the output, where there was one.
     """
 
     phase: str
@@ -123,6 +126,8 @@ class StepDone:
     steps: int
     loss: float | None
     accuracy: float | None = None
+    passes: int | None = None
+    gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,28 @@ Event = (
 Listener = Callable[[Event], None]
 
 
+@dataclass(frozen=True, eq=False)
+class MeasuredBlock:
+    """The numbers of a committed block, for those who draw them. No `Event`: it is too large to be kept in queues.
+
+    Attributes:
+        array: Which array was measured.
+        write: Which programming of this array was read.
+        target_s: Target of that programming in S, `[rows, columns]`; None where it is not known.
+        voltage_v: Inputs in V, `[batch, rows]`.
+        result: What the board answered.
+    """
+
+    array: int
+    write: int
+    target_s: FloatArray | None
+    voltage_v: FloatArray
+    result: MvmResult
+
+
+BlockListener = Callable[[MeasuredBlock], None]
+
+
 class EventBus:
     """Hands every event to every listener, in order, at once.
 
@@ -206,6 +233,7 @@ class EventBus:
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
+        self._block_listeners: list[BlockListener] = []
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Adds a listener and returns the function that removes it again (harmless when called twice)."""
@@ -217,6 +245,21 @@ class EventBus:
 
         return unsubscribe
 
+    def subscribe_blocks(self, listener: BlockListener) -> Callable[[], None]:
+        """Adds a listener of measured numbers and returns the function that removes it again; see `publish_block`."""
+        self._block_listeners.append(listener)
+
+        def unsubscribe() -> None:
+            if listener in self._block_listeners:
+                self._block_listeners.remove(listener)
+
+        return unsubscribe
+
+    @property
+    def wants_blocks(self) -> bool:
+        """Whether anybody wants the numbers of blocks; where nobody does, none need to be put together."""
+        return bool(self._block_listeners)
+
     def publish(self, event: Event) -> None:
         """Calls every listener with `event`."""
         for listener in tuple(self._listeners):
@@ -225,5 +268,18 @@ class EventBus:
             except Exception as error:
                 if listener in self._listeners:
                     self._listeners.remove(listener)
-                _log.warning("an event listener failed and was dropped: %r", listener, exc_info=error)
-                self.publish(Message(f"an event listener failed and was dropped: {error!r}"))
+                self._dropped(listener, error)
+
+    def publish_block(self, block: MeasuredBlock) -> None:
+        """Calls every listener of measured numbers. The arrays are the run's own: read them now, change and keep none."""
+        for listener in tuple(self._block_listeners):
+            try:
+                listener(block)
+            except Exception as error:
+                if listener in self._block_listeners:
+                    self._block_listeners.remove(listener)
+                self._dropped(listener, error)
+
+    def _dropped(self, listener: object, error: Exception) -> None:
+        _log.warning("an event listener failed and was dropped: %r", listener, exc_info=error)
+        self.publish(Message(f"an event listener failed and was dropped: {error!r}"))

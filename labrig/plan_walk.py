@@ -147,7 +147,9 @@ class PlanWalk:
         mvm = partial(self._rig.board.mvm, point.array, point.voltage_v)
         result = await self._feed.make(partial(self._commits.timed, mvm))
         self._time.saw(float(result.time_s[-1]))
-        await self._commits.block(point, result, self._setting_index)
+        on_array = self._on_array.get(point.array)
+        target_s = None if on_array is None else on_array.conductance_s
+        await self._commits.block(point, result, self._setting_index, target_s)
         return result
 
     async def _write_what_waits(self, needed: int | None) -> None:

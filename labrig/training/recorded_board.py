@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from labrig.cleanup import finish
 from labrig.energy_meter import EnergyMeter
-from labrig.events import BlockCommitted, EventBus
+from labrig.events import BlockCommitted, EventBus, MeasuredBlock
 from labrig.plans.base import MvmPoint
 from labrig.recording import RecordingWriter
 from labrig_calibration.stimulus import StimulusKind
@@ -73,6 +73,9 @@ class RecordedBoard:
         self.mvms += voltage_v.shape[0]
         self.rows[array] = self.rows.get(array, 0) + voltage_v.shape[0]
         self.bus.publish(BlockCommitted(array, write, voltage_v.shape[0], self.mvms))
+        if self.bus.wants_blocks:
+            target_s = None if past is None else past.conductance_s
+            self.bus.publish_block(MeasuredBlock(array, write, target_s, voltage_v, result))
         return result
 
     async def flush(self) -> None:

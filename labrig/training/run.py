@@ -94,7 +94,10 @@ def step_event(line: Line) -> StepDone:
     loss, right = line.get("loss"), line.get("accuracy")
     assert loss is None or isinstance(loss, float)
     assert right is None or isinstance(right, float)
-    return StepDone(str(line["phase"]), int(str(line["step"])), int(str(line["steps"])), loss, right)
+    ledger, gaps = line.get("ledger"), line.get("gaps")
+    passes = int(ledger["passes"]) if isinstance(ledger, dict) else None
+    gap = max(gaps.values()) if isinstance(gaps, dict) and gaps else None
+    return StepDone(str(line["phase"]), int(str(line["step"])), int(str(line["steps"])), loss, right, passes, gap)
 
 
 def step_publisher(bus: EventBus) -> OnStep:
