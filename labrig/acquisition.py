@@ -11,8 +11,9 @@ from labrig.config import RigConfig
 from labrig.energy_meter import SUPPLY_PERIOD_S
 from labrig.events import EventBus, Message, RunFinished, RunStarted, RunStatus
 from labrig.interlock import SupplyFeed, wait_until_clear
+from labrig.plan_time import needs_on
 from labrig.plan_walk import PlanWalk
-from labrig.plans.base import BesideCapacity, Plan, PlanNeeds
+from labrig.plans.base import BesideCapacity, Plan
 from labrig.recording.file import Durability
 from labrig.recording.header import RecordingHeader
 from labrig.recording.progress import Progress, read_progress
@@ -52,7 +53,7 @@ async def acquire(
     Raises:
         LabrigError: The board, the supply or the recording failed.
     """
-    needs = PlanNeeds.of(plan, rig.board.info)
+    needs = needs_on(plan, rig)
     bus.publish(RunStarted(plan.name, needs.mvms, needs.writes, writer.path, needs.least_s, needs.beside.curves))
     commits = Commits(writer, bus)
     period_s = SUPPLY_PERIOD_S if needs.beside.supply_period_s is None else needs.beside.supply_period_s
@@ -96,7 +97,7 @@ async def run_sweep(
     async with rig if isinstance(rig, Rig) else open_rig(rig) as opened:
         info = opened.board.info
         header = RecordingHeader.for_rig(opened, plan.describe())
-        needs = PlanNeeds.of(plan, info)
+        needs = needs_on(plan, opened)
         writer = await RecordingWriter.create(
             output,
             header,

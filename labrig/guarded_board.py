@@ -170,6 +170,11 @@ class GuardedBoard:
         await self._admit([])
         return await self._inner.read_conductance(array)
 
+    @property
+    def cell_reading_s(self) -> float:
+        """Least time in s of one reading of `sweep_cell`; see `CellSweep`."""
+        return cast(CellSweep, self._inner).cell_reading_s
+
     async def sweep_cell(
         self, array: int, row: int, column: int, voltage_v: Sequence[float], limit_a: float | None = None
     ) -> list[Reading]:

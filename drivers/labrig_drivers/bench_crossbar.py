@@ -273,6 +273,12 @@ class BenchCrossbar:
             await self._give(voltage_v)
             return await self._cell_s(zero_a)
 
+    @property
+    def cell_reading_s(self) -> float:
+        """Least time in s of one reading of `sweep_cell`; see `CellSweep`."""
+        read, alone = self._settings.read, self._settings.geometry.columns == 1
+        return read.reading_s if alone else read.settle_s + read.reading_s
+
     async def sweep_cell(
         self, array: int, row: int, column: int, voltage_v: Sequence[float], limit_a: float | None = None
     ) -> list[Reading]:

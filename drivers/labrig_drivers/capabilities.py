@@ -102,6 +102,11 @@ class TemperatureSensor(Protocol):
 class CellSweep(Protocol):
     """A board whose single cells are within reach of source-meters."""
 
+    @property
+    def cell_reading_s(self) -> float:
+        """Least time in s of one reading of `sweep_cell`, without the links: settling and integration."""
+        ...
+
     async def sweep_cell(
         self, array: int, row: int, column: int, voltage_v: Sequence[float], limit_a: float | None = None
     ) -> list[Reading]:

@@ -237,17 +237,19 @@ class PlanNeeds:
         beside: What is not of an array.
         waiting_s: Time in s, at least, in which the plan waits on purpose.
         board_s: How long the board alone needs, by its stated latencies, in s.
+        readings_s: How long the readings of all curves take at least, in s.
     """
 
     capacity: Mapping[int, StreamCapacity]
     beside: BesideCapacity = field(default_factory=BesideCapacity)
     waiting_s: float = 0.0
     board_s: float = 0.0
+    readings_s: float = 0.0
 
     @property
     def least_s(self) -> float:
         """Least time in s for all of it, without link and disk."""
-        return self.waiting_s + self.board_s
+        return self.waiting_s + self.board_s + self.readings_s
 
     @property
     def mvms(self) -> int:
@@ -261,7 +263,7 @@ class PlanNeeds:
 
     @classmethod
     def of(cls, plan: Plan, info: BoardInfo) -> PlanNeeds:
-        """What `plan` says on this board.
+        """What `plan` says on this board; how long its curves take is the rig's to say (`labrig.plan_time`).
 
         Raises:
             CapabilityError: The board cannot do it.

@@ -149,6 +149,7 @@ async def _check_cell_sweep(board: CrossbarBoard) -> None:
         undeclared = _undeclared("sweep_cell()", CELL_SWEEP)
         await must_raise(CapabilityError, lambda: cells.sweep_cell(0, 0, 0, [0.0]), undeclared)
         return
+    require(0.0 <= cells.cell_reading_s < math.inf, "cell_reading_s is a time in s")
     last_row, last_column, high_v = info.rows - 1, info.columns - 1, info.voltage_max_v
     for cell in ((info.arrays, 0, 0), (0, info.rows, 0), (0, 0, info.columns), (0, -1, 0)):
         await must_raise(CapabilityError, partial(cells.sweep_cell, *cell, [0.0]), f"sweep_cell() of no cell {cell}")

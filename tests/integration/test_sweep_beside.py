@@ -12,7 +12,7 @@ import xarray
 from labrig.acquisition import run_sweep
 from labrig.config import RigConfig, parse_rig
 from labrig.energy import energy_report
-from labrig.events import AxesArrived, BlockCommitted, Event, EventBus
+from labrig.events import AxesArrived, BlockCommitted, Event, EventBus, RunStarted
 from labrig.plans import (
     CanaryDesign,
     EnergyPlan,
@@ -176,12 +176,18 @@ async def test_what_the_rig_has_not_is_refused_with_every_fault_and_leaves_no_fi
 
 async def test_curves_of_cells_show_their_conductance(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    summary = await run_sweep(rig(), IvPlan(cells=5, levels=4, program=True), path, EventBus())
+    events = heard(bus := EventBus())
+    summary = await run_sweep(rig(), IvPlan(cells=5, levels=4, program=True), path, bus)
     assert (summary.curves, summary.writes, summary.mvms) == (10, 2, 0)
     with Recording.open(path) as recording:
         recording.verify()
         columns = {one.name: recording.column(layout.CURVES, one.name) for one in layout.curve_stream(0).columns}
         targets = [recording.column(f"entry/array_{array}/writes", "target_conductance_s")[0] for array in (0, 1)]
+    started = next(one for one in events if isinstance(one, RunStarted))
+    readings, chip = len(columns["curve"]), ChipSettings()
+    # What was announced is what the simulated chip's clock then spent, reading by reading and write by write.
+    assert started.least_s == pytest.approx(readings * chip.cell_reading_s + 2 * chip.program_latency_s)
+    assert np.diff(columns["time_s"][columns["curve"] == 0]) == pytest.approx(chip.cell_reading_s)
     assert len(np.unique(columns["curve"])) == 10
     assert columns["write"].tolist() == [0] * len(columns["write"])
     for curve in range(10):
@@ -209,8 +215,12 @@ limit_current_a = 1e-4
 nplc = 0.01
 """
         plan = IvPlan(low_v=-0.5, high_v=1.5, levels=5, repeats=2, meter="smu")
-        summary = await run_sweep(rig(meter), plan, tmp_path / "run.h5", EventBus())
+        events = heard(bus := EventBus())
+        summary = await run_sweep(rig(meter), plan, tmp_path / "run.h5", bus)
     assert summary.curves == 2
+    # 0.01 cycles of a mains of 60 Hz for each of 2 x 21 readings.
+    started = next(one for one in events if isinstance(one, RunStarted))
+    assert started.least_s == pytest.approx(42 * 0.01 / 60.0)
     assert not log[-1].output_on
     with Recording.open(tmp_path / "run.h5") as recording:
         column = {one.name: recording.column(layout.CURVES, one.name) for one in layout.curve_stream(0).columns}

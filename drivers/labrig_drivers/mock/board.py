@@ -238,6 +238,11 @@ class MockBoard:
         measure = self._arrays[array].mvm_transposed
         return self._measured(measure, array, written, line_v, self.transposed_full_scale_a)
 
+    @property
+    def cell_reading_s(self) -> float:
+        """Least time in s of one reading of `sweep_cell`; see `CellSweep`."""
+        return self.settings.cell_reading_s
+
     async def sweep_cell(
         self, array: int, row: int, column: int, voltage_v: Sequence[float], limit_a: float | None = None
     ) -> list[Reading]:
