@@ -18,6 +18,8 @@ from labrig_drivers.links.shared import SharedLink
 
 DRIVER_GROUP = "labrig.drivers"
 
+_SERVED = ("mqtt://", "mqtts://")
+
 
 @dataclass(frozen=True)
 class InstrumentSpec:
@@ -50,9 +52,10 @@ class InstrumentSpec:
     def addresses(self) -> dict[str, str]:
         """Every address behind it, by a name for messages: its own, and those that its settings name as `link`.
 
-        A board that is made of instruments runs in this process and has no link itself. Empty for a simulated one.
+        A board that is made of instruments runs in this process and has no link itself. Empty for a simulated one, and
+        for one behind an MQTT broker: the program that serves it keeps others out, and switches it off.
         """
-        own = {} if self.link is None else {self.name: self.link}
+        own = {} if self.link is None or self.link.startswith(_SERVED) else {self.name: self.link}
         return own | dict(_links_in(self.settings, self.name))
 
 
@@ -107,7 +110,15 @@ class _Links:
     def __init__(self, specs: Sequence[InstrumentSpec]) -> None:
         self._users = Counter(same_instrument(spec.link) for spec in specs if spec.link is not None)
         self._made: dict[str, tuple[InstrumentSpec, Link]] = {}
+        self._own: dict[tuple[str, object], object] = {}
         self._settings: dict[str, list[Mapping[str, object]]] = {}
+
+    def own_link(self, spec: InstrumentSpec, address: str, make_link: Callable[..., object]) -> object:
+        """What the first driver with this `make_link(address, settings, section)` makes for an address, for all."""
+        key = (same_instrument(address), make_link)
+        if key not in self._own:
+            self._own[key] = make_link(address, spec.settings, spec.section)
+        return self._own[key]
 
     def link_for(self, spec: InstrumentSpec, address: str, driver: object) -> Link:
         key = same_instrument(address)
@@ -135,7 +146,7 @@ class _Links:
 def _build(spec: InstrumentSpec, links: _Links) -> object:
     """Calls `from_settings(link, expected, name)`, or `(settings, expected, name)` where there is no link.
 
-    A driver with a link may also take the keywords `settings` and `ramp_v_per_s`.
+    A driver with a link may also take the keywords `settings` and `ramp_v_per_s`, and make its link itself.
     """
     driver = _load_driver(spec)
     try:
@@ -150,13 +161,16 @@ def _build(spec: InstrumentSpec, links: _Links) -> object:
         return make(spec.settings, expected, spec.name)
     if spec.link is None:
         raise ConfigError(f"{spec.section}.link: is missing; the driver {spec.driver!r} needs it")
+    make_link = getattr(driver, "make_link", None)
     keywords: dict[str, object] = {}
     if "settings" in takes:
         keywords["settings"] = spec.settings
-    elif spec.settings:
+    elif spec.settings and make_link is None:
         raise ConfigError(f"{spec.section}.settings: the driver {spec.driver!r} has no settings of its own; remove it")
     if "ramp_v_per_s" in takes:
         keywords["ramp_v_per_s"] = spec.ramp_v_per_s
+    if make_link is not None:
+        return make(links.own_link(spec, spec.link, make_link), expected, spec.name, **keywords)
     return make(links.link_for(spec, spec.link, driver), expected, spec.name, **keywords)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from labrig.addresses import BrokerAddress
 
 if TYPE_CHECKING:
-    from aiomqtt import Client, Will
+    from aiomqtt import Client, ProtocolVersion, Will
 
 NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 """Without it an acknowledged message takes 44 to 88 ms in place of 0.5 ms; the broker needs `set_tcp_nodelay true`."""
@@ -57,7 +57,14 @@ class BrokerRefusedError(Exception):
 
 @asynccontextmanager
 async def connected(
-    broker: Broker, client_id: str, will: Will, answer_s: float, keep_alive_s: int
+    broker: Broker,
+    client_id: str,
+    will: Will | None,
+    answer_s: float,
+    keep_alive_s: int,
+    *,
+    protocol: ProtocolVersion | None = None,
+    incoming: int = 0,
 ) -> AsyncIterator[Client]:
     """A connection; leaving it with an error, or cancelled, breaks it off, so that the broker publishes the will.
 
@@ -65,9 +72,11 @@ async def connected(
         broker: The broker.
         client_id: How the broker tells clients apart. Equal for each attempt to connect: the broker then ends what is
             left of an earlier connection, and publishes its will, before it takes the new one.
-        will: What it publishes when this connection breaks off.
+        will: What it publishes when this connection breaks off; None has it publish nothing.
         answer_s: Longest wait in s for each of its answers.
         keep_alive_s: Time in s after which broker and client ask for a sign of life.
+        protocol: Version of MQTT; 3.1.1, which every broker speaks, when None.
+        incoming: How many messages wait at most for whoever reads them, further ones are lost; 0 has no limit.
 
     Raises:
         BrokerAwayError: There is no connection (any more).
@@ -87,6 +96,8 @@ async def connected(
             password=broker.password,
             identifier=client_id,
             logger=_log,
+            protocol=protocol,
+            max_queued_incoming_messages=incoming,
             will=will,
             timeout=answer_s,
             keepalive=keep_alive_s,

@@ -1,0 +1,85 @@
+"""One connection to a broker, in the newest version of MQTT that the broker speaks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from labrig.telemetry.broker import Broker, BrokerRefusedError, connected
+
+if TYPE_CHECKING:
+    from aiomqtt import Client
+
+_MOST_INCOMING: Final = 512
+ANSWER_S: Final = 10.0
+"""Longest wait in s for an answer of the broker itself."""
+KEEP_ALIVE_S: Final = 5
+"""Time in s after which broker and client ask each other for a sign of life."""
+
+
+@dataclass
+class Dialect:
+    """Which version of MQTT a broker was found to speak.
+
+    Attributes:
+        newest: True while version 5 is worth a try.
+    """
+
+    newest: bool = True
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What it takes to connect.
+
+    Attributes:
+        broker: The broker.
+        client_id: How it tells clients apart.
+        dialect: What is known of the versions that it speaks; kept from one connection to the next.
+        will: Topic and payload that it publishes, retained, when the connection breaks.
+    """
+
+    broker: Broker
+    client_id: str
+    dialect: Dialect
+    will: tuple[str, bytes] | None = None
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Client]:
+        """A connection; leaving it with an error breaks it off, so that the broker publishes the will.
+
+        Raises:
+            BrokerAwayError: There is no connection (any more).
+            BrokerRefusedError: The broker refused it.
+        """
+        from aiomqtt import ProtocolVersion, Will
+
+        will = None if self.will is None else Will(self.will[0], self.will[1], qos=1, retain=True)
+        broker, client_id = self.broker, self.client_id
+        if self.dialect.newest:
+            entered = False
+            newest = connected(
+                broker, client_id, will, ANSWER_S, KEEP_ALIVE_S, protocol=ProtocolVersion.V5, incoming=_MOST_INCOMING
+            )
+            try:
+                async with newest as client:
+                    entered = True
+                    yield client
+            except BrokerRefusedError as error:
+                if entered or not _speaks_older(error):
+                    raise
+                self.dialect.newest = False
+            else:
+                return
+        async with connected(broker, client_id, will, ANSWER_S, KEEP_ALIVE_S, incoming=_MOST_INCOMING) as client:
+            yield client
+
+
+def _speaks_older(error: BrokerRefusedError) -> bool:
+    """Whether a broker refused the version and not the client: code 132, or 1 as version 3.1.1 has it."""
+    cause = error.__cause__
+    code = getattr(cause, "rc", None)
+    value = getattr(code, "value", code)
+    return value in {1, 132}

@@ -1,0 +1,357 @@
+"""A rig that serves others: leases, queues, deadlines, duplicates. It knows no transport."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from labrig.cleanup import finish
+from labrig.remote.answered import Answered, Seen
+from labrig.remote.bench import ServedBench
+from labrig.remote.board_verbs import Outcome
+from labrig.remote.envelope import LONGEST_MESSAGE_BYTES
+from labrig.remote.faults import BusyError, fault_of
+from labrig.remote.lease_words import granted, lease_document, place_values
+from labrig.remote.leases import Lease, LeaseBook, Place
+from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Value, Values
+from labrig.remote.notices import Notices
+from labrig_drivers.errors import LabrigError, LinkTimeoutError, ProtocolError, StateError
+
+_log = logging.getLogger(__name__)
+
+Outlet = Callable[[bytes], Awaitable[None]]
+"""Takes an encoded answer to whoever asked."""
+
+_LOOKS_PER_LEASE: Final = 40
+_LONGEST_TEXT: Final = 200
+
+
+@dataclass(frozen=True)
+class Manners:
+    """Bounds of a served rig.
+
+    Attributes:
+        lease_s: How long in s a lease lasts that is not renewed; outputs are off soon after.
+        window: How many requests for one instrument may wait or be under way.
+        most_queued_bytes: Bytes of arrays in all of them together.
+    """
+
+    lease_s: float = 10.0
+    window: int = 8
+    most_queued_bytes: int = 2 * LONGEST_MESSAGE_BYTES
+
+
+@dataclass(frozen=True)
+class _Job:
+    request: Request
+    outlet: Outlet
+    size: int
+
+
+class RigService:
+    """Carries out requests for the instruments of one rig, one after another for each instrument.
+
+    Args:
+        bench: The instruments.
+        notices: What is told everybody.
+        say: Gets a line for whoever looks after the rig.
+        manners: Bounds.
+    """
+
+    def __init__(
+        self, bench: ServedBench, notices: Notices, say: Callable[[str], None], manners: Manners | None = None
+    ) -> None:
+        self._bench = bench
+        self._notices = notices
+        self._say = say
+        self.manners = manners or Manners()
+        self.instance = secrets.token_hex(8)
+        self._book = LeaseBook(self.manners.lease_s, lambda: secrets.token_urlsafe(24))
+        self._answered = Answered()
+        self._queues: dict[str, asyncio.Queue[_Job]] = {name: asyncio.Queue() for name in bench.names}
+        self._under_way: dict[str, int] = dict.fromkeys(bench.names, 0)
+        self._queued_bytes = 0
+        self._running: set[asyncio.Task[Outcome]] = set()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._turning = asyncio.Lock()
+        self._unsafe: tuple[str, ...] = ()
+        self._direct: Mapping[str, Value] = {}
+        self.requests = 0
+        self.refused = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serves as long as the block lasts; at its end every instrument is made safe."""
+        self._tell_lease()
+        tasks = [asyncio.create_task(self._work(name), name=f"labrig-serve-{name}") for name in self._queues]
+        tasks.append(asyncio.create_task(self._watch_lease(), name="labrig-serve-lease"))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await finish(self._stop(tasks))
+
+    def offer_direct(self, values: Mapping[str, Value]) -> None:
+        """Has those who get a lease told where the direct link is."""
+        self._direct = values
+
+    @property
+    def lease_token(self) -> str | None:
+        """The token of the lease as it stands."""
+        return None if self._book.lease is None else self._book.lease.token
+
+    def now_s(self) -> float:
+        """The rig's clock, which deadlines of requests are told in."""
+        return time.monotonic()
+
+    def refuse(self, error: LabrigError, where: str) -> None:
+        """Counts and tells what came and was no request."""
+        self.refused += 1
+        self._notices.event("event/refused", {"kind": type(error).__name__, "text": str(error), "topic": where}, qos=0)
+
+    def take(self, request: Request, outlet: Outlet) -> None:
+        """Takes a request in: answers it, or has it carried out and answered; never waits, never raises."""
+        self.requests += 1
+        try:
+            match request.verb:
+                case "hello":
+                    self._answer(request, outlet, self._hello())
+                case "acquire":
+                    self._answer(request, outlet, self._acquire(request))
+                case "renew":
+                    lease = self._book.renew(request.lease, self.now_s())
+                    self._tell_lease()
+                    self._answer(request, outlet, {"until_s": lease.until_s, "now_s": self.now_s()})
+                case "leave":
+                    self._book.leave(request.client)
+                    self._answer(request, outlet, {})
+                case "release" | "take-over" | "stop":
+                    self._keep(asyncio.create_task(self._turn_over(request, outlet), name="labrig-serve-turn"))
+                case _:
+                    self._queue(request, outlet)
+        except LabrigError as error:
+            self._refuse(request, outlet, error)
+
+    def _hello(self) -> Values:
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "instance": self.instance,
+            "now_s": self.now_s(),
+            "lease_s": self.manners.lease_s,
+            "window": self.manners.window,
+        }
+
+    def _acquire(self, request: Request) -> Values:
+        if self._unsafe:
+            names = ", ".join(self._unsafe)
+            raise StateError(f"{names} could not be made safe; somebody has to look at the rig and start it again")
+        before = self._book.lease
+        found = self._book.ask(request.client, _who(request), self.now_s())
+        if isinstance(found, Place):
+            self._tell_lease()
+            return place_values(found, self.now_s())
+        if found.token != (before and before.token):
+            self._begin(found, "granted", "")
+        return {**granted(found, self.now_s()), **self._direct}
+
+    def _begin(self, lease: Lease, what: str, reason: str) -> None:
+        self._answered = Answered()
+        self._tell_lease()
+        self._notices.event("event/lease", {"what": what, "who": lease.who, "reason": reason})
+        self._say(f"lease: {lease.who} has the rig")
+
+    def _queue(self, request: Request, outlet: Outlet) -> None:
+        lease = self._book.check(request.lease)
+        if lease.client != request.client:
+            raise StateError("this lease belongs to another client")
+        # Whoever asks for something is alive.
+        self._book.renew(request.lease, self.now_s())
+        name = request.instrument
+        if name is None or name not in self._queues:
+            raise ProtocolError(f"{request.verb}: there is no instrument {name!r}; there are {', '.join(self._queues)}")
+        before = self._answered.begin(request.number)
+        if isinstance(before, bytes):
+            self._send(outlet, before)
+            return
+        if before is Seen.RUNNING:
+            return
+        if before is Seen.FORGOTTEN:
+            raise StateError(
+                f"{request.verb} {request.number} came before and is not carried out again: {before.value}"
+            )
+        size = sum(one.nbytes for one in request.arrays.values())
+        if self._under_way[name] >= self.manners.window or self._queued_bytes + size > self.manners.most_queued_bytes:
+            self._answered.forget(request.number)
+            raise BusyError(f"busy: {self._under_way[name]} requests for {name} wait already; ask again later")
+        self._under_way[name] += 1
+        self._queued_bytes += size
+        self._queues[name].put_nowait(_Job(request, outlet, size))
+
+    async def _work(self, name: str) -> None:
+        while True:
+            job = await self._queues[name].get()
+            try:
+                message = await self._carried_out(job.request)
+            finally:
+                self._under_way[name] -= 1
+                self._queued_bytes -= job.size
+            if job.request.lease == self.lease_token:
+                self._answered.end(job.request.number, message)
+            self._send(job.outlet, message)
+
+    async def _carried_out(self, request: Request) -> bytes:
+        client, number = request.client, request.number
+        try:
+            self._book.check(request.lease)
+            self._check_deadline(request)
+            outcome = await self._outcome(request)
+            return Answer(client, number, outcome.values, outcome.arrays).encoded()
+        except Exception as error:
+            if not isinstance(error, LabrigError):
+                _log.exception("%s failed", request.verb)
+            return Answer(client, number, fault=fault_of(error)).encoded()
+
+    def _check_deadline(self, request: Request) -> None:
+        late_s = 0.0 if request.start_by_s is None else self.now_s() - request.start_by_s
+        if late_s > 0.0:
+            raise LinkTimeoutError(f"{request.verb} came {late_s:.3g} s after its deadline and was not carried out")
+
+    async def _outcome(self, request: Request) -> Outcome:
+        task = asyncio.create_task(self._bench.carry_out(request), name=f"labrig-serve-{request.verb}")
+        self._running.add(task)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            await finish(_ended(task))
+            raise
+        finally:
+            self._running.discard(task)
+        if task.cancelled():
+            self._book.check(request.lease)
+            raise StateError(f"{request.verb} was broken off")
+        return task.result()
+
+    async def _watch_lease(self) -> None:
+        while True:
+            await asyncio.sleep(self.manners.lease_s / _LOOKS_PER_LEASE)
+            if self._book.overdue(self.now_s()):
+                why = (
+                    f"the lease ended, as it was not renewed for {self.manners.lease_s:g} s; outputs were switched off"
+                )
+                try:
+                    await finish(self._end_lease(why, "expired", token=self.lease_token))
+                except Exception as error:  # whoever watches must not fall asleep; the next look tries again
+                    _log.exception("a lease could not be ended")
+                    self._say(f"ALARM: a lease could not be ended: {error}")
+
+    async def _turn_over(self, request: Request, outlet: Outlet) -> None:
+        try:
+            values = await finish(self._turned_over(request))
+        except Exception as error:
+            if not isinstance(error, LabrigError):
+                _log.exception("%s failed", request.verb)
+            self._refuse(request, outlet, error)
+            return
+        self._answer(request, outlet, values)
+
+    async def _turned_over(self, request: Request) -> Values:
+        reason = request.values.get("reason")
+        reason = reason[:_LONGEST_TEXT] if isinstance(reason, str) else ""
+        if request.verb == "release":
+            lease = self._book.check(request.lease)
+            await self._end_lease("the lease was given back", "released", token=lease.token)
+            return {}
+        if not reason.strip():
+            raise ProtocolError(f"{request.verb} needs a reason, which everybody can read")
+        who = _who(request)
+        if request.verb == "stop":
+            await self._end_lease(f"{who} switched the outputs off: {reason}", "stopped", reason)
+            if self._unsafe:
+                raise StateError(f"{', '.join(self._unsafe)} could not be switched off; press OUTPUT OFF on them now")
+            return {}
+        self._book.put_first(request.client, self.now_s())
+        await self._end_lease(f"{who} took the rig over: {reason}", "taken-over", reason)
+        return self._acquire(request)
+
+    async def _end_lease(self, why: str, what: str, reason: str = "", token: str | None = None) -> None:
+        """Ends the lease, if there is one, and makes everything safe in any case; nothing when `token` has ended."""
+        async with self._turning:
+            if token is not None and token != self.lease_token:
+                return
+            lease = self._book.end(why)
+            for queue in self._queues.values():
+                while not queue.empty():
+                    job = queue.get_nowait()
+                    assert job.request.instrument is not None
+                    self._under_way[job.request.instrument] -= 1
+                    self._queued_bytes -= job.size
+                    self._refuse(job.request, job.outlet, StateError(why))
+            running = set(self._running)
+            for task in running:
+                task.cancel()
+            if running:
+                await asyncio.wait(running)
+            failures = await self._bench.make_safe()
+            self._unsafe = tuple(failures)
+            self._book.reopen()
+            if lease is not None:
+                fields = {"what": what, "who": lease.who, "reason": reason or why}
+                self._notices.event("event/lease", fields)
+                self._say(f"lease: {lease.who} no longer has the rig: {why}")
+            for name, error in failures.items():
+                text = f"{name} could not be made safe: {error}; press OUTPUT OFF on it now"
+                self._notices.event("event/alarm", {"text": text})
+                self._say(f"ALARM: {text}")
+            self._tell_lease()
+
+    def _tell_lease(self) -> None:
+        lease = self._book.lease
+        self._notices.keep("state", b"ready" if lease is None else b"busy")
+        self._notices.keep("lease", lease_document(lease, self._book.waiting, self.now_s()))
+
+    def _refuse(self, request: Request, outlet: Outlet, error: Exception) -> None:
+        self.refused += isinstance(error, ProtocolError)
+        self._send(outlet, Answer(request.client, request.number, fault=fault_of(error)).encoded())
+
+    def _answer(self, request: Request, outlet: Outlet, values: Values) -> None:
+        self._send(outlet, Answer(request.client, request.number, values).encoded())
+
+    def _send(self, outlet: Outlet, message: bytes) -> None:
+        self._keep(asyncio.create_task(_delivered(outlet, message), name="labrig-serve-send"))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._end_lease("the rig's program was ended; outputs were switched off", "ended")
+        if self._sending:
+            _, left = await asyncio.wait(self._sending, timeout=1.0)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+
+def _who(request: Request) -> str:
+    who = request.values.get("who")
+    return who[:_LONGEST_TEXT] if isinstance(who, str) and who else request.client
+
+
+async def _delivered(outlet: Outlet, message: bytes) -> None:
+    try:
+        await outlet(message)
+    except Exception as error:  # whoever asked is gone, and asks again or not
+        _log.info("an answer could not be delivered: %s", error)
+
+
+async def _ended(task: asyncio.Task[Outcome]) -> None:
+    await asyncio.wait([task])

@@ -1,0 +1,41 @@
+"""A rig file served at a broker, from opening the rig to the last word of its retained state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from labrig.remote.bench import ServedBench
+from labrig.remote.broker_side import BrokerSide
+from labrig.remote.card import rig_card
+from labrig.remote.notices import Notices
+from labrig.remote.service import Manners, RigService
+from labrig.rig import Rig
+from labrig.telemetry.broker import Broker
+
+
+@asynccontextmanager
+async def served(
+    rig: Rig, broker: Broker, topic: str, say: Callable[[str], None], manners: Manners | None = None
+) -> AsyncIterator[tuple[RigService, BrokerSide]]:
+    """Serves an open rig as long as the block lasts; at its end outputs are off before anybody is told goodbye.
+
+    Args:
+        rig: The rig, open; it stays with whoever opened it.
+        broker: Where.
+        topic: What its topics begin with.
+        say: Gets a line for whoever looks after the rig.
+        manners: Bounds.
+    """
+    notices = Notices()
+    service = RigService(ServedBench(rig), notices, say, manners)
+    notices.keep("info", rig_card(rig, service.instance, service.manners))
+    side = BrokerSide(broker, topic, service, notices, say)
+    connection = asyncio.create_task(side.run(), name="labrig-serve-broker")
+    try:
+        async with service.running():
+            yield service, side
+    finally:
+        connection.cancel()
+        await asyncio.gather(connection, return_exceptions=True)

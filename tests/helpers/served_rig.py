@@ -1,0 +1,100 @@
+"""A rig served at a broker inside a test, and rig files for both ends of it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from labrig.addresses import BrokerAddress
+from labrig.boards.remote import RemoteBoard
+from labrig.boards.remote_source_meter import RemoteSourceMeter
+from labrig.config import parse_rig
+from labrig.remote.addresses import RigAddress
+from labrig.remote.broker_side import BrokerSide
+from labrig.remote.service import Manners, RigService
+from labrig.remote.serving import served
+from labrig.remote.session import RemoteSession, Wishes
+from labrig.rig import Rig, open_rig
+from labrig.telemetry.broker import Broker
+from labrig.telemetry.topics import rig_topic
+
+SAFETY = """\
+[safety]
+max_voltage_v = 2.0
+max_current_a = 0.2
+max_power_w = 0.4
+max_ramp_v_per_s = 1000.0
+max_read_voltage_v = 0.3
+"""
+MOCK = f"""\
+[rig]
+name = "bench"
+[board]
+driver = "mock-board"
+settings = {{ seed = 1, arrays = 2, rows = 12, columns = 9 }}
+{SAFETY}"""
+
+
+def remote_rig(address: RigAddress, meters: str = "") -> str:
+    """The rig file of somebody who uses the rig at `address`."""
+    return f"""\
+[rig]
+name = "bench-from-afar"
+[board]
+driver = "remote-board"
+link = "{address}"
+{meters}
+{SAFETY}"""
+
+
+@dataclass
+class ServedRig:
+    """A rig that is served now."""
+
+    rig: Rig
+    address: RigAddress
+    broker: Broker
+    service: RigService
+    side: BrokerSide
+    said: list[str] = field(default_factory=list)
+
+    def session(self, broker: Broker | None = None, **wishes: object) -> RemoteSession:
+        """A session of its own, as another program would have it."""
+        usual: dict[str, object] = {"who": f"test-{secrets.token_hex(2)}", "answer_s": 5.0, "queue_s": 5.0}
+        return RemoteSession(self.address, broker or self.broker, Wishes(**(usual | wishes)))  # type: ignore[arg-type]
+
+    def board(self, session: RemoteSession | None = None) -> RemoteBoard:
+        """The board, in a session of its own unless one is given."""
+        return RemoteBoard(session or self.session())
+
+    def meter(self, session: RemoteSession | None = None, name: str = "supply") -> RemoteSourceMeter:
+        """A source-meter, in a session of its own unless one is given."""
+        return RemoteSourceMeter(session or self.session(), name)
+
+
+@asynccontextmanager
+async def serving(
+    rig_file: str | Path | Rig, broker: Broker, manners: Manners | None = None, **patience: object
+) -> AsyncIterator[ServedRig]:
+    """Serves a rig as long as the block lasts; the text of a rig file, its path, or a rig."""
+    said: list[str] = []
+    if isinstance(rig_file, str):
+        rig = open_rig(parse_rig(rig_file, Path("rig.toml")))
+    else:
+        rig = rig_file if isinstance(rig_file, Rig) else open_rig(rig_file)
+    name = rig.config.rig.name.replace(" ", "-")
+    address = RigAddress(broker.address, "lab", name)
+    async with rig, served(rig, broker, rig_topic("lab", name), said.append, manners) as (service, side):
+        await side.connected.wait()
+        yield ServedRig(rig, address, broker, service, side, said)
+
+
+def broker_at(port: int) -> Broker:
+    """An open broker on this machine."""
+    return Broker(BrokerAddress("127.0.0.1", port, tls=False))
+
+
+Say = Callable[[str], None]
