@@ -271,7 +271,7 @@ class EventBus:
                 self._dropped(listener, error)
 
     def publish_block(self, block: MeasuredBlock) -> None:
-        """Calls every listener of measured numbers, whose arrays are the run's own: read now, change and keep none."""
+        """Calls every listener of measured numbers; its arrays are the run's own, so nobody may change them."""
         for listener in tuple(self._block_listeners):
             try:
                 listener(block)

@@ -12,6 +12,7 @@ import typer
 
 from labrig.commands.arguments import RigArgument
 from labrig.commands.interruptible import run_interruptible
+from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
 from labrig.commands.mqtt import MqttOption, NoMqttOption, published
 from labrig.commands.over import OverOptions, over_axes
 from labrig_drivers.errors import ConfigError
@@ -88,6 +89,9 @@ def sweep(
     ] = False,
     mqtt: MqttOption = None,
     no_mqtt: NoMqttOption = False,
+    live: LiveOption = False,
+    live_at: LiveAtOption = None,
+    live_access: LiveAccessOption = None,
 ) -> None:
     """Run a plan on a rig and record it.
 
@@ -131,7 +135,11 @@ def sweep(
 
     with ProgressListener() as progress:
         bus.subscribe(progress)
-        with published(config, bus, mqtt, off=no_mqtt):
+        page = LiveOptions(live, live_at, live_access)
+        with (
+            published(config, bus, mqtt, off=no_mqtt),
+            shown_live(bus, page, "sweep", title=config.rig.name, doing="MEASURING", control=control),
+        ):
             run_interruptible(
                 run_sweep(config, chosen, path, bus, survives, resume=resume is not None, control=control),
                 stop,

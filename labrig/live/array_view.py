@@ -1,0 +1,235 @@
+"""What the page shows of one array, from a sample of its measured blocks."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labrig.live.packing import packed
+from labrig_drivers.crossbar import FloatArray
+
+_CLOUD = 1200
+_PER_BLOCK = 96
+_NOISE = 4000
+_NOISE_BINS = 10
+_LEAST_IN_BIN = 20
+_CURVE_POINTS = 41
+# Solving for the cells grows with the cube of the rows.
+_MOST_ROWS = 256
+_MOST_PIXELS = 128
+_RIDGE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some vectors of a block, copied.
+
+    Attributes:
+        array: Which array.
+        write: Which programming was read.
+        target_s: Target in S, `[R, C]`; None where it is not known.
+        voltage_v: Inputs in V, `[k, R]`.
+        current_a: Outputs in A, `[k, C]`.
+        saturated: Outputs at an end of the converter, `[k, C]`.
+    """
+
+    array: int
+    write: int
+    target_s: FloatArray | None
+    voltage_v: FloatArray
+    current_a: FloatArray
+    saturated: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A line that bends: `measured = offset + gain * ideal + cubic * ideal^3`, least squares over all columns.
+
+    Attributes:
+        offset_a: Offset in A.
+        gain: Slope at zero.
+        cubic: Third-order coefficient in 1/A²; negative where outputs are compressed.
+        sigma_a: Root mean square of what is left in A.
+        largest_a: Largest ideal current in A that it was fitted to.
+    """
+
+    offset_a: float
+    gain: float
+    cubic: float
+    sigma_a: float
+    largest_a: float
+
+    @property
+    def compression(self) -> float:
+        """Part of the output that is missing, by the cubic term, at the largest current."""
+        return -self.cubic * self.largest_a**2 / self.gain if self.gain else 0.0
+
+    def at(self, ideal_a: FloatArray) -> FloatArray:
+        """The fitted outputs in A."""
+        return np.asarray(self.offset_a + self.gain * ideal_a + self.cubic * ideal_a**3)
+
+
+def fitted(ideal_a: FloatArray, measured_a: FloatArray) -> Fit | None:
+    """Fits a bent line; None where there are too few points or all are the same."""
+    largest_a = float(np.abs(ideal_a).max()) if ideal_a.size else 0.0
+    if ideal_a.size < 16 or largest_a == 0.0 or float(np.ptp(ideal_a)) < 1e-3 * largest_a:
+        return None
+    x = ideal_a / largest_a
+    (offset, slope, cubic), *_ = np.linalg.lstsq(np.stack([np.ones_like(x), x, x**3], axis=1), measured_a, rcond=None)
+    left_a = measured_a - (offset + slope * x + cubic * x**3)
+    sigma_a = float(np.sqrt(np.mean(left_a**2)))
+    return Fit(float(offset), float(slope / largest_a), float(cubic / largest_a**3), sigma_a, largest_a)
+
+
+class ArrayView:
+    """One array, in bounded memory.
+
+    Args:
+        array: Which array.
+    """
+
+    def __init__(self, array: int) -> None:
+        self.array = array
+        self.version = 0
+        self._write = -1
+        self._vectors = 0
+        self._cloud: deque[tuple[FloatArray, FloatArray]] = deque(maxlen=max(1, _CLOUD // _PER_BLOCK))
+        self._saturated = self._outputs = 0
+        self._noise: deque[tuple[FloatArray, FloatArray]] = deque()
+        self._noise_count = 0
+        self._target_s: FloatArray | None = None
+        self._square: FloatArray | None = None
+        self._cross: FloatArray | None = None
+        self._cells: FloatArray | None = None
+
+    def add(self, sample: Sample) -> None:
+        """Takes in some vectors."""
+        self.version += 1
+        if sample.target_s is None:
+            self._write = sample.write
+            return
+        if sample.write != self._write or self._square is None or self._vectors == 0:
+            self._begin(sample, sample.target_s)
+        ideal_a = sample.voltage_v @ sample.target_s
+        good = ~sample.saturated
+        self._saturated += int(sample.saturated.sum())
+        self._outputs += sample.saturated.size
+        self._put_in_cloud(ideal_a[good], sample.current_a[good])
+        self._learn_cells(sample, sample.current_a - ideal_a, ideal_a, good)
+        self._vectors += len(sample.voltage_v)
+
+    def section(self, measured: int) -> dict[str, object]:
+        """What the page draws.
+
+        Args:
+            measured: MVMs of this array that were committed while the page watched.
+        """
+        ideal_a, measured_a = _joined(self._cloud)
+        fit = fitted(ideal_a, measured_a)
+        return {
+            "array": self.array,
+            "write": self._write,
+            "measured": measured,
+            "saturated": self._saturated / self._outputs if self._outputs else None,
+            "cloud": {"ideal_a": packed(ideal_a), "measured_a": packed(measured_a)},
+            "fit": None if fit is None else _drawn(fit),
+            "noise": self._noise_bins(),
+            "cells": self._cells_drawn(),
+        }
+
+    def _begin(self, sample: Sample, target_s: FloatArray) -> None:
+        self._write, self._target_s, self._vectors, self._cells = sample.write, target_s, 0, None
+        rows, columns = target_s.shape
+        if rows <= _MOST_ROWS:
+            self._square, self._cross = np.zeros((rows + 1, rows + 1)), np.zeros((rows + 1, columns))
+
+    def _put_in_cloud(self, ideal_a: FloatArray, measured_a: FloatArray) -> None:
+        if ideal_a.size:
+            # Neighbours in a row of the block are other columns, so that even steps see all of them.
+            kept = np.linspace(0, ideal_a.size - 1, min(ideal_a.size, _PER_BLOCK)).astype(np.int64)
+            self._cloud.append((ideal_a[kept], measured_a[kept]))
+
+    def _learn_cells(self, sample: Sample, error_a: FloatArray, ideal_a: FloatArray, good: NDArray[np.bool_]) -> None:
+        """Sums up what the least-squares fit of every cell needs; what it left of this sample, first, is noise."""
+        if self._square is None or self._cross is None:
+            return
+        inputs_v = np.concatenate([sample.voltage_v, np.ones((len(sample.voltage_v), 1))], axis=1)
+        if self._cells is not None and self._vectors >= 2 * len(self._square):
+            left_a = error_a - inputs_v @ self._cells
+            kept = np.linspace(0, int(good.sum()) - 1, min(int(good.sum()), 4 * _PER_BLOCK)).astype(np.int64)
+            self._noise.append((np.abs(ideal_a[good][kept]), left_a[good][kept] ** 2))
+            self._noise_count += kept.size
+            while self._noise_count - self._noise[0][0].size >= _NOISE:
+                self._noise_count -= self._noise.popleft()[0].size
+        self._square += inputs_v.T @ inputs_v
+        self._cross += inputs_v.T @ np.where(good, error_a, 0.0)
+
+    def _solve_cells(self) -> FloatArray | None:
+        """Least-squares estimate of each cell's conductance beyond its target in S, and each column's offset in A."""
+        if self._square is None or self._cross is None or self._vectors == 0:
+            return None
+        ridge = np.full(len(self._square), _RIDGE * float(np.trace(self._square)) / len(self._square))
+        ridge[-1] *= 1e-3
+        self._cells = np.linalg.solve(self._square + np.diag(ridge), self._cross).astype(np.float64, copy=False)
+        return self._cells
+
+    def _cells_drawn(self) -> dict[str, object] | None:
+        cells = self._solve_cells()
+        if cells is None or self._target_s is None:
+            return None
+        rows, columns = self._target_s.shape
+        per_pixel = -(-max(rows, columns) // _MOST_PIXELS)
+        return {
+            "rows": rows,
+            "columns": columns,
+            "per_pixel": per_pixel,
+            "vectors": self._vectors,
+            "enough": self._vectors >= 2 * len(cells),
+            "target_s": packed(_coarse(self._target_s, per_pixel)),
+            "error_s": packed(_coarse(cells[:-1], per_pixel)),
+        }
+
+    def _noise_bins(self) -> dict[str, object] | None:
+        signal_a, squared = _joined(self._noise)
+        if signal_a.size < _NOISE_BINS * _LEAST_IN_BIN:
+            return None
+        order = np.argsort(signal_a)
+        parts = np.array_split(order, _NOISE_BINS)
+        return {
+            "signal_a": packed([signal_a[part].mean() for part in parts]),
+            "sigma_a": packed([np.sqrt(squared[part].mean()) for part in parts]),
+            "median_a": float(np.sqrt(np.median([squared[part].mean() for part in parts]))),
+            "outputs": int(signal_a.size),
+        }
+
+
+def _drawn(fit: Fit) -> dict[str, object]:
+    ideal_a = np.linspace(-fit.largest_a, fit.largest_a, _CURVE_POINTS)
+    return {
+        "offset_a": fit.offset_a,
+        "gain": fit.gain,
+        "compression": fit.compression,
+        "sigma_a": fit.sigma_a,
+        "ideal_a": packed(ideal_a),
+        "fitted_a": packed(fit.at(ideal_a)),
+    }
+
+
+def _joined(pairs: deque[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
+    if not pairs:
+        return np.empty(0), np.empty(0)
+    first, second = zip(*pairs, strict=True)
+    return np.concatenate(first), np.concatenate(second)
+
+
+def _coarse(cells: FloatArray, size: int) -> FloatArray:
+    """Means over squares of so many cells, the last ones of a line perhaps over fewer."""
+    if size == 1:
+        return cells
+    rows, columns = (np.arange(0, length, size) for length in cells.shape)
+    sums = np.add.reduceat(np.add.reduceat(cells, rows, axis=0), columns, axis=1)
+    counts = np.outer(np.diff([*rows, cells.shape[0]]), np.diff([*columns, cells.shape[1]]))
+    return np.asarray(sums / counts)
