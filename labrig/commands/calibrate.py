@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from labrig.commands.interruptible import interruptible
+from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
 from labrig.extras import demand_extra
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def calibrate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print verdict, parameters and changes as JSON.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the draws in the diagnostics.")] = 0,
+    live: LiveOption = False,
+    live_at: LiveAtOption = None,
+    live_access: LiveAccessOption = None,
 ) -> None:
     """Fit the surrogate of a chip to its recordings, and say whether the fit may be used.
 
@@ -70,7 +74,13 @@ def calibrate(
     old = None if against is None else _earlier(against, files)
     bus = EventBus()
     rng = np.random.default_rng(seed)
-    with interruptible(), one_thread(), ProgressListener() as progress:
+    page = LiveOptions(live, live_at, live_access)
+    with (
+        interruptible(),
+        one_thread(),
+        ProgressListener() as progress,
+        shown_live(bus, page, "calibrate", title=", ".join(one.name for one in files), doing="FITTING"),
+    ):
         bus.subscribe(progress)
         calibration = calibrate_recordings(files, seed, bus)
         # Whatever lies there is read before it is written over.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from labrig.commands.interruptible import interruptible
+from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
 from labrig.commands.mqtt import published
 from labrig.extras import demand_extra
 from labrig_drivers.errors import ConfigError
@@ -33,6 +34,9 @@ def train(
         Path | None,
         typer.Option(help="Take the steps of a finished run again, from its recording.", metavar="RUN/training.h5"),
     ] = None,
+    live: LiveOption = False,
+    live_at: LiveAtOption = None,
+    live_access: LiveAccessOption = None,
 ) -> None:
     """Train a network: digital, on the surrogate of a chip, or in the loop with the chip.
 
@@ -57,7 +61,10 @@ def train(
             )
         if ranks.rank == 0:
             bus.subscribe(progress)
-        lines = _replayed(replay, bus) if replay is not None else _trained(file, rig, recording, resume, bus, ranks)
+        page = LiveOptions(live, live_at, live_access) if ranks.rank == 0 else LiveOptions()
+        title = next(str(one) for one in (file, resume, replay) if one is not None)
+        with shown_live(bus, page, "train", title=title, doing="TRAINING"):
+            lines = _replayed(replay, bus) if replay is not None else _trained(file, rig, recording, resume, bus, ranks)
     for line in lines if ranks.rank == 0 else ():
         print(line)
 

@@ -21,6 +21,8 @@ _CURVE_POINTS = 41
 _MOST_ROWS = 256
 _MOST_PIXELS = 128
 _RIDGE = 1e-3
+# The curve is straightened a little beyond what it was fitted to.
+_REACH, _GRID = 1.2, 401
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,22 @@ class Fit:
         """The fitted outputs in A."""
         return np.asarray(self.offset_a + self.gain * ideal_a + self.cubic * ideal_a**3)
 
+    def straightened(self, measured_a: FloatArray) -> FloatArray:
+        """The currents in A that would have given these outputs; the last one where the curve turns at an end."""
+        grid_a = np.linspace(-_REACH * self.largest_a, _REACH * self.largest_a, _GRID)
+        curve_a = self.at(grid_a)
+        middle = _GRID // 2
+        # Only as far out from the middle as it rises.
+        rising = np.diff(curve_a) > 0.0
+        low = middle - int(np.argmin(rising[:middle][::-1])) if not rising[:middle].all() else 0
+        high = middle + int(np.argmin(rising[middle:])) if not rising[middle:].all() else _GRID - 1
+        kept = slice(low, high + 1)
+        return np.asarray(np.interp(measured_a, curve_a[kept], grid_a[kept]))
+
+    def slope(self, ideal_a: FloatArray) -> FloatArray:
+        """How much of a small change of the current shows in the output."""
+        return np.asarray(self.gain + 3.0 * self.cubic * ideal_a**2)
+
 
 def fitted(ideal_a: FloatArray, measured_a: FloatArray) -> Fit | None:
     """Fits a bent line; None where there are too few points or all are the same."""
@@ -104,6 +122,7 @@ class ArrayView:
         self._square: FloatArray | None = None
         self._cross: FloatArray | None = None
         self._cells: FloatArray | None = None
+        self._fit: Fit | None = None
 
     def add(self, sample: Sample) -> None:
         """Takes in some vectors."""
@@ -118,7 +137,9 @@ class ArrayView:
         self._saturated += int(sample.saturated.sum())
         self._outputs += sample.saturated.size
         self._put_in_cloud(ideal_a[good], sample.current_a[good])
-        self._learn_cells(sample, sample.current_a - ideal_a, ideal_a, good)
+        self._fit = fitted(*_joined(self._cloud)) or self._fit
+        if self._fit is not None:
+            self._learn_cells(sample, self._fit, ideal_a, good)
         self._vectors += len(sample.voltage_v)
 
     def section(self, measured: int) -> dict[str, object]:
@@ -127,8 +148,7 @@ class ArrayView:
         Args:
             measured: MVMs of this array that were committed while the page watched.
         """
-        ideal_a, measured_a = _joined(self._cloud)
-        fit = fitted(ideal_a, measured_a)
+        (ideal_a, measured_a), fit = _joined(self._cloud), self._fit
         return {
             "array": self.array,
             "write": self._write,
@@ -152,13 +172,17 @@ class ArrayView:
             kept = np.linspace(0, ideal_a.size - 1, min(ideal_a.size, _PER_BLOCK)).astype(np.int64)
             self._cloud.append((ideal_a[kept], measured_a[kept]))
 
-    def _learn_cells(self, sample: Sample, error_a: FloatArray, ideal_a: FloatArray, good: NDArray[np.bool_]) -> None:
-        """Sums up what the least-squares fit of every cell needs; what it left of this sample, first, is noise."""
+    def _learn_cells(self, sample: Sample, fit: Fit, ideal_a: FloatArray, good: NDArray[np.bool_]) -> None:
+        """Sums up what the least-squares fit of every cell needs; what it left of this sample, first, is noise.
+
+        Outputs are straightened by the fitted curve before, so that its bend is in neither.
+        """
         if self._square is None or self._cross is None:
             return
+        error_a = fit.straightened(sample.current_a) - ideal_a
         inputs_v = np.concatenate([sample.voltage_v, np.ones((len(sample.voltage_v), 1))], axis=1)
         if self._cells is not None and self._vectors >= 2 * len(self._square):
-            left_a = error_a - inputs_v @ self._cells
+            left_a = fit.slope(ideal_a) * (error_a - inputs_v @ self._cells)
             kept = np.linspace(0, int(good.sum()) - 1, min(int(good.sum()), 4 * _PER_BLOCK)).astype(np.int64)
             self._noise.append((np.abs(ideal_a[good][kept]), left_a[good][kept] ** 2))
             self._noise_count += kept.size
@@ -168,7 +192,10 @@ class ArrayView:
         self._cross += inputs_v.T @ np.where(good, error_a, 0.0)
 
     def _solve_cells(self) -> FloatArray | None:
-        """Least-squares estimate of each cell's conductance beyond its target in S, and each column's offset in A."""
+        """Least-squares estimate of each cell's conductance beyond its target in S, and each column's offset in A.
+
+        The gain that all columns share is in the fitted curve, not in the cells.
+        """
         if self._square is None or self._cross is None or self._vectors == 0:
             return None
         ridge = np.full(len(self._square), _RIDGE * float(np.trace(self._square)) / len(self._square))

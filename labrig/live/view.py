@@ -172,7 +172,9 @@ class LiveView:
         """The state as one word, to be read from across the room."""
         document = self._tracker.document(0.0, 0)
         if document is not None and document.status in ("finished", "stopped", "aborted"):
-            return "FAILED" if self._ended == "FAILED" else document.status.upper()
+            if self._ended == "FAILED":
+                return "FAILED"
+            return "STOPPED" if self._stopping else document.status.upper()
         if self._ended is not None:
             return self._ended
         if self._stopping:

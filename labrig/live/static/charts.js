@@ -50,17 +50,17 @@ export class Chart {
     this.plot = null;
     if (!this.data || !this.box.clientWidth) return;
     const label = (text, unit) => (unit ? `${text} (${unit})` : text);
-    const axis = (text) => ({ label: text, stroke: colour("faint"), grid: { stroke: colour("grid"), width: 1 }, ticks: { stroke: colour("grid"), width: 1 }, labelSize: 22, font: "12px system-ui", labelFont: "12px system-ui" });
+    const axis = (text) => ({ label: text, stroke: colour("faint"), grid: { stroke: colour("grid"), width: 1 }, ticks: { stroke: colour("grid"), width: 1 }, labelSize: 18, labelGap: 0, font: "12px system-ui", labelFont: "12px system-ui" });
     const facets = this.what.mode === 2;
     this.plot = new uPlot(
       {
         width: this.box.clientWidth,
         height: 260,
         mode: facets ? 2 : 1,
-        legend: { show: true, live: !facets },
+        legend: { show: this.what.series.length > 1, live: !facets },
         cursor: { drag: { x: false, y: false }, points: { show: !facets } },
         scales: { x: { time: false }, y: {} },
-        axes: [axis(label(this.what.x, this.units.x)), { ...axis(label(this.what.y, this.units.y)), size: 62 }],
+        axes: [{ ...axis(label(this.what.x, this.units.x)), size: 34 }, { ...axis(label(this.what.y, this.units.y)), size: 48 }],
         series: [facets ? null : { label: this.what.x }, ...this.what.series.map((one) => styled(one, facets))],
       },
       this.data,
