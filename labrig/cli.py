@@ -17,6 +17,7 @@ VERBS = (
     "plan",
     "sweep",
     "show",
+    "view",
     "verify",
     "recover",
     "compact",

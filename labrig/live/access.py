@@ -107,7 +107,7 @@ def host_is_ours(host_header: str, served_at: str) -> bool:
     """
     host = host_header.rsplit(":", 1)[0] if not host_header.endswith("]") else host_header
     host = host.strip("[]").lower()
-    if host in {"localhost", served_at.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}:
+    if host in {"localhost", served_at.lower(), socket.gethostname().lower()}:
         return True
     try:
         ipaddress.ip_address(host)

@@ -133,7 +133,7 @@ class ArrayView:
         if sample.write != self._write or self._square is None or self._vectors == 0:
             self._begin(sample, sample.target_s)
         ideal_a = sample.voltage_v @ sample.target_s
-        good = ~sample.saturated
+        good = ~sample.saturated & np.isfinite(sample.current_a)
         self._saturated += int(sample.saturated.sum())
         self._outputs += sample.saturated.size
         self._put_in_cloud(ideal_a[good], sample.current_a[good])
@@ -179,7 +179,7 @@ class ArrayView:
         """
         if self._square is None or self._cross is None:
             return
-        error_a = fit.straightened(sample.current_a) - ideal_a
+        error_a = np.where(good, fit.straightened(np.where(good, sample.current_a, 0.0)) - ideal_a, 0.0)
         inputs_v = np.concatenate([sample.voltage_v, np.ones((len(sample.voltage_v), 1))], axis=1)
         if self._cells is not None and self._vectors >= 2 * len(self._square):
             left_a = fit.slope(ideal_a) * (error_a - inputs_v @ self._cells)
@@ -189,17 +189,16 @@ class ArrayView:
             while self._noise_count - self._noise[0][0].size >= _NOISE:
                 self._noise_count -= self._noise.popleft()[0].size
         self._square += inputs_v.T @ inputs_v
-        self._cross += inputs_v.T @ np.where(good, error_a, 0.0)
+        self._cross += inputs_v.T @ error_a
 
     def _solve_cells(self) -> FloatArray | None:
         """Least-squares estimate of each cell's conductance beyond its target in S, and each column's offset in A.
 
         The gain that all columns share is in the fitted curve, not in the cells.
         """
-        if self._square is None or self._cross is None or self._vectors == 0:
+        if self._square is None or self._cross is None or not np.trace(self._square) > 0.0:
             return None
         ridge = np.full(len(self._square), _RIDGE * float(np.trace(self._square)) / len(self._square))
-        ridge[-1] *= 1e-3
         self._cells = np.linalg.solve(self._square + np.diag(ridge), self._cross).astype(np.float64, copy=False)
         return self._cells
 

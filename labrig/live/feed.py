@@ -23,6 +23,7 @@ class _Merged:
     """Blocks of one array since the page last looked; a run may commit thousands in that time."""
 
     last: BlockCommitted
+    time_unix_s: float
     earlier_mvms: int = 0
 
 
@@ -35,6 +36,7 @@ class LiveFeed:
         most_events: Events that wait at most.
         most_samples: Samples of measured blocks that wait at most.
         sample_every_s: Least time in s between two samples of one array; numbers in between are passed over.
+        merge_supply: Whether only the latest reading of the supply is kept.
         clock: Time in s since 1970 UTC.
     """
 
@@ -43,14 +45,17 @@ class LiveFeed:
         most_events: int = 2000,
         most_samples: int = 8,
         sample_every_s: float = 0.25,
+        *,
+        merge_supply: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._events: deque[tuple[Event, float]] = deque()
         self._blocks: dict[int, _Merged] = {}
-        self._supply: SupplyRead | None = None
+        self._supply: tuple[SupplyRead, float] | None = None
         self._samples: deque[Sample] = deque()
         self._next_sample_s: dict[int, float] = {}
         self._most_events, self._most_samples, self._sample_every_s = most_events, most_samples, sample_every_s
+        self._merge_supply = merge_supply
         self._clock = clock
         self._lock = threading.Lock()
         self._missed = 0
@@ -66,18 +71,22 @@ class LiveFeed:
         self._wake = wake
 
     def __call__(self, event: Event) -> None:
-        """Takes an event in."""
+        """Takes an event in that happens now."""
+        self.put(event, self._clock())
+
+    def put(self, event: Event, time_unix_s: float) -> None:
+        """Takes an event in that happened at a time in s since 1970 UTC."""
         with self._lock:
             if isinstance(event, BlockCommitted):
                 merged = self._blocks.get(event.array)
                 if merged is None:
-                    self._blocks[event.array] = _Merged(event)
+                    self._blocks[event.array] = _Merged(event, time_unix_s)
                 else:
                     merged.earlier_mvms += merged.last.mvms
-                    merged.last = event
+                    merged.last, merged.time_unix_s = event, time_unix_s
                 return
-            if isinstance(event, SupplyRead):
-                self._supply = event
+            if self._merge_supply and isinstance(event, SupplyRead):
+                self._supply = event, time_unix_s
                 return
             if len(self._events) >= self._most_events:
                 self._events.popleft()
@@ -85,7 +94,7 @@ class LiveFeed:
             if isinstance(event, RunFinished):
                 # So that the last blocks are counted before the end.
                 self._release_blocks()
-            self._events.append((event, self._clock()))
+            self._events.append((event, time_unix_s))
             wake = self._wake if isinstance(event, Alarm | RunPaused | RunResumed | RunFinished) else None
         if wake is not None:
             wake()
@@ -117,7 +126,7 @@ class LiveFeed:
         with self._lock:
             self._release_blocks()
             if self._supply is not None:
-                self._events.append((self._supply, self._clock()))
+                self._events.append(self._supply)
                 self._supply = None
             events, samples = list(self._events), list(self._samples)
             self._events.clear()
@@ -125,10 +134,9 @@ class LiveFeed:
         return events, samples
 
     def _release_blocks(self) -> None:
-        now_s = self._clock()
         # In the order of their totals, so that the run's total only grows.
         for merged in sorted(self._blocks.values(), key=lambda one: one.last.total_mvms):
             last = merged.last
             mvms = last.mvms + merged.earlier_mvms
-            self._events.append((BlockCommitted(last.array, last.write, mvms, last.total_mvms), now_s))
+            self._events.append((BlockCommitted(last.array, last.write, mvms, last.total_mvms), merged.time_unix_s))
         self._blocks.clear()

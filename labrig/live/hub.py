@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
+from labrig.events import Message
 from labrig.live.feed import LiveFeed
 from labrig.live.steering import Steering
 from labrig.live.view import LiveView
 from labrig.live.viewers import ViewerQueue
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Hub:
         self._said_s: dict[str, float] = {}
         self._rig = b""
         self._dropped = 0
+        self._undrawn: set[str] = set()
 
     @property
     def viewers(self) -> int:
@@ -110,8 +117,7 @@ class Hub:
         """The queue of one viewer, with all that there is to see now in it."""
         self._fetch()
         queue = ViewerQueue()
-        queue.put({"rig": self._rig_section(), **{name: self._encoded(name) for name in self._view.versions}})
-        queue.put({"run": self._encoded("run")})
+        queue.put({"rig": self._rig_section(), "run": self._encoded("run"), **self._all_encoded(self._view.versions)})
         self._queues.add(queue)
         try:
             yield queue
@@ -142,7 +148,10 @@ class Hub:
         for event, time_unix_s in events:
             self._view.note(event, time_unix_s)
         for sample in samples:
-            self._view.note_sample(sample)
+            try:
+                self._view.note_sample(sample)
+            except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+                self._cannot_draw(f"array {sample.array}", error)
 
     def _due(self, *, everything: bool) -> dict[str, bytes]:
         now_s = self._clock()
@@ -162,7 +171,7 @@ class Hub:
         for name in chosen:
             if everything or now_s - self._said_s.get(name, 0.0) >= self._least_s(name):
                 self._said[name], self._said_s[name] = versions.get(name, 0), now_s
-                due[name] = self._encoded(name)
+                due |= self._all_encoded([name])
         return due
 
     def _least_s(self, name: str) -> float:
@@ -174,6 +183,22 @@ class Hub:
         content = self._view.section(name, self._clock(), self._feed.missed)
         # Numbers that are not finite are no JSON; the packed ones may be.
         return json.dumps(_finite(content), separators=(",", ":"), allow_nan=False).encode()
+
+    def _all_encoded(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Sections as JSON, without those that cannot be drawn: whoever watches needs all the others, and STOP."""
+        found: dict[str, bytes] = {}
+        for name in names:
+            try:
+                found[name] = self._encoded(name)
+            except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+                self._cannot_draw(name, error)
+        return found
+
+    def _cannot_draw(self, what: str, error: Exception) -> None:
+        _log.warning("the live page cannot draw %s", what, exc_info=error)
+        if what not in self._undrawn:
+            self._undrawn.add(what)
+            self._view.note(Message(f"the live page cannot draw {what}: {error}"), self._clock())
 
     def _rig_section(self) -> bytes:
         lease = self._steering.lease()

@@ -72,6 +72,7 @@ class LivePage:
         doing: The word for it while it goes on, such as `MEASURING`.
         address: Where to serve it.
         rhythm: How often viewers get what changed.
+        feed: Where events wait for the page; by default one that suits a run.
     """
 
     def __init__(
@@ -84,14 +85,15 @@ class LivePage:
         doing: str,
         address: Address | None = None,
         rhythm: Rhythm | None = None,
+        feed: LiveFeed | None = None,
     ) -> None:
         self._bus = bus
         self._steering = steering
         self._access = access
-        self._view = LiveView(title, doing)
+        self._view = LiveView(title, doing, of_file=not steering.can_stop)
         self._address = address or Address()
         self._rhythm = rhythm
-        self._feed = LiveFeed()
+        self._feed = feed or LiveFeed()
         self._started: Future[tuple[str, int]] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hub: Hub | None = None

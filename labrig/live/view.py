@@ -43,11 +43,13 @@ class LiveView:
     Args:
         title: What runs, such as the name of the rig.
         doing: The word for it while it goes on, such as `MEASURING`.
+        of_file: Whether all is known from a file only, which does not say what is switched on.
     """
 
-    def __init__(self, title: str, doing: str) -> None:
+    def __init__(self, title: str, doing: str, *, of_file: bool = False) -> None:
         self.title = title
         self._doing = doing
+        self._of_file = of_file
         self._tracker = RunTracker()
         self._versions: dict[str, int] = {}
         self._lines: deque[dict[str, object]] = deque(maxlen=_MOST_LINES)
@@ -131,6 +133,9 @@ class LiveView:
             time_unix_s: The time now.
             fault: What it ended with; None where outputs are off and files closed.
         """
+        if self._of_file:
+            self._say(time_unix_s, "state", "nobody reads the recording any more")
+            return
         self._ended = "FAILED" if fault is not None else "ENDED"
         self._outputs = "unknown" if fault is not None else "off"
         if fault is not None:
@@ -190,7 +195,7 @@ class LiveView:
         return {
             "title": self.title,
             "word": self.word(),
-            "outputs": self._outputs,
+            "outputs": None if self._of_file else self._outputs,
             "alarm": self._alarm,
             "ended": self._ended is not None,
             "run": None if document is None else document.model_dump(mode="json"),
@@ -227,7 +232,7 @@ class LiveView:
         if self._phases and (document is None or document.plan == "training"):
             latest = next(reversed(self._phases.values()))
             return latest.step, latest.steps, "steps"
-        if document is not None and document.planned_mvms:
+        if document is not None and (document.planned_mvms or document.mvms):
             return document.mvms, document.planned_mvms, "MVMs"
         return self._curves, self._planned_curves, "curves"
 

@@ -35,10 +35,11 @@ function showBanner() {
   if (!state.run) return;
   const { progress, run, title } = state.run;
   const live = state.contact === "there";
-  text("time-left", live && progress.left_s !== null ? `${duration(progress.left_s)} left` : "");
+  text("time-left", live && progress.left_s !== null && progress.total ? `${duration(progress.left_s)} left` : "");
   const parts = [title];
   if (run) parts.push(`plan ${run.plan}`);
   if (progress.total) parts.push(`${count(progress.done)} of ${count(progress.total)} ${progress.unit}`);
+  else if (progress.done) parts.push(`${count(progress.done)} ${progress.unit}`);
   if (live && progress.rate_hz) parts.push(`${number(progress.rate_hz)} per second`);
   text("headline", parts.join(" · "));
   $("bar").hidden = !progress.total;
@@ -68,7 +69,7 @@ function leaseText(lease) {
 function showFacts() {
   if (!state.run) return;
   const { run, outputs, supply, axes, missed } = state.run;
-  const facts = [["Outputs", { on: "on", off: "off", unknown: "not known" }[outputs]]];
+  const facts = outputs === null ? [] : [["Outputs", { on: "on", off: "off", unknown: "not known" }[outputs]]];
   if (state.rig?.lease !== undefined && (state.rig.can_stop || state.rig.lease)) facts.push(["Lease", leaseText(state.rig.lease)]);
   if (supply) facts.push(["Array supply", `${quantity(supply.voltage_v, "V")}, ${quantity(supply.current_a, "A")}${supply.limit ? ", at its limit" : ""}`]);
   for (const [name, value] of Object.entries(axes)) facts.push([name, number(value, 5)]);
