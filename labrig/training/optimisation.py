@@ -78,7 +78,7 @@ class Stepper:
         self._optimiser.step()
         self.step_number += 1
         if self.optimisation.clip_sigmas > 0.0:
-            _clip_sigmas(self.network, self.optimisation.clip_sigmas)
+            clip_to_sigmas(self.network, self.optimisation.clip_sigmas)
         clip_weights(self.network)
 
     def step(self, batch: Batch) -> float:
@@ -108,7 +108,8 @@ class Stepper:
 
 
 @torch.no_grad()
-def _clip_sigmas(network: nn.Module, sigmas: float) -> None:
+def clip_to_sigmas(network: nn.Module, sigmas: float) -> None:
+    """Clips the analog weights of each layer to so many of their standard deviations, in place."""
     for matrix in weight_matrices(network):
         limit = sigmas * float(matrix.weight.std(correction=0))
         matrix.weight.clamp_(-limit, limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,8 @@ class FusedPlan(NamedTuple):
         highest: Highest code of the ADC.
         compute: Type in which products are computed; None is that of the inputs.
         learns: Whether a backward pass may follow.
+        narrow: Whether inputs and outputs are of the type of the products too: convolutions without an ADC, whose
+            feature maps would otherwise go back and forth between two types.
     """
 
     product: LinearProduct | ConvProduct
@@ -55,6 +58,7 @@ class FusedPlan(NamedTuple):
     highest: int
     compute: torch.dtype | None
     learns: bool
+    narrow: bool = False
 
     def inputs(self, x: Tensor) -> Tensor:
         """Inputs in levels of the DAC."""
@@ -74,7 +78,7 @@ class FusedPlan(NamedTuple):
 
     def untyped(self, x: Tensor) -> Tensor:
         """In the type of everything else."""
-        return x if self.compute is None else x.float()
+        return x if self.compute is None or self.narrow else x.float()
 
 
 class Ranges(NamedTuple):
@@ -109,6 +113,46 @@ def output_steps(config: AnalogConfig, ranges: Ranges, tiles: int) -> tuple[Numb
         return tuple(number(ranges.output_max[tile]) / adc.highest for tile in range(tiles))
     top = adc.bound_products * ranges.limit * ranges.input_max
     return (number(top.reshape(-1)) / adc.highest if isinstance(top, Tensor) else top / adc.highest,) * tiles
+
+
+def fused_plan(
+    config: AnalogConfig,
+    product: LinearProduct | ConvProduct,
+    blocks: tuple[Block, ...],
+    unit: Number,
+    ranges: Ranges,
+    *,
+    compute: torch.dtype | None,
+    learns: bool,
+) -> FusedPlan:
+    """What a config means for one batch; see `FusedPlan` for the arguments."""
+    return FusedPlan(
+        product=product,
+        blocks=blocks,
+        dac=input_converter(config, ranges.input_max),
+        unit=unit,
+        lsb=output_steps(config, ranges, len(blocks)),
+        highest=0 if config.adc is None else config.adc.highest,
+        compute=compute,
+        learns=learns,
+    )
+
+
+def output_draws(
+    config: AnalogConfig, plan: FusedPlan, ranges: Ranges, normal: Callable[[], Draw]
+) -> tuple[OutputNoiseDraw, ...]:
+    """Output noise of each tile; none where the config has none.
+
+    Args:
+        config: Which noise.
+        plan: Of this batch.
+        ranges: What the noise may be relative to.
+        normal: Normal numbers for the outputs of one tile, new at every call.
+    """
+    if config.output_noise is None:
+        return ()
+    tiles = range(len(plan.blocks))
+    return tuple(OutputNoiseDraw(normal(), output_sigma(config, tile, ranges, plan.lsb)) for tile in tiles)
 
 
 def output_sigma(config: AnalogConfig, tile: int, ranges: Ranges, lsb: tuple[Number, ...] | None) -> Number:

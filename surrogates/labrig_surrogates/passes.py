@@ -32,13 +32,17 @@ def number(x: Tensor) -> Number:
     return float(x) if free else x
 
 
+def a_backward_pass_may_follow(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with these tensors; None is no tensor."""
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+
+
 def largest_number(x: Tensor) -> Number:
     """Largest |x| of a whole tensor."""
-    # Two reductions take less time than the one that looks for both.
-    high, low = x.amax(), x.amin()
+    # Two reductions take less time than the one that looks for both, and the second finds its piece in the cache.
     if x.is_cpu and not torch.compiler.is_compiling():
-        return max(float(high), -float(low))
-    return torch.maximum(high, -low)
+        return max(max(float(part.amax()), -float(part.amin())) for part in pieces(x))
+    return torch.maximum(x.amax(), -x.amin())
 
 
 def pieces(x: Tensor, like: Tensor | None = None) -> Sequence[Tensor]:
@@ -76,10 +80,17 @@ def applied(function: type[torch.autograd.Function], *arguments: object) -> Tens
 
 
 def code_pass(x: Tensor, inverse_step: Number, lowest: int, highest: int) -> Tensor:
-    """Codes of a converter at `x`: scaled, rounded to the nearest, clipped; a new tensor."""
+    """Codes of a converter at `x`: scaled, rounded to the nearest, clipped; a new tensor of the same type.
+
+    Computed in float32 or better, whatever the type.
+    """
     codes = torch.empty_like(x)
+    narrow = x.dtype in {torch.bfloat16, torch.float16}
     for source, target in zip(pieces(x), pieces(codes), strict=True):
-        torch.mul(source, inverse_step, out=target).round_().clamp_(lowest, highest)
+        if narrow:
+            target.copy_(source.float().mul_(inverse_step).round_().clamp_(lowest, highest))
+        else:
+            torch.mul(source, inverse_step, out=target).round_().clamp_(lowest, highest)
     return codes
 
 

@@ -15,9 +15,9 @@ from labrig_surrogates.models import (
     AirbenchShape,
     ResNet,
     ResNetShape,
+    principal_filters,
     resnet18,
     resnet20,
-    whitening_filters,
 )
 
 
@@ -75,13 +75,15 @@ def test_whitened_patches_are_white() -> None:
     images = torch.einsum("ij,njhw->nihw", mixed, torch.randn(200, 3, 16, 16, generator=seeded(5)))
     network = Airbench()
     network.whiten(images)
-    out = network.whitening(images)[:, :12].permute(1, 0, 2, 3).reshape(12, -1)
+    lengths = network.whitening.weight.flatten(1).norm(dim=1)
+    assert torch.allclose(lengths, torch.ones(24), atol=1e-5)  # one range serves all of them on an array
+    out = network.first_norm(network.whitening(images))[:, :12].permute(1, 0, 2, 3).reshape(12, -1)
     covariance = out @ out.T / out.shape[1]
     assert torch.allclose(covariance, torch.eye(12), atol=2e-2)
     assert torch.equal(network.whitening.weight[:12], -network.whitening.weight[12:])
     assert not network.whitening.weight.requires_grad
     with pytest.raises(SurrogateError, match="no patches of 3 x 3"):
-        whitening_filters(torch.zeros(1, 3, 2, 8), 3)
+        principal_filters(torch.zeros(1, 3, 2, 8), 3)
 
 
 def test_shapes_that_make_no_sense_are_refused() -> None:

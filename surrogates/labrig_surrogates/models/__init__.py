@@ -1,6 +1,6 @@
 """Networks that the studies train: plain torch modules, put on analog arrays by `to_analog` like any other."""
 
-from labrig_surrogates.models.airbench import Airbench, AirbenchShape, whitening_filters
+from labrig_surrogates.models.airbench import Airbench, AirbenchShape, principal_filters
 from labrig_surrogates.models.resnet import ResNet, ResNetShape, resnet18, resnet20
 
-__all__ = ["Airbench", "AirbenchShape", "ResNet", "ResNetShape", "resnet18", "resnet20", "whitening_filters"]
+__all__ = ["Airbench", "AirbenchShape", "ResNet", "ResNetShape", "resnet18", "resnet20", "principal_filters"]

@@ -50,13 +50,25 @@ class ReadNoise:
     Args:
         read: Reads one product `count` times, `[count, columns]`.
         lsb: Step of the ADC in the unit of the reads, `[columns]` or a number.
-        characterise: Reads that the covariance is estimated from before the first number.
+        characterise: Differences that the noise is judged by before the first number.
+        covariance: Covariance of one read's noise, `[columns, columns]`, such as a calibration gives; estimated from
+            those differences where None.
+
+    Attributes:
+        covariance: What the numbers are whitened by.
 
     Raises:
         SurrogateError: The ADC's step exceeds the noise in some column: what varies there is rounding, not noise.
     """
 
-    def __init__(self, read: Callable[[int], Tensor], lsb: Tensor | float, *, characterise: int = 4096) -> None:
+    def __init__(
+        self,
+        read: Callable[[int], Tensor],
+        lsb: Tensor | float,
+        *,
+        characterise: int = 4096,
+        covariance: Tensor | None = None,
+    ) -> None:
         self._read = read
         differences = self._differences(characterise)
         step = torch.as_tensor(lsb, dtype=differences.dtype).expand(differences.shape[1])
@@ -71,8 +83,9 @@ class ReadNoise:
                 f"(worst: {float(noise[worst] / step[worst]):.2g} steps): their numbers would be rounding, not noise. "
                 "Use columns with more noise, or a finer range of the ADC"
             )
-        covariance = differences.T @ differences / differences.shape[0]
-        factor = torch.linalg.cholesky(covariance)
+        measured = differences.T @ differences / differences.shape[0]
+        self.covariance = measured if covariance is None else covariance.to(measured.dtype)
+        factor = torch.linalg.cholesky(self.covariance)
         self._whiten = torch.linalg.inv(factor).T
         self._kept: Tensor = differences.new_empty(0)
 

@@ -1,0 +1,1 @@
+"""Networks for small images under quantisation and noise: how they are trained, kept and judged on many chips."""
