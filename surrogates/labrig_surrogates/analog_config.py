@@ -133,7 +133,7 @@ class AnalogConfig:
             yield f"slices are converted one by one: output_noise.relative_to={output.relative_to!r} has no meaning"
 
     def without(self, *effects: str) -> AnalogConfig:
-        """A copy with some effects off.
+        """A copy with some effects off, and with `weight_noise` what `backward` says of it.
 
         Raises:
             SurrogateError: An effect is not one of the fields that can be off.
@@ -141,7 +141,9 @@ class AnalogConfig:
         unknown = sorted(set(effects) - set(EFFECTS))
         if unknown:
             raise SurrogateError(f"{unknown} cannot be switched off; the effects are {list(EFFECTS)}")
-        off: dict[str, tuple[()] | None] = {name: () if name.endswith("_effects") else None for name in effects}
+        off: dict[str, object] = {name: () if name.endswith("_effects") else None for name in effects}
+        if "weight_noise" in effects:
+            off["backward"] = BackwardPass()
         # `replace` cannot know that each name goes with its own type; `__post_init__` checks the result as a whole.
         return replace(self, **off)  # type: ignore[arg-type]
 

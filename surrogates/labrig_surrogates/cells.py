@@ -50,6 +50,22 @@ class ArrayWeights(NamedTuple):
         return inside_pass(grad, self.source.detach(), 1.0 / self.unit, -self.clip, self.clip, target=grad)
 
 
+class StreamedWeights(NamedTuple):
+    """Weights as they stand in the arrays for one product, made a few rows at a time; without a gradient.
+
+    Attributes:
+        shape: Of all of them, `[outputs, inputs]`.
+        unit: See `ArrayWeights`.
+        limit: See `ArrayWeights`.
+        rows: The codes of the outputs from the first number up to the second one.
+    """
+
+    shape: tuple[int, ...]
+    unit: Number
+    limit: Number
+    rows: Callable[[int, int], Tensor]
+
+
 class _OwnUnit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, _source: Tensor, weights: ArrayWeights) -> Tensor:
@@ -164,13 +180,18 @@ def noise_draw(noise: WeightNoise, shape: Sequence[int], state: WeightState) -> 
     return TensorDraw(state.kept("weight_noise", shape)) if noise.timing == "program" else state.fresh(shape)
 
 
+def one_width(sigma: Number | None) -> bool:
+    """Whether noise has the same standard deviation everywhere."""
+    return sigma is not None and (isinstance(sigma, int | float) or sigma.numel() == 1)
+
+
 def with_noise(codes: Tensor, noise: WeightNoise, draw: Draw, sigma: Number | None) -> Tensor:
     """A new tensor, `codes` with weight noise; see `add_noise`."""
-    if sigma is None or (isinstance(sigma, Tensor) and sigma.numel() > 1):
-        noisy = codes.clone()
-        add_noise(noisy, noise, draw, sigma)
-        return noisy
-    return draw.added_to(codes, sigma)
+    if sigma is not None and one_width(sigma):
+        return draw.added_to(codes, sigma)
+    noisy = codes.clone()
+    add_noise(noisy, noise, draw, sigma)
+    return noisy
 
 
 def add_noise(codes: Tensor, noise: WeightNoise, draw: Draw, sigma: Number | None) -> None:

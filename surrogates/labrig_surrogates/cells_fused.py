@@ -1,4 +1,8 @@
-"""The fast way from weights to cells: scaled, rounded, clipped and made noisy in one buffer, piece by piece."""
+"""The fast way from weights to cells: scaled, rounded, clipped and made noisy in one buffer, piece by piece.
+
+Where nothing has to be kept for a backward pass, the pieces can be made when the product asks for them, so that the
+noisy weights never stand in memory as a whole.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import torch
 from torch import Tensor
 
 from labrig_surrogates.analog_config import AnalogConfig
-from labrig_surrogates.cells import ArrayWeights, WeightState, add_noise, noise_draw, noise_sigma
+from labrig_surrogates.cells import ArrayWeights, StreamedWeights, WeightState, add_noise, noise_draw, noise_sigma
 from labrig_surrogates.draws import Draw
 from labrig_surrogates.effect_settings import WeightNoise
 from labrig_surrogates.passes import HALF_LEVEL, SLACK, Number, pieces
@@ -39,12 +43,21 @@ class _Plan(NamedTuple):
         return noise.level / unit if noise.relative_to == "abs" and isinstance(unit, int | float) else None
 
 
-def _fused_codes(weight: Tensor, plan: _Plan) -> tuple[Tensor, Tensor | None]:
-    """Scales, rounds, clips and adds noise in one buffer; the second result is for the backward pass."""
+def _codes(weight: Tensor, plan: _Plan, sigma: float | None, start: int = 0) -> Tensor:
+    """Scales, rounds and clips in one buffer, and adds noise if its width is given.
+
+    Args:
+        weight: Some rows of the weights.
+        plan: What is done with all of them.
+        sigma: Standard deviation of the noise in levels; None adds none.
+        start: Number of the first row.
+    """
     codes = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    inverse, first, sigma = 1.0 / plan.unit, 0, plan.known_sigma()
-    factors = pieces(inverse, weight) if isinstance(inverse, Tensor) and inverse.dim() else None
-    at_once = plan.draw is not None and sigma is not None and plan.backward == "same"
+    inverse, first = 1.0 / plan.unit, start * (weight.numel() // weight.shape[0])
+    if isinstance(inverse, Tensor) and inverse.dim():
+        factors = pieces(inverse[start : start + weight.shape[0]], weight)
+    else:
+        factors = None
     for index, (source, part) in enumerate(zip(pieces(weight), pieces(codes), strict=True)):
         torch.mul(source, inverse if factors is None else factors[index], out=part)
         if plan.uniform is not None:
@@ -54,11 +67,18 @@ def _fused_codes(weight: Tensor, plan: _Plan) -> tuple[Tensor, Tensor | None]:
             part.round_()
         if plan.clips:
             part.clamp_(-plan.levels, plan.levels)
-        if at_once:
-            plan.draw.add_to(part, sigma, first=first)  # type: ignore[union-attr,arg-type]
+        if plan.draw is not None and sigma is not None:
+            plan.draw.add_to(part, sigma, first=first)
         first += part.numel()
-    if plan.noise is None or at_once:
-        return codes, None
+    return codes
+
+
+def _codes_of_both_passes(weight: Tensor, plan: _Plan) -> tuple[Tensor, Tensor | None]:
+    """Codes with noise; the second result is for the backward pass."""
+    sigma = plan.known_sigma()
+    if plan.noise is None or (sigma is not None and plan.backward == "same"):
+        return _codes(weight, plan, sigma), None
+    codes = _codes(weight, plan, None)
     other = codes.clone() if plan.backward != "same" else None
     width: Number | None = sigma
     if sigma is None and plan.noise.relative_to != "wmult":
@@ -69,16 +89,16 @@ def _fused_codes(weight: Tensor, plan: _Plan) -> tuple[Tensor, Tensor | None]:
     return codes, other
 
 
-def fused_cells(weight: Tensor, config: AnalogConfig, state: WeightState, limit: Number) -> ArrayWeights:
-    """Cells of weights that need no more than clipping, quantisation and Gaussian noise; see `array_weights`."""
+def _plan(weight: Tensor, config: AnalogConfig, state: WeightState, limit: Number) -> _Plan | None:
+    """What is to be done with the weights; None: nothing."""
     quantization, noise = config.weight_quantization, config.drawn_weight_noise if state.fresh is not None else None
     clips = config.mapping.weight_range != "max"
     if quantization is None and noise is None and not clips:
-        return ArrayWeights(weight, weight.detach(), 1.0, limit)
+        return None
     levels = 1.0 if quantization is None else float(quantization.highest)
     stochastic = quantization is not None and quantization.rounding == "stochastic"
     backward = "same" if noise is None else config.backward.weights
-    plan = _Plan(
+    return _Plan(
         unit=limit / levels,
         levels=levels,
         rounds=quantization is not None,
@@ -89,6 +109,30 @@ def fused_cells(weight: Tensor, config: AnalogConfig, state: WeightState, limit:
         backward=backward,
         backward_draw=state.fresh(weight.shape) if backward == "fresh" and state.fresh is not None else None,
     )
-    codes, other = _fused_codes(weight.detach(), plan)
-    bound = levels + HALF_LEVEL if plan.rounds else levels * (1.0 + SLACK)
-    return ArrayWeights(weight, codes, plan.unit, limit, bound if clips else None, other)
+
+
+def fused_cells(weight: Tensor, config: AnalogConfig, state: WeightState, limit: Number) -> ArrayWeights:
+    """Cells of weights that need no more than clipping, quantisation and Gaussian noise; see `array_weights`."""
+    return _cells(weight, _plan(weight, config, state, limit), limit)
+
+
+def _cells(weight: Tensor, plan: _Plan | None, limit: Number) -> ArrayWeights:
+    if plan is None:
+        return ArrayWeights(weight, weight.detach(), 1.0, limit)
+    codes, other = _codes_of_both_passes(weight.detach(), plan)
+    bound = plan.levels + HALF_LEVEL if plan.rounds else plan.levels * (1.0 + SLACK)
+    return ArrayWeights(weight, codes, plan.unit, limit, bound if plan.clips else None, other)
+
+
+def fused_rows(
+    weight: Tensor, config: AnalogConfig, state: WeightState, limit: Number
+) -> ArrayWeights | StreamedWeights:
+    """The same for one product without a gradient: a few rows at a time, unless noise asks for all weights first."""
+    plan = _plan(weight, config, state, limit)
+    sigma = None if plan is None else plan.known_sigma()
+    if plan is None or (plan.noise is not None and sigma is None):
+        return _cells(weight, plan, limit)
+    values = weight.detach()
+    return StreamedWeights(
+        tuple(weight.shape), plan.unit, limit, lambda first, last: _codes(values[first:last], plan, sigma, first)
+    )

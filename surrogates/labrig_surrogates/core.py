@@ -16,21 +16,22 @@ from labrig_surrogates.analog_config import EFFECTS, AnalogConfig, composed_only
 from labrig_surrogates.array_layout import channel_blocks, table_faults, tile_map_of
 from labrig_surrogates.backend import Backend
 from labrig_surrogates.backend_product import backend_faults, backend_outputs
-from labrig_surrogates.cells import ArrayWeights, WeightState, weight_limit
+from labrig_surrogates.cells import ArrayWeights, StreamedWeights, WeightState, weight_limit
 from labrig_surrogates.composed import TileState, composed_outputs, tile_outputs
 from labrig_surrogates.draws import Draw, DrawStream
-from labrig_surrogates.effect_settings import BackwardPass
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.fused import fused_outputs
-from labrig_surrogates.fused_plan import FusedPlan, OutputNoiseDraw, Ranges, input_converter, output_sigma, output_steps
-from labrig_surrogates.passes import Number, number
+from labrig_surrogates.fused_plan import OutputNoiseDraw, Ranges, fused_plan, output_draws
+from labrig_surrogates.passes import Number, a_backward_pass_may_follow, number
 from labrig_surrogates.products import ConvProduct, LinearProduct
 from labrig_surrogates.programming import (
+    STREAMED_FROM,
     StoredWeights,
     WeightPrior,
     array_weights,
     composed_weights_only,
     store_weights,
+    streamed_weights,
     weight_prior,
 )
 from labrig_surrogates.quantization import wide
@@ -97,6 +98,8 @@ class AnalogCore(nn.Module):
         self._add_tensors(weight)
         self._ideal = not config.effects_on and config.mapping.weight_range == "max"
         self._composed_only = config.path == "composed" or bool(composed_only(config))
+        simple = not (self._composed_only or composed_weights_only(config))
+        self._may_stream = simple and isinstance(product, LinearProduct) and len(self._blocks) == 1
         self._calibrated = self.output_max is not None or self.output_std is not None
         self.unmeasured: list[str] = []
         self.note_ranges()
@@ -201,7 +204,8 @@ class AnalogCore(nn.Module):
             return self.product.plain(x, weight, bias)
         if self.backend is not None:
             return backend_outputs(self.backend, self, x, weight, bias)
-        return self.multiply(x, self.realise(weight), bias)
+        weights = self._streamed(weight) if self._streams(x, weight, bias) else self.realise(weight)
+        return self.multiply(x, weights, bias)
 
     def weight_limit(self, weight: Tensor) -> Number:
         """The weight that the whole conductance range stands for: one number, or one for each output."""
@@ -213,6 +217,18 @@ class AnalogCore(nn.Module):
             fresh = self._draws(weight)[1]
             return [one.read(wide(weight), fresh) for one in self._programmed]
         return array_weights(weight, self.config, self._weight_state(weight))
+
+    def _streams(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether the weights of one product need not stand in memory as a whole: no gradient asks for them."""
+        large = self._may_stream and x.is_cpu and weight.numel() >= STREAMED_FROM
+        return large and not torch.compiler.is_compiling() and not a_backward_pass_may_follow(x, weight, bias)
+
+    def _streamed(self, weight: Tensor) -> list[ArrayWeights] | StreamedWeights:
+        if self._programmed is not None and not self.training:
+            found = self._programmed[0].streamed(wide(weight), self._draws(weight)[1])
+        else:
+            found = streamed_weights(weight, self.config, self._weight_state(weight))
+        return found if isinstance(found, StreamedWeights) else [found]
 
     def _weight_state(self, weight: Tensor) -> WeightState:
         uniform, normal = self._draws(weight)
@@ -296,7 +312,7 @@ class AnalogCore(nn.Module):
         weights = self.realise(weight)
         return lambda x: self.multiply(x, weights, bias)
 
-    def multiply(self, x: Tensor, weights: list[ArrayWeights], bias: Tensor | None = None) -> Tensor:
+    def multiply(self, x: Tensor, weights: list[ArrayWeights] | StreamedWeights, bias: Tensor | None = None) -> Tensor:
         """The product of one batch with realised weights; see `forward`."""
         if self.unmeasured:
             raise SurrogateError(
@@ -304,8 +320,12 @@ class AnalogCore(nn.Module):
             )
         factor = self._output_factor
         inner = bias if factor is None else None
-        fused = not self._composed_only and not torch.compiler.is_compiling()
-        outputs = self._fused(x, weights[0], inner) if fused else self._composed(x, weights, inner)
+        if isinstance(weights, StreamedWeights):
+            outputs = self._fused(x, weights, inner)
+        elif self._composed_only or torch.compiler.is_compiling():
+            outputs = self._composed(x, weights, inner)
+        else:
+            outputs = self._fused(x, weights[0], inner)
         if factor is not None:
             outputs = outputs * (factor if factor.dim() == 0 else self.product.columns(factor))
             outputs = outputs if bias is None else outputs + self.product.columns(bias)
@@ -334,41 +354,28 @@ class AnalogCore(nn.Module):
     def clean_tile_outputs(self, x: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
         """What each tile puts out in front of integrator and ADC without any noise: number of the tile, outputs."""
         clean = self.config.without(*(effect for effect in EFFECTS if effect not in {"dac", "weight_quantization"}))
-        quiet = replace(clean, backward=BackwardPass(), path="auto")
+        quiet = replace(clean, path="auto")
         weights = array_weights(weight, quiet, self._quiet_state(weight))
         yield from tile_outputs(x, weights, self._blocks, self.product, quiet, self._tile_state(x, None, None))
 
-    def _fused(self, x: Tensor, weights: ArrayWeights, bias: Tensor | None) -> Tensor:
-        config, product, tiles = self.config, self.product, self.tiles_of_an_output
+    def _fused(self, x: Tensor, weights: ArrayWeights | StreamedWeights, bias: Tensor | None) -> Tensor:
+        config, product, calibrated = self.config, self.product, self._calibrated
         values = wide(x)
         flat = isinstance(product, ConvProduct) or values.dim() == 2
         rows = values if flat else values.reshape(-1, values.shape[-1])
-        calibrated = self._calibrated
         ranges = Ranges(
             weights.limit,
             number(self.input_max),
             self.output_max if calibrated else None,
             self.output_std if calibrated else None,
         )
-        steps = output_steps(config, ranges, tiles)
-        plan = FusedPlan(
-            product=product,
-            blocks=self._blocks,
-            dac=input_converter(config, ranges.input_max),
-            unit=weights.unit,
-            lsb=steps,
-            highest=0 if config.adc is None else config.adc.highest,
-            compute=torch.get_autocast_dtype(x.device.type) if _autocast(x) else None,
-            learns=torch.is_grad_enabled()
-            and (x.requires_grad or weights.source.requires_grad or (bias is not None and bias.requires_grad)),
-        )
+        compute = torch.get_autocast_dtype(x.device.type) if _autocast(x) else None
+        learns = isinstance(weights, ArrayWeights) and a_backward_pass_may_follow(x, weights.source, bias)
+        plan = fused_plan(config, product, self._blocks, weights.unit, ranges, compute=compute, learns=learns)
         noise: tuple[OutputNoiseDraw, ...] = ()
-        if config.output_noise is not None and self.noise:
+        if self.noise:
             shape = product.output_shape(rows, self.shape)
-            noise = tuple(
-                OutputNoiseDraw(self.stream.normal(shape, rows), output_sigma(config, tile, ranges, steps))
-                for tile in range(tiles)
-            )
+            noise = output_draws(config, plan, ranges, lambda: self.stream.normal(shape, rows))
         outputs = fused_outputs(rows, weights, bias, plan, noise)
         return outputs if flat else outputs.view(*x.shape[:-1], outputs.shape[-1])
 

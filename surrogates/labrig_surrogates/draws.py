@@ -54,11 +54,11 @@ class PooledDraw:
             else:
                 here.add_(part, alpha=factor * scale)
 
-    def added_to(self, base: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-        """A new tensor, `base` plus `scale` times all numbers, in one pass; see `add_to`."""
+    def added_to(self, base: Tensor, scale: float | Tensor = 1.0, first: int = 0) -> Tensor:
+        """A new tensor, `base` plus `scale` times the numbers from `first` on, in one pass; see `add_to`."""
         made = torch.empty_like(base)
-        old_parts, new_parts = (_at_windows(flat(one), 0) for one in (base, made))
-        for (part, factor), old, new in zip(self._parts(0, made.numel()), old_parts, new_parts, strict=True):
+        old_parts, new_parts = (_at_windows(flat(one), first) for one in (base, made))
+        for (part, factor), old, new in zip(self._parts(first, made.numel()), old_parts, new_parts, strict=True):
             if isinstance(scale, Tensor):
                 torch.addcmul(old, part, scale, value=factor, out=new)
             else:
@@ -110,10 +110,10 @@ class TensorDraw:
         """All numbers, and one; see `PooledDraw.whole`."""
         return self._numbers, 1.0
 
-    def added_to(self, base: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-        """A new tensor, `base` plus `scale` times all numbers; see `PooledDraw.added_to`."""
+    def added_to(self, base: Tensor, scale: float | Tensor = 1.0, first: int = 0) -> Tensor:
+        """A new tensor, `base` plus `scale` times the numbers from `first` on; see `PooledDraw.added_to`."""
         made = base.clone()
-        self.add_to(made, scale)
+        self.add_to(made, scale, first)
         return made
 
 

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from labrig_surrogates.analog_config import AnalogConfig
-from labrig_surrogates.cells import ArrayWeights, WeightState, noise_sigma, weight_limit, with_noise
+from labrig_surrogates.cells import (
+    ArrayWeights,
+    StreamedWeights,
+    WeightState,
+    noise_sigma,
+    one_width,
+    weight_limit,
+    with_noise,
+)
 from labrig_surrogates.cells_composed import composed_cells
-from labrig_surrogates.cells_fused import fused_cells
+from labrig_surrogates.cells_fused import fused_cells, fused_rows
 from labrig_surrogates.draws import Draw
-from labrig_surrogates.effect_settings import BackwardPass, WeightNoise
+from labrig_surrogates.effect_settings import WeightNoise
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.passes import Number
 from labrig_surrogates.quantization import wide
+
+STREAMED_FROM = 2**16
+"""Elements of the smallest weight matrix whose noisy copy is not worth its memory."""
 
 
 def array_weights(weight: Tensor, config: AnalogConfig, state: WeightState) -> list[ArrayWeights]:
@@ -34,6 +45,12 @@ def array_weights(weight: Tensor, config: AnalogConfig, state: WeightState) -> l
     if torch.compiler.is_compiling() or composed_weights_only(config):
         return composed_cells(weight, config, state, limit)
     return [fused_cells(wide(weight), config, state, limit)]
+
+
+def streamed_weights(weight: Tensor, config: AnalogConfig, state: WeightState) -> ArrayWeights | StreamedWeights:
+    """The same for one product without a gradient, a few rows at a time where that can be; fused weights only."""
+    limit = weight_limit(weight, config, state.weight_max, state.step)
+    return fused_rows(wide(weight), config, state, limit)
 
 
 def composed_weights_only(config: AnalogConfig) -> bool:
@@ -71,13 +88,25 @@ class StoredWeights:
             codes = with_noise(codes, self.noise, fresh(codes.shape), self.sigma)
         return self.cells._replace(source=source, codes=codes)
 
+    def streamed(self, source: Tensor, fresh: Callable[[Sequence[int]], Draw] | None) -> ArrayWeights | StreamedWeights:
+        """The same for one product without a gradient, a few rows at a time where that can be."""
+        codes, sigma = self.cells.codes, self.sigma
+        if self.noise is None or fresh is None or sigma is None or not one_width(sigma):
+            return self.read(source, fresh)
+        draw, width, inputs = fresh(codes.shape), sigma, codes.shape[1]
+
+        def rows(first: int, last: int) -> Tensor:
+            return draw.added_to(codes[first:last], width, first * inputs)
+
+        return StreamedWeights(tuple(codes.shape), self.cells.unit, self.cells.limit, rows)
+
 
 def store_weights(weight: Tensor, config: AnalogConfig, state: WeightState) -> list[StoredWeights]:
     """Programs the weights: everything that happens once happens now, noise of reading later."""
     noise = config.drawn_weight_noise
     if noise is not None and noise.timing == "program":
         noise = None
-    once = config if noise is None else replace(config.without("weight_noise"), backward=BackwardPass())
+    once = config if noise is None else config.without("weight_noise")
     cells = array_weights(weight.detach(), once, state)
     return [StoredWeights(one, noise, None if noise is None else _reading_sigma(noise, one)) for one in cells]
 
@@ -117,7 +146,7 @@ def weight_prior(weight: Tensor, config: AnalogConfig, state: WeightState) -> We
     noise, quantization = config.weight_noise, config.weight_quantization
     if noise is None or (quantization is not None and quantization.slice_bits is not None):
         raise SurrogateError("a weight prior takes its width from weight_noise, and needs weights that are not sliced")
-    quiet = replace(config.without("weight_noise", "spread", "weight_effects"), backward=BackwardPass())
+    quiet = config.without("weight_noise", "spread", "weight_effects")
     (cells,) = array_weights(weight.detach(), quiet, state)
     mean, sigma = cells.codes.detach() * cells.unit, _reading_sigma(noise, cells)
     std = noise.level * mean.abs() if sigma is None else torch.as_tensor(sigma * cells.unit).to(mean).expand_as(mean)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from labrig_surrogates.convolution import AnalogConv2d
 from labrig_surrogates.describe import describe
 from labrig_surrogates.effect_settings import (
     Adc,
+    BackwardPass,
     Dac,
     DigitalColumns,
     Mapping,
@@ -317,6 +319,26 @@ def test_the_prior_of_the_weights_is_what_the_hardware_makes_likely() -> None:
     plain = to_analog(nn.Linear(2, 2), AnalogConfig())
     with pytest.raises(SurrogateError, match="takes its width from weight_noise"):
         weight_matrices(plain)[0].prior()
+
+
+@pytest.mark.parametrize("weights", ["fresh", "clean"])
+def test_a_backward_pass_of_its_own_leaves_ranges_priors_and_programming_alone(
+    weights: Literal["fresh", "clean"],
+) -> None:
+    torch.manual_seed(0)
+    same = replace(NOISY, weight_noise=WeightNoise(0.05))
+    plain, x = nn.Linear(20, 10), torch.randn(30, 20)
+    found = []
+    for config in (same, replace(same, backward=BackwardPass(weights))):
+        analog = to_analog(plain, config).eval()
+        calibrate_ranges(analog, [x])
+        (matrix,) = weight_matrices(analog)
+        program(analog)
+        with noise_off(analog):
+            found.append((matrix.core.output_max, matrix.prior().std, matrix.prior().mean, analog(x)))
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other)
 
 
 def test_copies_and_seeds_draw_alike() -> None:
