@@ -14,6 +14,7 @@ VERBS = (
     "demo",
     "check",
     "simulate",
+    "serve",
     "plan",
     "sweep",
     "show",

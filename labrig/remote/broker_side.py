@@ -27,6 +27,11 @@ _LONGEST_RETRY_S: Final = 5.0
 _GOODBYE_S: Final = 2.0
 
 
+def rig_client_id() -> str:
+    """How one program that serves a rig is told from others, as nobody can guess."""
+    return f"labrig-rig-{secrets.token_hex(12)}"
+
+
 class BrokerSide:
     """Serves at one broker.
 
@@ -36,17 +41,24 @@ class BrokerSide:
         service: Carries requests out.
         notices: What is told everybody.
         say: Gets a line when the broker comes, goes or refuses.
+        client_id: How the broker tells it from others; a new one when None.
     """
 
     def __init__(
-        self, broker: Broker, topic: str, service: RigService, notices: Notices, say: Callable[[str], None]
+        self,
+        broker: Broker,
+        topic: str,
+        service: RigService,
+        notices: Notices,
+        say: Callable[[str], None],
+        client_id: str | None = None,
     ) -> None:
         self._broker = broker
         self._topic = topic
         self._service = service
         self._notices = notices
         self._say = say
-        self._client_id = f"labrig-rig-{secrets.token_hex(6)}"
+        self._client_id = client_id or rig_client_id()
         self._dialect = Dialect()
         self._numbers = itertools.count(secrets.randbits(48))
         self._condition = ""
@@ -73,7 +85,7 @@ class BrokerSide:
         connection = Connection(self._broker, self._client_id, self._dialect, (f"{self._topic}/{STATE}", b"lost"))
         async with connection.open() as client:
             await client.subscribe(f"{self._topic}/cmd/+", qos=1)
-            self._tell("connected", f"is connected; this rig is {self._broker.address}/{self._topic.split('/', 2)[2]}")
+            self._tell("connected", f"is connected; this rig is {self._topic} there")
             self._client = client
             self._notices.renew()
             self.connected.set()

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from labrig.telemetry.broker import Broker, BrokerRefusedError, connected
+from labrig.telemetry.broker import Broker, BrokerAwayError, BrokerRefusedError, connected
 
 if TYPE_CHECKING:
     from aiomqtt import Client
@@ -71,6 +71,10 @@ class Connection:
                 if entered or not _speaks_older(error):
                     raise
                 self.dialect.newest = False
+            except BrokerAwayError:
+                # Some brokers answer a version that they do not speak by silence, or by hanging up.
+                self.dialect.newest = entered
+                raise
             else:
                 return
         async with connected(broker, client_id, will, ANSWER_S, KEEP_ALIVE_S, incoming=_MOST_INCOMING) as client:

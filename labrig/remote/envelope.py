@@ -104,19 +104,15 @@ class _Partial:
     total: int
     parts: int
     started_s: float
-    buffer: bytearray = field(init=False)
-    next_part: int = 0
-    filled: int = 0
-
-    def __post_init__(self) -> None:
-        self.buffer = bytearray()
+    pieces: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    held_bytes: int = 0
 
 
 class Assembler:
     """Puts packets together to messages, with bounds on what it holds.
 
-    The parts of one message come in order; one that comes twice is left aside. When there are too many unfinished
-    messages, or one is too old, the oldest is given up.
+    Parts may come in any order; one that comes twice is left aside. When there are too many unfinished messages, or
+    one is too old, the oldest is given up.
 
     Args:
         most_messages: How many unfinished messages are held.
@@ -135,7 +131,7 @@ class Assembler:
     @property
     def held_bytes(self) -> int:
         """Bytes of unfinished messages."""
-        return sum(len(one.buffer) for one in self._open.values())
+        return sum(one.held_bytes for one in self._open.values())
 
     def take(self, packet: bytes, now_s: float) -> bytes | None:
         """Takes a packet in.
@@ -156,28 +152,21 @@ class Assembler:
             if offset or len(piece) != total:
                 raise ProtocolError(f"a packet holds {len(piece)} of {total} bytes and says that it is all")
             return piece
+        if not piece or offset + len(piece) > total:
+            raise ProtocolError(f"a part of {len(piece)} bytes at {offset} does not fit a message of {total} bytes")
         self._give_up_old(now_s)
-        partial = self._open.get(number)
-        if partial is None:
-            if part:
-                raise ProtocolError(f"part {part} of a message whose beginning did not arrive, or was given up")
-            partial = self._open[number] = _Partial(total, parts, now_s)
+        partial = self._open.setdefault(number, _Partial(total, parts, now_s))
         if (partial.total, partial.parts) != (total, parts):
             raise ProtocolError("parts of one message disagree about its size")
-        if part < partial.next_part:
+        if part in partial.pieces:
             return None
-        if part > partial.next_part or offset != len(partial.buffer) or offset + len(piece) > total or not piece:
-            del self._open[number]
-            raise ProtocolError(f"part {part} of {parts} does not follow the one before it; the message is given up")
-        partial.buffer += piece
-        partial.next_part += 1
-        if partial.next_part < parts:
+        partial.pieces[part] = (offset, piece)
+        partial.held_bytes += len(piece)
+        if len(partial.pieces) < parts:
             self._make_room(number)
             return None
         del self._open[number]
-        if len(partial.buffer) != total:
-            raise ProtocolError(f"a message has {len(partial.buffer)} of {total} bytes in all its parts")
-        return bytes(partial.buffer)
+        return _joined(partial)
 
     def _give_up_old(self, now_s: float) -> None:
         for number in [one for one, partial in self._open.items() if now_s - partial.started_s > self._longest_s]:
@@ -188,7 +177,19 @@ class Assembler:
             oldest = next(iter(self._open))
             del self._open[oldest]
             if oldest == newest:
-                raise ProtocolError("too many unfinished messages; this one is given up")
+                raise ProtocolError("too many bytes of unfinished messages; this one is given up")
+
+
+def _joined(partial: _Partial) -> bytes:
+    end = 0
+    for part in range(partial.parts):
+        offset, piece = partial.pieces[part]
+        if offset != end:
+            raise ProtocolError(f"part {part} begins at {offset} and not at {end}, where the one before it ends")
+        end += len(piece)
+    if end != partial.total:
+        raise ProtocolError(f"a message has {end} of {partial.total} bytes in all its parts")
+    return b"".join(partial.pieces[part][1] for part in range(partial.parts))
 
 
 def _read_head(packet: bytes) -> tuple[int, int, int, int, int]:

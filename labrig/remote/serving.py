@@ -17,7 +17,12 @@ from labrig.telemetry.broker import Broker
 
 @asynccontextmanager
 async def served(
-    rig: Rig, broker: Broker, topic: str, say: Callable[[str], None], manners: Manners | None = None
+    rig: Rig,
+    broker: Broker,
+    topic: str,
+    say: Callable[[str], None],
+    manners: Manners | None = None,
+    client_id: str | None = None,
 ) -> AsyncIterator[tuple[RigService, BrokerSide]]:
     """Serves an open rig as long as the block lasts; at its end outputs are off before anybody is told goodbye.
 
@@ -27,11 +32,12 @@ async def served(
         topic: What its topics begin with.
         say: Gets a line for whoever looks after the rig.
         manners: Bounds.
+        client_id: How the broker tells the rig from others; a new one when None.
     """
     notices = Notices()
     service = RigService(ServedBench(rig), notices, say, manners)
     notices.keep("info", rig_card(rig, service.instance, service.manners))
-    side = BrokerSide(broker, topic, service, notices, say)
+    side = BrokerSide(broker, topic, service, notices, say, client_id)
     connection = asyncio.create_task(side.run(), name="labrig-serve-broker")
     try:
         async with service.running():

@@ -77,7 +77,7 @@ class ServedRig:
 
 @asynccontextmanager
 async def serving(
-    rig_file: str | Path | Rig, broker: Broker, manners: Manners | None = None, **patience: object
+    rig_file: str | Path | Rig, broker: Broker, manners: Manners | None = None, client_id: str | None = None
 ) -> AsyncIterator[ServedRig]:
     """Serves a rig as long as the block lasts; the text of a rig file, its path, or a rig."""
     said: list[str] = []
@@ -87,7 +87,7 @@ async def serving(
         rig = rig_file if isinstance(rig_file, Rig) else open_rig(rig_file)
     name = rig.config.rig.name.replace(" ", "-")
     address = RigAddress(broker.address, "lab", name)
-    async with rig, served(rig, broker, rig_topic("lab", name), said.append, manners) as (service, side):
+    async with rig, served(rig, broker, rig_topic("lab", name), said.append, manners, client_id) as (service, side):
         await side.connected.wait()
         yield ServedRig(rig, address, broker, service, side, said)
 
