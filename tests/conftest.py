@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import pytest
@@ -131,11 +132,20 @@ async def _watch_tasks() -> AsyncIterator[None]:
         pytest.fail("the test left behind: " + ", ".join(f"task {task.get_coro()!r}" for task in leaked))
 
 
-def unavailable(what: str, reason: str) -> None:
+def unavailable(what: str, reason: str) -> NoReturn:
     """Skips a test that needs `what`, or fails it where `LABRIG_REQUIRE` (names with commas between) asks for it."""
     if what in os.environ.get("LABRIG_REQUIRE", "").split(","):
         pytest.fail(f"{reason}, and LABRIG_REQUIRE asks for {what}")
     pytest.skip(f"needs {what}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Debian's browser; skips where it or the package that drives it is not installed."""
+    found = shutil.which("chromium")
+    if found is None or importlib.util.find_spec("playwright") is None:
+        unavailable("browser", "chromium (apt-get install chromium) or playwright (pip) is not installed")
+    return found
 
 
 @pytest.fixture

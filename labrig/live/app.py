@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -14,12 +13,12 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.typedefs import Middleware
 
 from labrig.live.access import Access, Attempts, Role, host_is_ours
+from labrig.live.assets import load_assets
 from labrig.live.hub import Hub
 from labrig.live.steering import Steering
 from labrig.live.viewers import ViewerQueue, message_of
 from labrig.telemetry.documents import clean_text
 
-STATIC: Final = Path(__file__).with_name("static")
 COOKIE: Final = "labrig-live"
 
 _MOST_BODY = 2048
@@ -72,7 +71,7 @@ def make_app(site: Site) -> web.Application:
     app.router.add_post("/login", handlers.login)
     app.router.add_post("/logout", handlers.logout)
     app.router.add_post("/{verb:stop|pause|resume}", handlers.steer)
-    app.router.add_static("/static", STATIC)
+    app.router.add_get("/static/{path:.+}", handlers.static)
 
     async def put_headers(_: web.Request, response: web.StreamResponse) -> None:
         for name, value in _HEADERS.items():
@@ -106,9 +105,16 @@ class _Handlers:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._attempts = Attempts()
+        self._assets = load_assets()
 
-    async def page(self, _: web.Request) -> web.StreamResponse:
-        return web.FileResponse(STATIC / "index.html")
+    async def page(self, request: web.Request) -> web.Response:
+        return self._assets["index.html"].response(request)
+
+    async def static(self, request: web.Request) -> web.Response:
+        asset = self._assets.get(request.match_info["path"])
+        if asset is None:
+            raise web.HTTPNotFound
+        return asset.response(request)
 
     async def whoami(self, request: web.Request) -> web.Response:
         return web.json_response({"role": self._role(request).name.lower()})

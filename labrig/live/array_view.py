@@ -21,6 +21,7 @@ _CURVE_POINTS = 41
 _MOST_ROWS = 256
 _MOST_PIXELS = 128
 _RIDGE = 1e-3
+_GROWTH = 1.3
 # The curve is straightened a little beyond what it was fitted to.
 _REACH, _GRID = 1.2, 401
 
@@ -123,6 +124,7 @@ class ArrayView:
         self._cross: FloatArray | None = None
         self._cells: FloatArray | None = None
         self._fit: Fit | None = None
+        self._solved_at = 0
 
     def add(self, sample: Sample) -> None:
         """Takes in some vectors."""
@@ -141,6 +143,9 @@ class ArrayView:
         if self._fit is not None:
             self._learn_cells(sample, self._fit, ideal_a, good)
         self._vectors += len(sample.voltage_v)
+        # Ever more seldom: each answer is as good as all before it had to say.
+        if self._square is not None and self._vectors >= max(2 * len(self._square), _GROWTH * self._solved_at):
+            self._solve_cells()
 
     def section(self, measured: int) -> dict[str, object]:
         """What the page draws.
@@ -161,7 +166,8 @@ class ArrayView:
         }
 
     def _begin(self, sample: Sample, target_s: FloatArray) -> None:
-        self._write, self._target_s, self._vectors, self._cells = sample.write, target_s, 0, None
+        self._write, self._target_s, self._cells = sample.write, target_s, None
+        self._vectors = self._solved_at = 0
         rows, columns = target_s.shape
         if rows <= _MOST_ROWS:
             self._square, self._cross = np.zeros((rows + 1, rows + 1)), np.zeros((rows + 1, columns))
@@ -199,6 +205,7 @@ class ArrayView:
         if self._square is None or self._cross is None or not np.trace(self._square) > 0.0:
             return None
         ridge = np.full(len(self._square), _RIDGE * float(np.trace(self._square)) / len(self._square))
+        self._solved_at = self._vectors
         self._cells = np.linalg.solve(self._square + np.diag(ridge), self._cross).astype(np.float64, copy=False)
         return self._cells
 

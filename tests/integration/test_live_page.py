@@ -19,6 +19,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 from command_line import labrig
+from live_served import KEYS, OPEN, OWNER, VIEWER, Served
 
 from labrig.acquisition import run_sweep
 from labrig.config import parse_rig, shipped_rig
@@ -34,30 +35,7 @@ from labrig.simulated import RunningBench, simulated_bench
 from labrig_drivers.errors import ConfigError
 from labrig_drivers.mock.event_log import read_events
 
-VIEWER, OWNER = "v" * 20, "o" * 20
-KEYS = Access(OWNER, VIEWER)
-OPEN = Access(OWNER)
-QUICK = Rhythm(tick_s=0.02, curves_s=0.05, array_s=0.05, sign_of_life_s=0.2)
-HERE = Address("127.0.0.1", 0)
-
 Json = dict[str, object]
-
-
-class Served:
-    """A page with a bus, and what was asked of the run."""
-
-    def __init__(self, access: Access) -> None:
-        self.bus = EventBus()
-        self.control = RunControl()
-        self.stops: list[float] = []
-        self.heard: list[Event] = []
-        self.bus.subscribe(self.heard.append)
-        steering = ThisProgram(self.bus, "labrig sweep", self.control, lambda: self.stops.append(time.monotonic()))
-        self.page = LivePage(self.bus, steering, access, title="bench", doing="MEASURING", address=HERE, rhythm=QUICK)
-
-    @property
-    def origin(self) -> dict[str, str]:
-        return {"Origin": self.page.url.rstrip("/")}
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_the_word_and_the_outputs(events: list[Event], word: str, outputs: str) 
 
 
 def test_outputs_count_as_off_only_when_the_program_says_so() -> None:
-    finished = [START, RunFinished("finished", 1000, 2, 2.0, None)]
+    finished: list[Event] = [START, RunFinished("finished", 1000, 2, 2.0, None)]
     well, ill = view_of(*finished), view_of(*finished)
     well.end(200.0)
     ill.end(200.0, "2 instruments could not be made safe")
@@ -326,7 +326,7 @@ def test_urgent_events_wake_the_page() -> None:
 
 
 def test_the_bus_hands_numbers_only_to_those_who_want_them_and_drops_a_listener_that_fails() -> None:
-    bus, seen, heard = EventBus(), [], []
+    bus, seen, heard = EventBus(), list[MeasuredBlock](), list[Event]()
     bus.subscribe(heard.append)
     assert not bus.wants_blocks
     unsubscribe = bus.subscribe_blocks(seen.append)

@@ -104,9 +104,9 @@ function showPhases() {
 }
 
 function showLog(lines) {
-  const log = $("log");
+  const [log, box] = [$("log"), $("log-box")];
   const last = log.lastElementChild ? Number(log.lastElementChild.dataset.number) : 0;
-  const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
   for (const line of lines) {
     if (line.number <= last) continue;
     const item = document.createElement("li");
@@ -120,7 +120,7 @@ function showLog(lines) {
     log.append(item);
   }
   while (log.children.length > 400) log.firstElementChild.remove();
-  if (atEnd) log.scrollTop = log.scrollHeight;
+  if (atEnd) box.scrollTop = box.scrollHeight;
 }
 
 function showControls() {
