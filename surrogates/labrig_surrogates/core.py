@@ -21,7 +21,7 @@ from labrig_surrogates.composed import TileState, composed_outputs, tile_outputs
 from labrig_surrogates.draws import Draw, DrawStream
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.fused import fused_outputs
-from labrig_surrogates.fused_plan import OutputNoiseDraw, Ranges, fused_plan, output_draws
+from labrig_surrogates.fused_plan import OutputNoiseDraw, Ranges, fused_plan, output_draws, stays_narrow
 from labrig_surrogates.passes import Number, a_backward_pass_may_follow, number
 from labrig_surrogates.products import ConvProduct, LinearProduct
 from labrig_surrogates.programming import (
@@ -359,17 +359,13 @@ class AnalogCore(nn.Module):
         yield from tile_outputs(x, weights, self._blocks, self.product, quiet, self._tile_state(x, None, None))
 
     def _fused(self, x: Tensor, weights: ArrayWeights | StreamedWeights, bias: Tensor | None) -> Tensor:
-        config, product, calibrated = self.config, self.product, self._calibrated
-        values = wide(x)
+        config, product = self.config, self.product
+        compute = torch.get_autocast_dtype(x.device.type) if _autocast(x) else None
+        values = x.to(compute) if compute is not None and stays_narrow(config, product) else wide(x)
         flat = isinstance(product, ConvProduct) or values.dim() == 2
         rows = values if flat else values.reshape(-1, values.shape[-1])
-        ranges = Ranges(
-            weights.limit,
-            number(self.input_max),
-            self.output_max if calibrated else None,
-            self.output_std if calibrated else None,
-        )
-        compute = torch.get_autocast_dtype(x.device.type) if _autocast(x) else None
+        known = (self.output_max, self.output_std) if self._calibrated else (None, None)
+        ranges = Ranges(weights.limit, number(self.input_max), *known)
         learns = isinstance(weights, ArrayWeights) and a_backward_pass_may_follow(x, weights.source, bias)
         plan = fused_plan(config, product, self._blocks, weights.unit, ranges, compute=compute, learns=learns)
         noise: tuple[OutputNoiseDraw, ...] = ()

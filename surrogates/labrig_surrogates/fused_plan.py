@@ -115,6 +115,11 @@ def output_steps(config: AnalogConfig, ranges: Ranges, tiles: int) -> tuple[Numb
     return (number(top.reshape(-1)) / adc.highest if isinstance(top, Tensor) else top / adc.highest,) * tiles
 
 
+def stays_narrow(config: AnalogConfig, product: LinearProduct | ConvProduct) -> bool:
+    """Whether autocast keeps inputs and outputs in the type of the products; see `FusedPlan.narrow`."""
+    return config.adc is None and isinstance(product, ConvProduct)
+
+
 def fused_plan(
     config: AnalogConfig,
     product: LinearProduct | ConvProduct,
@@ -135,6 +140,7 @@ def fused_plan(
         highest=0 if config.adc is None else config.adc.highest,
         compute=compute,
         learns=learns,
+        narrow=compute is not None and stays_narrow(config, product),
     )
 
 

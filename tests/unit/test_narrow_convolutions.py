@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from labrig_surrogates.analog_config import AnalogConfig
+from labrig_surrogates.cells import ArrayWeights
 from labrig_surrogates.convolution import AnalogConv2d
 from labrig_surrogates.effect_settings import Adc, Dac, OutputNoise, WeightNoise, WeightQuantization
+from labrig_surrogates.fused import fused_outputs
+from labrig_surrogates.fused_plan import FusedPlan, OutputNoiseDraw
 from labrig_surrogates.passes import code_pass
 
 DAC = Dac(bits=4, input_max=2.0, signed=False)
@@ -45,6 +51,22 @@ def test_feature_maps_stay_in_bfloat16_without_an_adc() -> None:
     outputs, grad_x, grad_weight = passed(layer(QUANTIZED), images(), autocast=True)
     assert (outputs.dtype, grad_x.dtype, grad_weight.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
     assert outputs.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_fast_path_sees_bfloat16_without_an_adc_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.dtype, bool]] = []
+
+    def note(
+        x: Tensor, weights: ArrayWeights, bias: Tensor | None, plan: FusedPlan, noise: Sequence[OutputNoiseDraw]
+    ) -> Tensor:
+        seen.append((x.dtype, plan.narrow))
+        return fused_outputs(x, weights, bias, plan, noise)
+
+    monkeypatch.setattr("labrig_surrogates.core.fused_outputs", note)
+    for config in (QUANTIZED, replace(QUANTIZED, adc=Adc(bits=8, bound_products=4.0))):
+        for autocast in (True, False):
+            passed(layer(config), images(), autocast=autocast)
+    assert seen == [(torch.bfloat16, True), *[(torch.float32, False)] * 3]
 
 
 def test_values_and_gradients_are_those_of_float32_to_the_precision_of_bfloat16() -> None:
