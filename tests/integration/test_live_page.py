@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -23,14 +22,11 @@ from live_served import KEYS, OPEN, OWNER, VIEWER, Served
 
 from labrig.acquisition import run_sweep
 from labrig.config import parse_rig, shipped_rig
-from labrig.events import Alarm, Event, EventBus, Message, RunFinished, RunStarted
-from labrig.live.access import Access
-from labrig.live.hub import Rhythm
+from labrig.events import Alarm, Message, RunFinished, RunStarted
 from labrig.live.page import Address, LivePage
 from labrig.live.steering import ThisProgram
 from labrig.plans import MvmCalibrationPlan
 from labrig.recording import Recording
-from labrig.run_control import RunControl
 from labrig.simulated import RunningBench, simulated_bench
 from labrig_drivers.errors import ConfigError
 from labrig_drivers.mock.event_log import read_events

@@ -1,5 +1,7 @@
 // Curves by uPlot, in the colours of the page, with a sentence that says the same.
 
+import { number } from "/static/format.js";
+
 const charts = new Set();
 
 function colour(name) {
@@ -23,7 +25,7 @@ export class Chart {
     strong.textContent = title;
     caption.append(strong);
     this.box = document.createElement("div");
-    this.box.className = "plot";
+    this.box.className = what.series.length > 1 ? "plot" : "plot single";
     this.box.setAttribute("role", "img");
     this.box.setAttribute("aria-label", title);
     this.text = document.createElement("p");
@@ -57,11 +59,11 @@ export class Chart {
         width: this.box.clientWidth,
         height: 260,
         mode: facets ? 2 : 1,
-        legend: { show: this.what.series.length > 1, live: !facets },
+        legend: { show: true, live: !facets },
         cursor: { drag: { x: false, y: false }, points: { show: !facets } },
         scales: { x: { time: false }, y: {} },
         axes: [{ ...axis(label(this.what.x, this.units.x)), size: 34 }, { ...axis(label(this.what.y, this.units.y)), size: 48 }],
-        series: [facets ? null : { label: this.what.x }, ...this.what.series.map((one) => styled(one, facets))],
+        series: [facets ? null : { label: this.what.x, value: said }, ...this.what.series.map((one) => styled(one, facets))],
       },
       this.data,
       this.box,
@@ -76,7 +78,7 @@ export class Chart {
 
 function styled(one, facets) {
   const stroke = colour(one.colour);
-  const series = { label: one.label, stroke, width: 2, points: { show: false }, spanGaps: true };
+  const series = { label: one.label, stroke, width: 2, points: { show: false }, spanGaps: true, value: said };
   if (one.kind === "dash") series.dash = [6, 5];
   if (one.kind === "marks") series.points = { show: true, size: 6, fill: stroke, stroke };
   if (facets) {
@@ -84,6 +86,11 @@ function styled(one, facets) {
     series.paths = one.kind === "dots" ? dots(stroke) : lines(stroke, one.kind === "dash");
   }
   return series;
+}
+
+/** What the legend says at the pointer; nothing where there is none. */
+function said(_, value) {
+  return value === null || value === undefined ? "" : number(value, 4);
 }
 
 /** Small squares: a cloud of a thousand is drawn in a millisecond. */
