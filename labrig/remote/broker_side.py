@@ -15,6 +15,7 @@ from labrig.remote.envelope import Assembler, packets, read_body
 from labrig.remote.messages import read_request
 from labrig.remote.notices import Notices
 from labrig.remote.service import RigService
+from labrig.remote.tasks import end_tasks
 from labrig.telemetry.broker import Broker, BrokerAwayError, BrokerRefusedError
 from labrig.telemetry.topics import STATE
 from labrig_drivers.errors import LabrigError, ProtocolError
@@ -65,6 +66,11 @@ class BrokerSide:
         self._client: Client | None = None
         self.connected = asyncio.Event()
 
+    @property
+    def protocol(self) -> str:
+        """The version of MQTT that was found to work."""
+        return "5" if self._dialect.newest else "3.1.1"
+
     async def run(self) -> None:
         """Serves until it is cancelled; a broker that is away or refuses is tried again."""
         retry_s = _FIRST_RETRY_S
@@ -97,8 +103,7 @@ class BrokerSide:
                     if telling.done():
                         break
             except asyncio.CancelledError:
-                telling.cancel()
-                await asyncio.wait([telling])
+                await end_tasks(telling)
                 with contextlib.suppress(Exception):
                     async with asyncio.timeout(_GOODBYE_S):
                         await self._say_goodbye(client)
@@ -106,8 +111,7 @@ class BrokerSide:
             finally:
                 self._client = None
                 self.connected.clear()
-                telling.cancel()
-                await asyncio.gather(telling, return_exceptions=True)
+                await end_tasks(telling)
 
     def _take(self, message: Message, assembler: Assembler) -> None:
         topic = str(message.topic)

@@ -12,6 +12,7 @@ from labrig.remote.addresses import RigAddress
 from labrig.remote.connection import Connection, Dialect
 from labrig.remote.envelope import Assembler, packets, read_body
 from labrig.remote.messages import Answer, Request, read_answer
+from labrig.remote.tasks import end_tasks
 from labrig.telemetry.broker import Broker, BrokerAwayError, BrokerRefusedError
 from labrig.telemetry.topics import STATE
 from labrig_drivers.errors import LabrigError, LinkLostError, LinkTimeoutError, ProtocolError
@@ -60,8 +61,7 @@ class Carrier:
     async def stop(self) -> None:
         """Disconnects; harmless when there is no connection."""
         if self._working is not None:
-            self._working.cancel()
-            await asyncio.gather(self._working, return_exceptions=True)
+            await end_tasks(self._working)
             self._working = None
         self.fail(LinkLostError(f"{self._address}: the connection was closed"))
 
@@ -96,8 +96,7 @@ class Carrier:
             return await future
         finally:
             del self._waiting[request.number]
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+            await end_tasks(sending)
             if future.done() and not future.cancelled():
                 future.exception()
 

@@ -21,6 +21,7 @@ from labrig.remote.lease_words import granted, lease_document, place_values
 from labrig.remote.leases import Lease, LeaseBook, Place
 from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Value, Values
 from labrig.remote.notices import Notices
+from labrig.remote.tasks import end_tasks
 from labrig_drivers.errors import LabrigError, LinkTimeoutError, ProtocolError, StateError
 
 _log = logging.getLogger(__name__)
@@ -94,8 +95,6 @@ class RigService:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
             await finish(self._stop(tasks))
 
     def offer_direct(self, values: Mapping[str, Value]) -> None:
@@ -332,13 +331,11 @@ class RigService:
         task.add_done_callback(self._sending.discard)
 
     async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
         await self._end_lease("the rig's program was ended; outputs were switched off", "ended")
         if self._sending:
             _, left = await asyncio.wait(self._sending, timeout=1.0)
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            await end_tasks(*left)
 
 
 def _who(request: Request) -> str:

@@ -11,6 +11,7 @@ from labrig.remote.broker_side import BrokerSide
 from labrig.remote.card import rig_card
 from labrig.remote.notices import Notices
 from labrig.remote.service import Manners, RigService
+from labrig.remote.tasks import end_tasks
 from labrig.rig import Rig
 from labrig.telemetry.broker import Broker
 
@@ -43,5 +44,4 @@ async def served(
         async with service.running():
             yield service, side
     finally:
-        connection.cancel()
-        await asyncio.gather(connection, return_exceptions=True)
+        await end_tasks(connection)

@@ -17,6 +17,7 @@ from labrig.remote.envelope import Arrays
 from labrig.remote.faults import BusyError, error_of
 from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Values
 from labrig.remote.results import number, text, whole
+from labrig.remote.tasks import end_tasks
 from labrig.telemetry.broker import Broker
 from labrig_drivers.errors import LabrigError, LinkError, LinkTimeoutError, ProtocolError, StateError
 
@@ -216,8 +217,7 @@ class RemoteSession:
 
     async def _end(self) -> None:
         if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+            await end_tasks(self._renewing)
             self._renewing = None
         if self._lease is not None and self._ended is None:
             # Should it not arrive, the lease ends by itself.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,14 @@ from labrig.remote.session import RemoteSession, Wishes
 from labrig.rig import Rig, open_rig
 from labrig.telemetry.broker import Broker
 from labrig.telemetry.topics import rig_topic
+from labrig_drivers.keithley2400 import Keithley2400
+from labrig_drivers.links.tcp import TcpLink
+from labrig_drivers.mock.board import MockBoard
+from labrig_drivers.mock.chip import ChipSettings
+from labrig_drivers.mock.keithley2400 import SimulatedKeithley2400
+from labrig_drivers.mock.loads import ResistorLoad
+from labrig_drivers.mock.output_event import OutputEvent
+from labrig_drivers.mock.servers import InstrumentServer
 
 SAFETY = """\
 [safety]
@@ -97,4 +105,18 @@ def broker_at(port: int) -> Broker:
     return Broker(BrokerAddress("127.0.0.1", port, tls=False))
 
 
-Say = Callable[[str], None]
+@asynccontextmanager
+async def source_meter_rig() -> AsyncIterator[tuple[Rig, list[OutputEvent]]]:
+    """A rig with a simulated Keithley 2400 over TCP, and every event of its output."""
+    events: list[OutputEvent] = []
+    instrument = SimulatedKeithley2400(ResistorLoad(1000.0), log=events.append)
+    async with InstrumentServer(instrument, time_scale=0.01) as server:
+        text = MOCK + (
+            f'[source_meters.supply]\ndriver = "keithley2400"\nlink = "tcp://127.0.0.1:{server.port}"\n'
+            'role = "array-supply"\nlevel_voltage_v = 0.5\nlimit_current_a = 0.01\nnplc = 0.1\n'
+        )
+        config = parse_rig(text, Path("rig.toml"))
+        board = MockBoard(ChipSettings(seed=1, arrays=2, rows=12, columns=9))
+        # Only this process reaches it: no lock and no watchdog process.
+        meter = Keithley2400(TcpLink("127.0.0.1", server.port), ramp_v_per_s=1000.0)
+        yield Rig(config, board, {"supply": meter}), events
