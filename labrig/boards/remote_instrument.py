@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 from labrig.cleanup import finish
+from labrig.remote.faults import LeaseEndedError
 from labrig.remote.messages import Values
 from labrig.remote.results import identity_from, texts
 from labrig.remote.session import RemoteSession
@@ -93,8 +94,10 @@ class RemoteInstrument:
             if self._identity is None:
                 return
             self._identity = None
+            # A lease that has ended left everything safe.
+            harmless = LeaseEndedError if must_arrive else LabrigError
             try:
-                with contextlib.nullcontext() if must_arrive else contextlib.suppress(LabrigError):
+                with contextlib.suppress(harmless):
                     await self.session.ask("close", self.instrument, takes_s=60.0)
             finally:
                 await self.session.leave()

@@ -63,6 +63,8 @@ class BrokerSide:
         self._dialect = Dialect()
         self._numbers = itertools.count(secrets.randbits(48))
         self._condition = ""
+        self._ending = False
+        self._told = asyncio.Event()
         self._client: Client | None = None
         self.connected = asyncio.Event()
 
@@ -79,6 +81,8 @@ class BrokerSide:
             try:
                 await self._connection()
             except BrokerAwayError as error:
+                if self._ending:
+                    return
                 self._tell("away", f"is not there: {error}; trying again. A lease that is not renewed ends meanwhile")
             except BrokerRefusedError as error:
                 self._tell("refused", f"refuses: {error}; check account and certificates. Trying again")
@@ -86,6 +90,23 @@ class BrokerSide:
                 retry_s = _FIRST_RETRY_S
             await asyncio.sleep(retry_s)
             retry_s = min(2.0 * retry_s, _LONGEST_RETRY_S)
+
+    async def say_goodbye(self) -> None:
+        """Tells what is left to tell, and that nobody serves the rig any more; `run` ends then.
+
+        Without a connection it does nothing: the broker has published the will.
+        """
+        self._ending = True
+        client = self._client
+        if client is None:
+            return
+        self._told.clear()
+        self._notices.keep(STATE, b"disconnected")
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_GOODBYE_S):
+                await self._told.wait()
+                # A broker that is left like this publishes no will.
+                await client.__aexit__(None, None, None)
 
     async def _connection(self) -> None:
         connection = Connection(self._broker, self._client_id, self._dialect, (f"{self._topic}/{STATE}", b"lost"))
@@ -102,12 +123,6 @@ class BrokerSide:
                     self._take(message, assembler)
                     if telling.done():
                         break
-            except asyncio.CancelledError:
-                await end_tasks(telling)
-                with contextlib.suppress(Exception):
-                    async with asyncio.timeout(_GOODBYE_S):
-                        await self._say_goodbye(client)
-                raise
             finally:
                 self._client = None
                 self.connected.clear()
@@ -147,14 +162,8 @@ class BrokerSide:
             while (notice := self._notices.take()) is not None:
                 topic = f"{self._topic}/{notice.topic}"
                 await client.publish(topic, notice.payload, qos=notice.qos, retain=notice.retained)
+            self._told.set()
             await self._notices.wait()
-
-    async def _say_goodbye(self, client: Client) -> None:
-        self._notices.keep(STATE, b"disconnected")
-        while (notice := self._notices.take()) is not None:
-            topic = f"{self._topic}/{notice.topic}"
-            await client.publish(topic, notice.payload, qos=notice.qos, retain=notice.retained)
-        await client.__aexit__(None, None, None)
 
     def _tell(self, condition: str, text: str) -> None:
         if condition != self._condition:

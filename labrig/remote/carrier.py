@@ -48,6 +48,11 @@ class Carrier:
         self._gone: str | None = None
         self._working: asyncio.Task[None] | None = None
 
+    @property
+    def rig_is_gone(self) -> bool:
+        """Whether the broker says that nobody serves the rig any more."""
+        return self._gone is not None
+
     async def start(self, within_s: float) -> None:
         """Connects, and keeps connected until `stop`.
 
@@ -96,7 +101,8 @@ class Carrier:
             return await future
         finally:
             del self._waiting[request.number]
-            await end_tasks(sending)
+            if not sending.done():
+                await end_tasks(sending)
             if future.done() and not future.cancelled():
                 future.exception()
 

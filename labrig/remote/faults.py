@@ -45,6 +45,13 @@ class BusyError(StateError):
     """The rig has as many requests as it takes; nothing was done, and the same may be asked again."""
 
 
+class LeaseEndedError(StateError):
+    """The lease that a request was made under has ended, and the rig has made its instruments safe."""
+
+
+_OWN: Final[dict[str, type[LabrigError]]] = {kind.__name__: kind for kind in (BusyError, LeaseEndedError)}
+
+
 def fault_of(error: Exception) -> Fault:
     """An error as it travels; one that labrig did not raise on purpose becomes a `LabrigError` that says so."""
     text = clean_text(str(error))
@@ -56,8 +63,8 @@ def fault_of(error: Exception) -> Fault:
             return Fault("InstrumentError", text, details | {"command": clean_text(error.command)})
         case IdentityError():
             return Fault("IdentityError", text, {"expected": clean_text(error.expected), "got": clean_text(error.got)})
-        case BusyError():
-            return Fault("BusyError", text)
+        case BusyError() | LeaseEndedError():
+            return Fault(type(error).__name__, text)
         case LabrigError():
             name = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _PLAIN), "LabrigError")
             return Fault(name, text)
@@ -77,9 +84,7 @@ def error_of(fault: Fault) -> LabrigError:
         error = InstrumentError(code, text, str(command))
     elif fault.kind == "IdentityError" and isinstance(expected, str) and isinstance(got, str):
         error = IdentityError(expected, got)
-    elif fault.kind == "BusyError":
-        error = BusyError(fault.text)
     else:
-        error = _PLAIN.get(fault.kind, LabrigError)(fault.text)
+        error = (_OWN | _PLAIN).get(fault.kind, LabrigError)(fault.text)
     error.args = (fault.text,)
     return error

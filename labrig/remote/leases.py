@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from labrig.remote.faults import LeaseEndedError
 from labrig_drivers.errors import StateError
 
 
@@ -108,13 +109,14 @@ class LeaseBook:
         """The lease that a request is made under.
 
         Raises:
-            StateError: There is no such lease (any more); the message says what became of it.
+            StateError: There is no such lease, which was never given.
+            LeaseEndedError: There is no such lease any more; the message says what became of it.
         """
         if self._lease is not None and token == self._lease.token:
             return self._lease
         if token is None:
             raise StateError("this needs a lease of the rig; open the board first")
-        raise StateError(self._ends.get(token, "this lease is not known here; the rig's program was started again"))
+        raise LeaseEndedError(self._ends.get(token, "the lease is not known here; the rig was started again since"))
 
     def renew(self, token: str | None, now_s: float) -> Lease:
         """Lets a lease begin anew.

@@ -16,7 +16,7 @@ from labrig.remote.answered import Answered, Seen
 from labrig.remote.bench import ServedBench
 from labrig.remote.board_verbs import Outcome
 from labrig.remote.envelope import LONGEST_MESSAGE_BYTES
-from labrig.remote.faults import BusyError, fault_of
+from labrig.remote.faults import BusyError, LeaseEndedError, fault_of
 from labrig.remote.lease_words import granted, lease_document, place_values
 from labrig.remote.leases import Lease, LeaseBook, Place
 from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Value, Values
@@ -292,7 +292,7 @@ class RigService:
                     assert job.request.instrument is not None
                     self._under_way[job.request.instrument] -= 1
                     self._queued_bytes -= job.size
-                    self._refuse(job.request, job.outlet, StateError(why))
+                    self._refuse(job.request, job.outlet, LeaseEndedError(why))
             running = set(self._running)
             for task in running:
                 task.cancel()

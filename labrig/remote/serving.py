@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from labrig.cleanup import finish
 from labrig.remote.bench import ServedBench
 from labrig.remote.broker_side import BrokerSide
 from labrig.remote.card import rig_card
@@ -44,4 +45,5 @@ async def served(
         async with service.running():
             yield service, side
     finally:
+        await finish(side.say_goodbye())
         await end_tasks(connection)

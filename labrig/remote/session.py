@@ -14,7 +14,7 @@ from labrig.cleanup import finish
 from labrig.remote.addresses import RigAddress
 from labrig.remote.carrier import Carrier
 from labrig.remote.envelope import Arrays
-from labrig.remote.faults import BusyError, error_of
+from labrig.remote.faults import BusyError, LeaseEndedError, error_of
 from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Values
 from labrig.remote.results import number, text, whole
 from labrig.remote.tasks import end_tasks
@@ -76,6 +76,11 @@ class RemoteSession:
         """How long in s after its last sign of life the rig switches this client's outputs off."""
         return self._lease_s
 
+    @property
+    def rig_is_gone(self) -> bool:
+        """Whether the broker says that nobody serves the rig any more."""
+        return self._carrier.rig_is_gone
+
     async def enter(self) -> None:
         """Connects and gets the lease, unless another instrument has done so.
 
@@ -136,6 +141,8 @@ class RemoteSession:
                     if answer.fault is None:
                         return answer
                     error = error_of(answer.fault)
+                    if isinstance(error, LeaseEndedError):
+                        self._ended = error
                     if not isinstance(error, BusyError):
                         raise error
                     # Nothing was done, so that it may be asked again.
