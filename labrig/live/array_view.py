@@ -22,6 +22,8 @@ _MOST_ROWS = 256
 _MOST_PIXELS = 128
 _RIDGE = 1e-3
 _GROWTH = 1.3
+# Vectors, as a multiple of the rows, that are remembered over writes.
+_MEMORY = 16
 # The curve is straightened a little beyond what it was fitted to.
 _REACH, _GRID = 1.2, 401
 
@@ -124,7 +126,7 @@ class ArrayView:
         self._cross: FloatArray | None = None
         self._cells: FloatArray | None = None
         self._fit: Fit | None = None
-        self._solved_at = 0
+        self._solved_at = self._of_write = self._writes = 0
 
     def add(self, sample: Sample) -> None:
         """Takes in some vectors."""
@@ -132,7 +134,7 @@ class ArrayView:
         if sample.target_s is None:
             self._write = sample.write
             return
-        if sample.write != self._write or self._square is None or self._vectors == 0:
+        if sample.write != self._write or self._target_s is None:
             self._begin(sample, sample.target_s)
         ideal_a = sample.voltage_v @ sample.target_s
         good = ~sample.saturated & np.isfinite(sample.current_a)
@@ -143,6 +145,7 @@ class ArrayView:
         if self._fit is not None:
             self._learn_cells(sample, self._fit, ideal_a, good)
         self._vectors += len(sample.voltage_v)
+        self._of_write += len(sample.voltage_v)
         # Ever more seldom: each answer is as good as all before it had to say.
         if self._square is not None and self._vectors >= max(2 * len(self._square), _GROWTH * self._solved_at):
             self._solve_cells()
@@ -160,17 +163,35 @@ class ArrayView:
             "measured": measured,
             "saturated": self._saturated / self._outputs if self._outputs else None,
             "cloud": {"ideal_a": packed(ideal_a), "measured_a": packed(measured_a)},
-            "fit": None if fit is None else _drawn(fit),
+            "fit": None if fit is None else _drawn(fit, float(ideal_a.min()), float(ideal_a.max())),
             "noise": self._noise_bins(),
             "cells": self._cells_drawn(),
         }
 
     def _begin(self, sample: Sample, target_s: FloatArray) -> None:
-        self._write, self._target_s, self._cells = sample.write, target_s, None
-        self._vectors = self._solved_at = 0
+        """A new write: the cells begin anew, unless the last write alone did not say enough of them.
+
+        Then, as in a training that writes after every batch, what is found is the mean over the latest writes.
+        """
         rows, columns = target_s.shape
-        if rows <= _MOST_ROWS:
-            self._square, self._cross = np.zeros((rows + 1, rows + 1)), np.zeros((rows + 1, columns))
+        known = self._square is not None and self._target_s is not None and self._target_s.shape == target_s.shape
+        self._write, self._target_s = sample.write, target_s
+        if known and self._of_write < 2 * (rows + 1):
+            assert self._square is not None
+            assert self._cross is not None
+            kept = min(1.0, _MEMORY * rows / max(self._vectors, 1))
+            self._square *= kept
+            self._cross *= kept
+            self._vectors = round(kept * self._vectors)
+            self._solved_at = min(self._solved_at, self._vectors)
+            self._writes += 1
+        else:
+            self._cells = None
+            self._vectors = self._solved_at = 0
+            self._writes = 1
+            if rows <= _MOST_ROWS:
+                self._square, self._cross = np.zeros((rows + 1, rows + 1)), np.zeros((rows + 1, columns))
+        self._of_write = 0
 
     def _put_in_cloud(self, ideal_a: FloatArray, measured_a: FloatArray) -> None:
         if ideal_a.size:
@@ -220,6 +241,7 @@ class ArrayView:
             "columns": columns,
             "per_pixel": per_pixel,
             "vectors": self._vectors,
+            "writes": self._writes,
             "enough": self._vectors >= 2 * len(cells),
             "target_s": packed(_coarse(self._target_s, per_pixel)),
             "error_s": packed(_coarse(cells[:-1], per_pixel)),
@@ -239,8 +261,8 @@ class ArrayView:
         }
 
 
-def _drawn(fit: Fit) -> dict[str, object]:
-    ideal_a = np.linspace(-fit.largest_a, fit.largest_a, _CURVE_POINTS)
+def _drawn(fit: Fit, lowest_a: float, highest_a: float) -> dict[str, object]:
+    ideal_a = np.linspace(lowest_a, highest_a, _CURVE_POINTS)
     return {
         "offset_a": fit.offset_a,
         "gain": fit.gain,

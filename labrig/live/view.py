@@ -65,7 +65,8 @@ class LiveView:
         self._reading: SupplyRead | None = None
         self._axes: dict[str, float] = {}
         self._curves = self._planned_curves = 0
-        self._time_left = TimeLeft()
+        # Training measures and takes steps; each has a pace of its own.
+        self._pace = {unit: TimeLeft() for unit in ("MVMs", "curves", "steps")}
         self._stopping = False
         self._ended: str | None = None
         self._outputs: Outputs = "unknown"
@@ -81,10 +82,10 @@ class LiveView:
                 self._say(time_unix_s, "state", f"plan {event.plan}: {event.mvms} MVMs, {event.writes} writes")
             case BlockCommitted():
                 self._measured[event.array] = self._measured.get(event.array, 0) + event.mvms
-                self._time_left.note(time_unix_s, event.total_mvms)
+                self._pace["MVMs"].note(time_unix_s, event.total_mvms)
             case CurveCommitted():
                 self._curves = event.total_curves
-                self._time_left.note(time_unix_s, event.total_curves)
+                self._pace["curves"].note(time_unix_s, event.total_curves)
             case StepDone():
                 self._step(event, time_unix_s)
             case SupplyRead():
@@ -105,11 +106,11 @@ class LiveView:
                 self._say(time_unix_s, "alarm", event.text)
             case RunPaused():
                 self._outputs = "off"
-                self._time_left.forget()
+                self._forget_pace()
                 self._say(time_unix_s, "state", f"paused: {event.reason}")
             case RunResumed():
                 self._outputs = "on"
-                self._time_left.forget()
+                self._forget_pace()
                 self._say(time_unix_s, "state", f"goes on after {event.seconds:.1f} s")
             case RunFinished():
                 self._say(time_unix_s, "state", f"{event.status}: {event.mvms} MVMs, {event.writes} writes")
@@ -195,7 +196,7 @@ class LiveView:
         return {
             "title": self.title,
             "word": self.word(),
-            "outputs": None if self._of_file else self._outputs,
+            "outputs": None if self._of_file or document is None else self._outputs,
             "alarm": self._alarm,
             "ended": self._ended is not None,
             "run": None if document is None else document.model_dump(mode="json"),
@@ -203,8 +204,8 @@ class LiveView:
                 "done": done,
                 "total": total,
                 "unit": unit,
-                "rate_hz": self._time_left.rate_hz(),
-                "left_s": self._time_left.left_s(total) if self._going() else None,
+                "rate_hz": self._pace[unit].rate_hz(),
+                "left_s": self._pace[unit].left_s(total) if self._going() else None,
             },
             "phases": [
                 {
@@ -224,6 +225,10 @@ class LiveView:
             "now_unix_s": now_unix_s,
         }
 
+    def _forget_pace(self) -> None:
+        for pace in self._pace.values():
+            pace.forget()
+
     def _going(self) -> bool:
         return self._ended is None and not self._stopping and self._tracker.state in ("init", "busy")
 
@@ -239,20 +244,20 @@ class LiveView:
     def _begin(self, event: RunStarted) -> None:
         self._curves, self._planned_curves = 0, event.curves
         self._measured.clear()
-        self._time_left.forget()
+        self._forget_pace()
         self._outputs, self._stopping, self._alarm = "on", False, None
 
     def _step(self, event: StepDone, time_unix_s: float) -> None:
         new = event.phase not in self._phases
         if new:
-            self._time_left.forget()
+            self._pace["steps"].forget()
             if len(self._phases) >= _MOST_PHASES:
                 forgotten, _ = self._phases.popitem(last=False)
                 self._losses.pop(forgotten, None)
             self._losses[event.phase] = Series(("step", "loss"))
         self._phases[event.phase] = event
         self._phases.move_to_end(event.phase)
-        self._time_left.note(time_unix_s, event.step)
+        self._pace["steps"].note(time_unix_s, event.step)
         if event.loss is not None:
             self._losses[event.phase].add(event.step, event.loss)
         if event.passes is not None and event.accuracy is not None:

@@ -60,7 +60,7 @@ def run_section(view: LiveView) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("events", "word", "outputs"),
     [
-        ([], "STARTING", "unknown"),
+        ([], "STARTING", None),
         ([START], "MEASURING", "on"),
         ([START, RunPaused("door")], "PAUSED", "off"),
         ([START, RunPaused("door"), RunResumed(3.0)], "MEASURING", "on"),
@@ -70,10 +70,10 @@ def run_section(view: LiveView) -> dict[str, object]:
         ([START, RunFinished("aborted", 3, 1, 2.0, None)], "ABORTED", "on"),
         ([START, RunFinished("finished", 1000, 2, 2.0, None)], "FINISHED", "on"),
         ([START, Alarm("STOP by Anna: now"), RunFinished("aborted", 3, 1, 2.0, None), START], "MEASURING", "on"),
-        ([StepDone("fit", 1, 10, None)], "MEASURING", "unknown"),
+        ([StepDone("fit", 1, 10, None)], "MEASURING", None),
     ],
 )
-def test_the_word_and_the_outputs(events: list[Event], word: str, outputs: str) -> None:
+def test_the_word_and_the_outputs(events: list[Event], word: str, outputs: str | None) -> None:
     view = view_of(*events)
     assert view.word() == word
     assert run_section(view)["outputs"] == outputs
@@ -163,6 +163,18 @@ def test_training_curves_are_over_passes() -> None:
     assert (progress["done"], progress["total"], progress["unit"]) == (50, 50, "steps")
 
 
+def test_steps_have_a_pace_of_their_own_beside_that_of_the_blocks() -> None:
+    both = [
+        event
+        for number in range(1, 11)
+        for event in (BlockCommitted(0, 0, 128, 128 * number), StepDone("pat", number, 30, 0.1))
+    ]
+    progress = run_section(view_of(RunStarted("training", 5000, 9, None), *both))["progress"]
+    assert isinstance(progress, dict)
+    assert progress["rate_hz"] == pytest.approx(0.5)
+    assert progress["left_s"] == pytest.approx(40.0)
+
+
 def test_memory_is_bounded_whatever_comes() -> None:
     view = LiveView("bench", "TRAINING")
     view.note(START, 0.0)
@@ -233,6 +245,24 @@ def test_a_new_write_begins_anew() -> None:
     assert isinstance(cells, dict)
     assert cells["vectors"] == 40
     np.testing.assert_allclose(unpacked(cells["target_s"]), other_s, rtol=1e-6)
+
+
+def test_where_each_write_says_too_little_the_latest_ones_say_it_together() -> None:
+    rng = np.random.default_rng(2)
+    view = ArrayView(0)
+    error_s = rng.normal(0.0, 2e-6, (12, 5))
+    error_s -= error_s.mean()
+    for write in range(40):
+        target_s = rng.uniform(1e-5, 5e-5, (12, 5))
+        voltage_v = rng.uniform(-0.3, 0.3, (10, 12))
+        current_a = voltage_v @ (target_s + error_s) + rng.normal(0.0, 1e-7, (10, 5))
+        view.add(Sample(0, write, target_s, voltage_v, current_a, np.zeros((10, 5), bool)))
+    cells = view.section(400)["cells"]
+    assert isinstance(cells, dict)
+    assert cells["writes"] == 40
+    assert cells["enough"] is True
+    assert cells["vectors"] <= 16 * 12 + 10
+    assert np.corrcoef(unpacked(cells["error_s"]).ravel(), error_s.ravel())[0, 1] > 0.97
 
 
 def test_large_arrays_are_shown_coarsely_and_larger_ones_without_cells() -> None:

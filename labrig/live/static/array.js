@@ -95,8 +95,9 @@ export class ArrayPanel {
   showCells(cells) {
     $("cells").hidden = !cells;
     if (!cells) return;
+    const of = cells.writes > 1 ? " of the latest writes" : "";
     const enough = cells.enough ? "" : ", too few as yet";
-    $("cells-note").textContent = `${count(cells.rows)} × ${count(cells.columns)} cells, least squares over ${count(cells.vectors)} vectors${enough}`;
+    $("cells-note").textContent = `${count(cells.rows)} × ${count(cells.columns)} cells, least squares over ${count(cells.vectors)} vectors${of}${enough}`;
     const [lines, columns] = cells.target_s.shape;
     this.heatmap.show({
       lines,

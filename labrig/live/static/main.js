@@ -123,6 +123,13 @@ function showLog(lines) {
   if (atEnd) box.scrollTop = box.scrollHeight;
 }
 
+function roleText() {
+  if (!state.rig || state.role === "nobody") return "";
+  if (!state.rig.can_stop) return "A recording: there is nothing to steer from here.";
+  if (!state.rig.can_pause) return "You may watch and stop.";
+  return state.role === "owner" ? "You hold the owner's key: you may also let the run go on." : "You may watch, pause and stop.";
+}
+
 function showControls() {
   const known = state.rig !== null && state.role !== "nobody";
   $("shown").hidden = !state.run || state.contact === "keyless";
@@ -135,8 +142,7 @@ function showControls() {
   $("pause").disabled = over || paused || state.contact !== "there";
   $("resume").disabled = over || state.role !== "owner" || state.contact !== "there";
   $("resume").title = state.role === "owner" ? "" : "needs the owner's key";
-  const can = { viewer: "You may watch, pause and stop.", owner: "You hold the owner's key: you may also let the run go on.", nobody: "" };
-  text("role", state.rig && !state.rig.can_stop ? "A recording: there is nothing to steer from here." : can[state.role]);
+  text("role", roleText());
   $("login").hidden = state.contact !== "keyless";
 }
 
