@@ -19,7 +19,8 @@ _DEFAULT_OUTPUT = Path("studies")
 
 def study(
     name: Annotated[
-        str, typer.Argument(help="Which study: break-even, diffusion, ebm, eqprop, equilibrium or recurrent.")
+        str,
+        typer.Argument(help="Which study: break-even, diffusion, ebm, eqprop, equilibrium, recurrent or robustness."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and the numbers.")] = (
         _DEFAULT_OUTPUT
@@ -29,6 +30,14 @@ def study(
     rig: Annotated[Path | None, typer.Option(help="Rig file of a chip; the simulated one without it.")] = None,
     quick: Annotated[bool, typer.Option(help="A small run that shows that everything works.")] = False,
     full: Annotated[bool, typer.Option(help="The finer and longer form of a study that has one.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder with the published files of an image set.")] = None,
+    images: Annotated[str, typer.Option(help="Which image set is in it.")] = "cifar10",
+    networks: Annotated[
+        Path | None, typer.Option(help="Folder of trained networks; OUTPUT/networks without it.")
+    ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Judge the networks that are there, train none.")
+    ] = False,
     processes: Annotated[int, typer.Option(help="Processes for a study that has parts.", min=1)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -57,6 +66,10 @@ def study(
                 full=full,
                 processes=processes,
                 cache=output / ".parts",
+                data=data,
+                images=images,
+                networks=networks or output / "networks",
+                evaluate=evaluate,
             ),
             lambda what, done, total: bus.publish(StepDone(f"{name}, {what}", done, total, None)),
         )

@@ -24,16 +24,20 @@ class Cache:
 
     Attributes:
         folder: Where the files are; None keeps nothing.
+        by_code: Whether the versions and the commit name the files, too; False for parts whose configuration says what
+            they depend on, such as a trained network.
         taken: Parts that were there already.
     """
 
     folder: Path | None
+    by_code: bool = True
     taken: int = field(default=0, init=False)
     _code: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         # Once: the checkout may move on while a long study runs with the code that it loaded.
-        self._code = {"labrig": version("labrig"), "torch": version("torch"), "commit": checkout_commit()}
+        code = {"labrig": version("labrig"), "torch": version("torch"), "commit": checkout_commit()}
+        self._code = code if self.by_code else {}
 
     def get(self, configuration: Mapping[str, object], compute: Callable[[], Mapping[str, float]]) -> Numbers:
         """The numbers of a part: those that are kept, or computed ones, which are kept from then on.
@@ -73,6 +77,12 @@ class Cache:
         except OSError as error:
             raise StorageError(f"{self.folder}: a part of the study cannot be kept ({error.strerror})") from error
         return dict(numbers)
+
+    def forget(self, configuration: Mapping[str, object]) -> None:
+        """Drops the numbers of a part, where they are kept."""
+        path = self._path(configuration)
+        if path is not None:
+            path.unlink(missing_ok=True)
 
     def _path(self, configuration: Mapping[str, object]) -> Path | None:
         if self.folder is None:

@@ -29,6 +29,10 @@ class StudySettings:
         full: Whether a finer and longer one is wanted, by studies that have one.
         processes: Processes that parts are shared between, by studies that have parts.
         cache: Folder for finished parts, from which an interrupted study goes on; None keeps none.
+        data: Folder with the published files of an image set, for studies of images.
+        images: Name of that set.
+        networks: Folder of trained networks, for studies that keep them; None for the usual one.
+        evaluate: Whether networks that are there are judged and none is trained.
     """
 
     seeds: int = 5
@@ -38,6 +42,10 @@ class StudySettings:
     full: bool = False
     processes: int = 1
     cache: Path | None = None
+    data: Path | None = None
+    images: str = "cifar10"
+    networks: Path | None = None
+    evaluate: bool = False
 
     @property
     def all_seeds(self) -> range:

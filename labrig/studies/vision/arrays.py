@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-import torch
 from torch import Tensor, nn
 
 from labrig.studies.vision.methods import Method
+from labrig.studies.vision.networks import channels_last
 from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.calibrate_ranges import calibrate_ranges
 from labrig_surrogates.convert import to_analog
@@ -90,7 +90,7 @@ def _converted(network: nn.Module, base: AnalogConfig, method: Method, seed: int
         dac = Dac(PIXEL_BITS) if name == first else Dac(method.activation_bits, signed=False)
         return replace(base, dac=dac)
 
-    return to_analog(network, choose, seed=seed).to(memory_format=torch.channels_last)
+    return channels_last(to_analog(network, choose, seed=seed))
 
 
 def set_noise(network: nn.Module, weights: float, outputs: float) -> None:
@@ -111,4 +111,3 @@ def set_noise(network: nn.Module, weights: float, outputs: float) -> None:
 def calibrate_inputs(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Sets converters, and the standard deviations that output noise refers to, from some inputs."""
     calibrate_ranges(network, batches, input_quantile=1.0 - _CLIPPED_INPUTS)
-

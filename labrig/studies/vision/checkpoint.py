@@ -22,14 +22,16 @@ def save_epoch(path: Path, epoch: int, network: nn.Module, optimiser: ImageOptim
     """
     parts = {"network": network.state_dict(), "optimiser": optimiser.state(), "average": average.shadow}
     tensors = {
-        f"{part}/{name}": one.detach().contiguous().clone() for part, ones in parts.items() for name, one in ones.items()
+        f"{part}/{name}": one.detach().contiguous().clone()
+        for part, ones in parts.items()
+        for name, one in ones.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, save(tensors, {"labrig": json.dumps({"epoch": epoch})}))
 
 
 def load_epoch(path: Path, network: nn.Module, optimiser: ImageOptimiser, average: MovingAverage) -> int:
-    """Puts everything where it was, and returns how many epochs are done; zero without a file, or with a damaged one."""
+    """Puts everything where it was and returns how many epochs are done: zero without a file, or with a damaged one."""
     if not path.exists():
         return 0
     try:

@@ -89,7 +89,7 @@ class ImageTask:
         )
 
     def inputs(self, pixels: Tensor) -> Tensor:
-        """Normalised images `[N, channels, height, width]`, channels last in memory, of `[N, height, width, channels]`."""
+        """Normalised images `[N, channels, height, width]`, channels last in memory, of some pixels."""
         return ((pixels.to(self.mean.dtype) - self.mean) / self.std).permute(0, 3, 1, 2)
 
 

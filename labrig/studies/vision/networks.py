@@ -68,4 +68,11 @@ def build_network(
     network = NETWORKS[name](classes, generator, ACTIVATIONS[activation])
     if isinstance(network, Airbench) and images is not None:
         network.whiten(images)
-    return network.to(memory_format=torch.channels_last)
+    return channels_last(network)
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network itself, with its kernels in the memory format in which convolutions of small images are fast."""
+    # torch's stubs know this argument of tensors only.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network

@@ -57,7 +57,8 @@ def semi_orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    found: Tensor = x.T if tall else x
+    return found
 
 
 class ImageOptimiser:

@@ -88,7 +88,9 @@ class NetworkStore:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             network.load_state_dict(_unpacked(found, network.state_dict()))
         except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-            raise StorageError(f"{path}: is damaged or of another network ({error}); delete it to train anew") from error
+            raise StorageError(
+                f"{path}: is damaged or of another network ({error}); delete it to train anew"
+            ) from error
         return network.to(device).eval()
 
 

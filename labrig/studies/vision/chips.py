@@ -1,0 +1,101 @@
+"""How well a network does on many chips: each programmed once, with batch norm as trained and re-estimated on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from labrig.studies.vision.arrays import Noise, calibrate_inputs, on_chip
+from labrig.studies.vision.images import Images, ImageTask
+from labrig.studies.vision.methods import Method
+from labrig.training.normalisation import reestimate_batch_norm
+from labrig_surrogates.model_tools import program, seed_noise
+
+RANGE_IMAGES: Final = 1000
+"""Training images that set the converters, the same for every chip."""
+
+NORM_IMAGES: Final = 2000
+"""Training images, without their classes, that the batch norm of a chip is re-estimated on."""
+
+_BATCH: Final = 500
+_SEED: Final = 7_368_787
+
+OnChip = Callable[[int, int], None]
+"""Called after each chip with how many are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class ChipScores:
+    """Accuracies in % of one network on some chips, in the order of the chips.
+
+    Attributes:
+        as_trained: With the batch norm that the training left.
+        re_estimated: With one re-estimated on each chip; the same where the network has none.
+    """
+
+    as_trained: tuple[float, ...]
+    re_estimated: tuple[float, ...]
+
+
+def accuracy(network: nn.Module, task: ImageTask, images: Images) -> float:
+    """Accuracy in % on some images, with products in bfloat16."""
+    right = 0
+    with torch.no_grad():
+        for first in range(0, len(images), _BATCH):
+            part = images.part(slice(first, first + _BATCH))
+            right += int((_outputs(network, task.inputs(part.pixels)).argmax(dim=1) == part.labels).sum())
+    return 100.0 * right / len(images)
+
+
+def score_chips(
+    network: nn.Module,
+    method: Method,
+    noise: Noise,
+    task: ImageTask,
+    images: Sequence[Images],
+    *,
+    seed: int,
+    re_estimate: bool = True,
+    done: OnChip = lambda _one, _all: None,
+) -> ChipScores:
+    """A network on chips with equal noise, one for each set of images.
+
+    Chip number k has the same errors whatever the network and the level: methods are compared on the same chips.
+
+    Args:
+        network: Digital, with the weights that its method found.
+        method: How many bits it has.
+        noise: Of the chips.
+        task: What converters and batch norm are set with.
+        images: What each chip is judged by.
+        seed: Of the chips.
+        re_estimate: Whether batch norm is re-estimated as well; else both scores are the same.
+        done: Progress.
+    """
+    chip = on_chip(network, method, noise, seed)
+    calibrate_inputs(chip, [task.inputs(task.train.pixels[:RANGE_IMAGES])])
+    chip.eval()
+    trained = {name: one.clone() for name, one in chip.state_dict().items()}
+    seen = task.inputs(task.train.pixels[-NORM_IMAGES:])
+    plain, renewed = [], []
+    for number, part in enumerate(images):
+        seed_noise(chip, _SEED * (seed + 1) + number)
+        program(chip)
+        plain.append(accuracy(chip, task, part))
+        if re_estimate:
+            with torch.autocast(seen.device.type, dtype=torch.bfloat16):
+                reestimate_batch_norm(chip, seen, _BATCH)
+            renewed.append(accuracy(chip, task, part))
+            chip.load_state_dict(trained)
+        done(number + 1, len(images))
+    return ChipScores(tuple(plain), tuple(renewed) if re_estimate else tuple(plain))
+
+
+def _outputs(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        outputs: Tensor = network(x)
+    return outputs

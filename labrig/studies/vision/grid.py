@@ -1,0 +1,155 @@
+"""Trains what is missing and judges everything: from methods, noises and seeds to accuracies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from labrig.studies.cache import Cache, Numbers
+from labrig.studies.parts import computed
+from labrig.studies.running import Report
+from labrig.studies.vision.arrays import Noise
+from labrig.studies.vision.methods import Method
+from labrig.studies.vision.parts import Judgement, Place, compute, judging_part, training_part
+from labrig.studies.vision.store import NetworkStore
+from labrig.studies.vision.summary import CellScores
+from labrig.studies.vision.training import DigitalJob, MethodJob
+
+Key = tuple[str, Noise]
+"""Name of a method, and the noise of the chips."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large an image study is.
+
+    Attributes:
+        network: See `NETWORKS`.
+        digital_epochs: Epochs of the digital network.
+        epochs: Epochs of each method from there on.
+        chips: Chips that each network is judged on.
+        folds: Parts of the test images; each chip sees one of them.
+        batch: Images in a step.
+        images: Training images at most; None: all.
+    """
+
+    network: str = "airbench"
+    digital_epochs: int = 12
+    epochs: int = 10
+    chips: int = 25
+    folds: int = 5
+    batch: int = 500
+    images: int | None = None
+
+    def digital(self, data: str, seed: int, activation: str = "relu") -> DigitalJob:
+        """The digital network of a seed."""
+        return DigitalJob(self.network, data, seed, self.digital_epochs, self.batch, activation)
+
+    def job(self, data: str, seed: int, method: Method, level: float) -> MethodJob:
+        """A method's training."""
+        return MethodJob(self.digital(data, seed, method.activation), method, level, self.epochs)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies of all cells.
+
+    Attributes:
+        as_trained: With the batch norm that the training left.
+        re_estimated: With one re-estimated on each chip.
+        missing: Cells whose network is not there, where nothing was trained.
+    """
+
+    as_trained: Mapping[Key, CellScores]
+    re_estimated: Mapping[Key, CellScores]
+    missing: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Methods by noises, on several seeds.
+
+    Attributes:
+        size: How large it is.
+        methods: Each with the level N that it is trained for.
+        noises: Of the chips.
+        seeds: Of the trainings; the chips of a seed are the same for all methods.
+        shuffled: Whether the labels of the test images are permuted: nothing may come out.
+    """
+
+    size: Size
+    methods: Sequence[tuple[Method, float]]
+    noises: Sequence[Noise]
+    seeds: Sequence[int]
+    shuffled: bool = False
+
+    def scores(self, place: Place, cache: Cache, processes: int, report: Report, *, train: bool) -> Scores:
+        """Accuracies of all cells.
+
+        Args:
+            place: Where images and networks are.
+            cache: Keeps judgements.
+            processes: How many compute at a time.
+            report: Progress.
+            train: Whether networks that are missing are trained; else their cells stay empty.
+
+        Raises:
+            StorageError: Data or networks cannot be read or written.
+        """
+        data, size = place.data_name, self.size
+        jobs = {
+            (method.name, seed): size.job(data, seed, method, level)
+            for method, level in self.methods
+            for seed in self.seeds
+        }
+        store = NetworkStore(place.networks)
+        if train:
+            digital = [*dict.fromkeys(job.start for job in jobs.values())]
+            for what, wanted in (("digital networks", digital), ("methods", [*jobs.values()])):
+                parts = [training_part(job) for job in wanted if not store.path(job).exists()]
+                computed(partial(compute, place), parts, Cache(None), processes, _counted(report, what, len(parts)))
+        there = [key for key in jobs if store.path(jobs[key]).exists()]
+        asked = [
+            (name, seed, noise, self._judgement(jobs[name, seed], noise))
+            for name, seed in there
+            for noise in self.noises
+        ]
+        parts = [judging_part(place, one) for *_, one in asked]
+        numbers = computed(partial(compute, place), parts, cache, processes, _counted(report, "chips", len(parts)))
+        found = {(name, seed, noise): one for (name, seed, noise, _), one in zip(asked, numbers, strict=True)}
+        return self._collected(found)
+
+    def _judgement(self, job: MethodJob, noise: Noise) -> Judgement:
+        quiet = noise == Noise(0.0)
+        # Without noise all chips are one: two of them show that, and each part of the images is looked at once.
+        chips = max(2, self.size.folds) if quiet else self.size.chips
+        return Judgement(job, noise, chips, self.size.folds, seed=job.start.seed, shuffled=self.shuffled)
+
+    def _collected(self, found: Mapping[tuple[str, int, Noise], Numbers]) -> Scores:
+        cells: dict[str, dict[Key, CellScores]] = {"as trained": {}, "re-estimated": {}}
+        missing = []
+        for method, _ in self.methods:
+            for noise in self.noises:
+                of_seeds = [
+                    found[method.name, seed, noise] for seed in self.seeds if (method.name, seed, noise) in found
+                ]
+                if len(of_seeds) < len(self.seeds):
+                    missing.append((method.name, noise))
+                if not of_seeds:
+                    continue
+                for kind, ones in cells.items():
+                    values = tuple(
+                        tuple(value for name, value in one.items() if name.startswith(f"{kind}/")) for one in of_seeds
+                    )
+                    ones[method.name, noise] = CellScores(values)
+        return Scores(cells["as trained"], cells["re-estimated"], tuple(missing))
+
+
+def shuffled(grid: Grid, noise: Noise) -> Grid:
+    """The grid with permuted test labels, for one noise."""
+    return replace(grid, noises=(noise,), shuffled=True)
+
+
+def _counted(report: Report, what: str, total: int) -> Callable[[int], None]:
+    return lambda done: report(what, done, total)
