@@ -130,6 +130,8 @@ class BrokerSide:
 
     def _take(self, message: Message, assembler: Assembler) -> None:
         topic = str(message.topic)
+        if not topic.startswith(f"{self._topic}/cmd/"):
+            return  # amqtt sends newcomers what others have subscribed to, as far as it is retained
         try:
             payload = message.payload
             if not isinstance(payload, bytes):

@@ -162,14 +162,16 @@ class Carrier:
                 self._take(message, assembler)
 
     def _take(self, message: Message, assembler: Assembler) -> None:
-        payload = message.payload
+        payload, topic = message.payload, str(message.topic)
         if not isinstance(payload, bytes):
             return
-        if str(message.topic).endswith(f"/{STATE}"):
+        if topic == f"{self._address.topic}/{STATE}":
             self._gone = _GONE.get(payload)
             if self._gone is not None:
                 self.fail(LinkLostError(f"{self._address}: the rig is gone: {self._gone}"))
             return
+        if topic != f"{self._address.topic}/reply/{self._client_id}":
+            return  # amqtt sends newcomers what others have subscribed to, as far as it is retained
         try:
             whole = assembler.take(payload, time.monotonic())
             if whole is None:

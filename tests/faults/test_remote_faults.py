@@ -342,7 +342,7 @@ async def test_outputs_are_off_within_the_lease_when_their_user_is_killed(broker
         off_s = time.monotonic() - killed_s
         # By a ramp, and not before the lease could have been renewed.
         assert events[-2].voltage_v == 0.0
-        assert off_s < LEASE_S + 1.0
+        assert off_s < 2.0 * LEASE_S
         async with rig.board() as board:
             assert board.info.rows == 12
     assert any("was not renewed" in text for text in rig.said)
