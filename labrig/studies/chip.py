@@ -2,96 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar, cast
 
 from torch import Tensor, nn
 
 from labrig.placement import geometry_of, plan_placement
 from labrig.portal import LoopPortal
+from labrig.portal_board import PortalBoard
 from labrig.rig import open_rig
-from labrig.studies.running import Report, StudySettings
 from labrig.training.deployment import analog_copy, observed_inputs, set_quantile_ranges
 from labrig.training.ledger import Ledger
 from labrig.training.physical import PhysicalBackend
-from labrig_drivers.capabilities import TRANSPOSED_MVM, TransposedMvm, require_capability
-from labrig_drivers.crossbar import BoardInfo, CrossbarBoard, FloatArray, MvmResult, ProgramReport
+from labrig_drivers.capabilities import TRANSPOSED_MVM
+from labrig_drivers.crossbar import BoardInfo, CrossbarBoard
 from labrig_drivers.mock.board import MOCK_CAPABILITIES, MockBoard
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_surrogates.backend import DigitalBackend
 from labrig_surrogates.layers import set_backend
 
-T = TypeVar("T")
 
-
+@dataclass(frozen=True)
 class StudyChip:
-    """An open board. Use as `with StudyChip(None, ChipSettings(arrays=4)) as chip:`; it is made safe at the end.
+    """An open board.
 
-    Args:
-        rig: A rig file; None for the simulated chip.
-        simulated: What the simulated chip is made of.
+    Attributes:
+        board: Programs and measures.
+        info: What the board says of itself.
+        where: Where it is, for the conditions of a study.
     """
 
-    def __init__(self, rig: Path | None, simulated: ChipSettings) -> None:
-        self._rig = rig
-        self._simulated = simulated
-        self._portal = LoopPortal()
-        self._stack = AsyncExitStack()
-        self._board: CrossbarBoard | None = None
-
-    def __enter__(self) -> Self:
-        self._portal.__enter__()
-        try:
-            self._board = self._portal.call(self._open())
-        except BaseException:
-            self._portal.call(self._stack.aclose())
-            self._portal.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        try:
-            self._portal.call(self._stack.aclose())
-        finally:
-            self._portal.__exit__(None, None, None)
-
-    @property
-    def info(self) -> BoardInfo:
-        """What the board says of itself."""
-        return self._opened().info
+    board: PortalBoard
+    info: BoardInfo
+    where: str
 
     @property
     def name(self) -> str:
         """For the conditions of a study."""
-        where = "simulated in this process" if self._rig is None else f"rig {self._rig.name}"
         info = self.info
-        return f"chip {info.chip_id}, {where}, {info.arrays} arrays of {info.rows} x {info.columns}"
+        return f"chip {info.chip_id}, {self.where}, {info.arrays} arrays of {info.rows} x {info.columns}"
 
-    def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
-        """Programs one array."""
-        return self._portal.call(self._opened().program(array, conductance_s))
-
-    def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
-        """Measures one batch."""
-        return self._portal.call(self._opened().mvm(array, voltage_v))
-
-    def mvm_transposed(self, array: int, voltage_v: FloatArray) -> MvmResult:
-        """Measures one batch from the bit lines to the word lines.
-
-        Raises:
-            CapabilityError: The board cannot be driven from its bit lines.
-        """
-        board = self._opened()
-        require_capability(board.info, TRANSPOSED_MVM)
-        return self._portal.call(cast(TransposedMvm, board).mvm_transposed(array, voltage_v))
+    @property
+    def two_sided(self) -> bool:
+        """Whether its cells can be read from their bit lines too."""
+        return TRANSPOSED_MVM in self.info.capabilities
 
     def carry(self, digital: nn.Module, example: Tensor) -> tuple[nn.Module, PhysicalBackend]:
-        """Puts a digital model on the arrays.
+        """Puts a digital model on the arrays, from the first one on.
 
         Args:
             digital: The model; stays as it is.
@@ -108,48 +67,45 @@ class StudyChip:
         analog = analog_copy(digital, geometry_of(self.info))
         set_quantile_ranges(analog, observed_inputs(analog, example), 1.0, 1.0)
         placement = plan_placement(analog, self.info, example, time_multiplexed=False)
-        backend = PhysicalBackend(self, DigitalBackend(), placement.arrays, Ledger())
+        backend = PhysicalBackend(self.board, DigitalBackend(), placement.arrays, Ledger())
         set_backend(analog, backend)
         return analog, backend
 
-    async def _open(self) -> CrossbarBoard:
-        if self._rig is None:
-            board = MockBoard(self._simulated, capabilities=MOCK_CAPABILITIES)
-            return await self._stack.enter_async_context(board)
-        rig = await self._stack.enter_async_context(open_rig(self._rig))
-        await self._stack.enter_async_context(rig.powered())
-        return rig.board
 
-    def _opened(self) -> CrossbarBoard:
-        assert self._board is not None, "use StudyChip as a context manager"
-        return self._board
-
-
-def on_each_chip(
-    settings: StudySettings,
-    report: Report,
-    simulated: Callable[[int], ChipSettings],
-    one: Callable[[int, StudyChip], T],
-) -> tuple[list[T], str]:
-    """Repeats a study on a chip for each seed.
+@contextmanager
+def open_chip(rig: Path | None, simulated: ChipSettings) -> Iterator[StudyChip]:
+    """Opens a chip, and makes it safe at the end.
 
     Args:
-        settings: Which seeds, and which rig.
-        report: Told after each.
-        simulated: The simulated chip of a seed.
-        one: The study of one seed on its chip.
-
-    Returns:
-        What each seed gave, and the name of the last chip.
+        rig: A rig file; None for the simulated chip.
+        simulated: What the simulated chip is made of.
 
     Raises:
-        LabrigError: The rig failed.
+        LabrigError: The rig cannot be opened.
     """
-    found, name = list[T](), ""
-    for number, seed in enumerate(settings.all_seeds):
-        report("seeds", number, settings.seeds)
-        with StudyChip(settings.rig, simulated(seed)) as chip:
-            name = chip.name
-            found.append(one(seed, chip))
-    report("seeds", settings.seeds, settings.seeds)
-    return found, name
+    with LoopPortal() as portal:
+        stack = AsyncExitStack()
+        try:
+            board = portal.call(_opened(stack, rig, simulated))
+            where = "simulated in this process" if rig is None else f"rig {rig.name}"
+            yield StudyChip(PortalBoard(portal, board), board.info, where)
+        finally:
+            portal.call(stack.aclose())
+
+
+async def _opened(stack: AsyncExitStack, rig: Path | None, simulated: ChipSettings) -> CrossbarBoard:
+    if rig is None:
+        return await stack.enter_async_context(MockBoard(simulated, capabilities=MOCK_CAPABILITIES))
+    opened = await stack.enter_async_context(open_rig(rig))
+    await stack.enter_async_context(opened.powered())
+    return opened.board
+
+
+def without_noise(settings: ChipSettings) -> ChipSettings:
+    """The same simulated chip, every read of which is equal."""
+    return replace(settings, amplifier_noise_a=0.0, shot_noise_a=0.0, conductance_noise=0.0)
+
+
+def without_drift(settings: ChipSettings) -> ChipSettings:
+    """The same simulated chip with cells that keep what was written."""
+    return replace(settings, drift_exponent=0.0, drift_exponent_sigma=0.0)

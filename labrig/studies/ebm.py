@@ -2,49 +2,62 @@
 
 Normal numbers are differences of two reads of one product, whitened (`labrig_surrogates.models.hardware_noise`). They
 drive Langevin sampling of a 5-dimensional normal distribution, whose covariance has a closed form for every size of
-step, and a restricted Boltzmann machine that is small enough for its likelihood to be counted out. Whether noise in the
-products regularises is asked of a machine that learns 8 x 8 digits.
+step, with exact forces and with forces that are read on the chip; block Gibbs sampling of an Ising square; and
+restricted Boltzmann machines that are small enough for their likelihood to be counted out, with exact products and with
+every product read on the chip. Whether noise in products regularises is asked of a machine that learns 8 x 8 digits.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labrig.studies.chip import StudyChip, on_each_chip
-from labrig.studies.intervals import exactly, of_difference, of_mean
-from labrig.studies.reads import NoisyProduct
-from labrig.studies.result import Control, Finding, Interval, StudyResult, Table, at_least, at_most
-from labrig.studies.running import Found, Report, StudySettings, finished
-from labrig.training.datasets import load_digits
+from labrig.studies.cache import Numbers
+from labrig.studies.chip import StudyChip, open_chip, without_drift, without_noise
+from labrig.studies.ebm_findings import Parts, Shape, ebm_found
+from labrig.studies.machines import (
+    Ascent,
+    MachineOnChip,
+    exact_divergence,
+    few_digits,
+    learn_digits,
+    learn_patterns,
+    sampled_divergence,
+)
+from labrig.studies.parts import Configuration
+from labrig.studies.reads import response
+from labrig.studies.repeats import repeat, rig_of, seed_of
+from labrig.studies.result import StudyResult
+from labrig.studies.running import Report, StudySettings, finished
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.models.energy_based import (
     BoltzmannMachine,
     Chain,
-    all_states,
     bars_and_stripes,
-    divergence_from,
     langevin,
     stationary_covariance,
 )
 from labrig_surrogates.models.hardware_noise import NormalSource, PseudoNormal, ReadNoise, judge_randomness
+from labrig_surrogates.models.ising import exact_ising_energy, ising_energy, ising_machine
 
 QUESTION = "Is a chip's own read noise good enough to sample with, and does noise regularise an energy-based model?"
 
 _DIMENSIONS = 5
 _STEP = 0.2
-_SIDE, _HIDDEN = 3, 12
-_CHAINS = 100
-_DIGITS_HIDDEN = 12
+# Steps after which a chain that began at zero has forgotten it: the slowest mode shrinks by 0.9 in each.
+_BURN_IN = 60
+_SQUARE, _COUPLING = 8, 0.3
 # Noise of a product over its root mean square in the machine that learns digits.
 _LEVELS = (0.0, 0.05, 0.2, 0.5)
 _SEEDS_OF_REGULARISATION = 10
+# Seeds of chips that no number is drawn on.
+_OTHERS = 500_000
 
 
 @dataclass(frozen=True)
@@ -52,46 +65,26 @@ class _Size:
     chains: int
     steps: int
     updates: int
+    chip_updates: int
     digit_updates: int
+    sweeps: int
     randomness: int
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What one seed gives."""
-
-    smallest_p: float
-    smallest_p_single: float
-    covariance_error: float
-    covariance_error_digital: float
-    covariance_error_shrunk: float
-    divergence: float
-    divergence_digital: float
-    divergence_silent: float
-    noise_in_steps: float
-    mvms: int
-    coarse_refused: bool
-    silent_refused: bool
-
-
-@dataclass(frozen=True)
-class _Likelihoods:
-    """Mean log-likelihoods of a digit in nat."""
-
-    train: float
-    test: float
+def _size(*, quick: bool) -> _Size:
+    return _Size(100, 60, 100, 5, 40, 20, 2_000) if quick else _Size(500, 400, 6_000, 600, 2_000, 400, 20_000)
 
 
 class _CountedReads:
-    """Reads one product of an array again and again, `[count, columns]` in A."""
+    """Reads one product of a chip's last array again and again, `[count, columns]` in A."""
 
     def __init__(self, chip: StudyChip, generator: torch.Generator) -> None:
         info = chip.info
-        self._chip = chip
+        self._board, self._array = chip.board, info.arrays - 1
         self.mvms = 0
         span_s = info.conductance_max_s - info.conductance_min_s
         drawn = torch.rand((info.rows, info.columns), generator=generator, dtype=torch.float64).numpy()
-        chip.program(0, info.conductance_min_s + span_s * drawn)
+        chip.board.program(self._array, info.conductance_min_s + span_s * drawn)
         # Every line at a third of the range, up and down in turn: currents stay small, the noise of the cells does not.
         signs = np.where(np.arange(info.rows) % 2 == 0, 1.0, -1.0)
         self._voltage_v = signs * info.voltage_max_v / 3.0
@@ -102,7 +95,7 @@ class _CountedReads:
         found = []
         for first in range(0, count, 4096):
             batch = np.tile(self._voltage_v, (min(4096, count - first), 1))
-            found.append(torch.as_tensor(self._chip.mvm(0, batch).current_a))
+            found.append(torch.as_tensor(self._board.mvm(self._array, batch).current_a))
         return torch.cat(found)
 
 
@@ -126,61 +119,113 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
 
     Raises:
         LabrigError: The rig failed.
+        StorageError: The folder of finished parts cannot be written.
         SurrogateError: The steps of the chip's ADC exceed its noise.
     """
     started_s = time.monotonic()
-    size = _Size(100, 60, 100, 40, 2_000) if settings.quick else _Size(500, 400, 6_000, 2_000, 20_000)
-    # Cells that keep what was written: it is read a hundred thousand times.
-    chip_settings = ChipSettings(arrays=1, adc_bits=12, drift_exponent=0.0, drift_exponent_sigma=0.0)
-    runs, chip_name = on_each_chip(
-        settings,
-        report,
-        lambda seed: replace(chip_settings, seed=seed + 1),
-        lambda seed, chip: _one_seed(seed, size, chip),
-    )
+    size = _size(quick=settings.quick)
+    # A chip of a rig is as it is; a simulated one can be written with more care.
+    cares = (False,) if settings.rig is not None else (False, True)
+    kinds: list[dict[str, object]] = [{"part": "noise"}]
+    kinds += [{"part": "machines", "care": care} for care in cares]
+    on_chip = repeat("ebm", settings, compute, report, kinds)
     count = 1 if settings.quick else _SEEDS_OF_REGULARISATION
-    learnt: dict[float, list[_Likelihoods]] = {level: [] for level in _LEVELS}
-    for number in range(count):
-        report("digits with noise", number, count)
-        for level in _LEVELS:
-            learnt[level].append(_learn_digits(settings.seed + number, level, size))
-    report("digits with noise", count, count)
-    return finished("ebm", QUESTION, settings, _found(runs, learnt, size, chip_name), started_s)
+    levels = [{"part": "regularisation", "level": level} for level in _LEVELS]
+    learnt = repeat("ebm", replace(settings, seeds=count, rig=None), compute, report, levels)
+    with open_chip(settings.rig, _machine_chip(settings.seed, care=False)) as chip:
+        name = chip.name
+    parts = Parts(
+        noise=on_chip.of(part="noise"),
+        machines={care: on_chip.of(part="machines", care=care) for care in cares},
+        regularisation={level: learnt.of(part="regularisation", level=level) for level in _LEVELS},
+    )
+    shape = Shape(
+        _DIMENSIONS,
+        _STEP,
+        size.chains,
+        size.steps,
+        _SQUARE,
+        _COUPLING,
+        size.updates,
+        size.chip_updates,
+        size.digit_updates,
+    )
+    found = learnt.noted(on_chip.noted(ebm_found(parts, shape, name)))
+    return finished("ebm", QUESTION, settings, found, started_s)
 
 
-def _one_seed(seed: int, size: _Size, chip: StudyChip) -> _Run:
+def compute(part: Configuration) -> Numbers:
+    """The numbers of one seed: of noise as a source of chance, of machines on a chip, or of one level of noise."""
+    seed, size = seed_of(part), _size(quick=bool(part["quick"]))
+    if part["part"] == "regularisation":
+        machine, digits = learn_digits(seed, cast(float, part["level"]), size.digit_updates, _pseudo(seed))
+        return _likelihoods("", machine, digits.train, digits.test)
+    if part["part"] == "machines":
+        with open_chip(rig_of(part), _machine_chip(seed, care=bool(part["care"]))) as chip:
+            return _machines(seed, size, chip)
+    # Cells that keep what was written: they are read a hundred thousand times.
+    with open_chip(rig_of(part), _noise_chip(seed)) as chip:
+        return _noise(seed, size, chip)
+
+
+def _noise_chip(seed: int) -> ChipSettings:
+    return without_drift(ChipSettings(seed=seed + 1, arrays=2, adc_bits=12))
+
+
+def _machine_chip(seed: int, *, care: bool) -> ChipSettings:
+    """Columns for one machine, beside an array for chance; with care: a tenth of the errors of cells, none stuck."""
+    usual = without_drift(ChipSettings(seed=seed + 1, arrays=2, columns=24, adc_bits=12))
+    if not care:
+        return usual
+    return replace(
+        usual,
+        programming_scale=0.1 * usual.programming_scale,
+        mismatch_sigma=0.1 * usual.mismatch_sigma,
+        stuck_fraction=0.0,
+    )
+
+
+def _noise(seed: int, size: _Size, chip: StudyChip) -> Numbers:
     generator = torch.Generator().manual_seed(seed)
     reads = _CountedReads(chip, generator)
     source = ReadNoise(reads, reads.lsb_a)
     columns = chip.info.columns
-    sample = reads(2_048)
-    differences = (sample[0::2] - sample[1::2]) * 0.5**0.5
-    tested = judge_randomness(source.normal(size.randomness // columns + 100, columns))
+    rows = size.randomness // columns + 100
+    tested = judge_randomness(source.normal(rows, columns))
     # Without differences and whitening: every read against its column's mean and deviation.
-    single = reads(size.randomness // columns + 100)
-    single_p = judge_randomness((single - single.mean()) / single.std()).smallest_p
-    return _Run(
-        smallest_p=tested.smallest_p,
-        smallest_p_single=single_p,
-        covariance_error=_covariance_error(seed, size, source),
-        covariance_error_digital=_covariance_error(seed, size, _pseudo(seed)),
-        covariance_error_shrunk=_covariance_error(seed, size, _Scaled(source, 0.9)),
-        divergence=_learn_patterns(seed, size, source),
-        divergence_digital=_learn_patterns(seed, size, _pseudo(seed)),
-        divergence_silent=_learn_patterns(seed, size, _Scaled(source, 0.0)),
-        noise_in_steps=float((differences.std(dim=0) / reads.lsb_a).median()),
-        mvms=reads.mvms,
-        coarse_refused=_refuses(seed, ChipSettings(seed=seed + 1, arrays=1, adc_bits=6)),
-        silent_refused=_refuses(
-            seed,
-            ChipSettings(seed=seed + 1, arrays=1, amplifier_noise_a=0.0, shot_noise_a=0.0, conductance_noise=0.0),
-        ),
-    )
+    single = reads(rows)
+    with open_chip(None, _noise_chip(seed + _OTHERS)) as other:
+        elsewhere = _CountedReads(other, torch.Generator().manual_seed(seed + 1))
+        covariance = ReadNoise(elsewhere, elsewhere.lsb_a).covariance
+    wrong = ReadNoise(reads, reads.lsb_a, covariance=covariance)
+    exact, digital = exact_ising_energy(_SQUARE, _COUPLING), _pseudo(seed)
+    return {
+        "p": tested.smallest_p,
+        "autocorrelation z": abs(tested.worst_autocorrelation_z),
+        "kurtosis z": abs(tested.kurtosis_z),
+        "ks p": tested.ks_p,
+        "p single": judge_randomness((single - single.mean()) / single.std()).smallest_p,
+        "p another": judge_randomness(wrong.normal(rows, columns)).smallest_p,
+        "covariance": _covariance_error(seed, size, source),
+        "covariance digital": _covariance_error(seed, size, digital),
+        "covariance shrunk": _covariance_error(seed, size, _Scaled(source, 0.9)),
+        **_forces_on_chip(seed, size, chip, source),
+        "ising": _ising(seed, size, source) / exact - 1.0,
+        "ising digital": _ising(seed, size, digital) / exact - 1.0,
+        "ising shrunk": _ising(seed, size, _Scaled(source, 0.5)) / exact - 1.0,
+        "divergence": exact_divergence(learn_patterns(seed, size.updates, source)[0]),
+        "divergence digital": exact_divergence(learn_patterns(seed, size.updates, _pseudo(seed))[0]),
+        "divergence silent": exact_divergence(learn_patterns(seed, size.updates, _Scaled(source, 0.0))[0]),
+        "noise in steps": float((source.covariance.diagonal().sqrt() / reads.lsb_a).median()),
+        "mvms": float(reads.mvms),
+        "coarse refused": float(_refuses(seed, ChipSettings(seed=seed + 1, arrays=1, adc_bits=6))),
+        "silent refused": float(_refuses(seed, without_noise(ChipSettings(seed=seed + 1, arrays=1)))),
+    }
 
 
 def _refuses(seed: int, settings: ChipSettings) -> bool:
     """Whether a chip is refused as a source of chance."""
-    with StudyChip(None, settings) as chip:
+    with open_chip(None, settings) as chip:
         reads = _CountedReads(chip, torch.Generator().manual_seed(seed))
         try:
             ReadNoise(reads, reads.lsb_a, characterise=512)
@@ -189,161 +234,108 @@ def _refuses(seed: int, settings: ChipSettings) -> bool:
     return False
 
 
-def _covariance_error(seed: int, size: _Size, source: NormalSource) -> float:
-    """Relative Frobenius distance of the sampled covariance from the solution of the discrete Lyapunov equation."""
+def _precision(seed: int) -> Tensor:
+    """Inverse covariance of the distribution that is to be sampled."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn((_DIMENSIONS, _DIMENSIONS), generator=generator, dtype=torch.float64)
-    precision = drawn @ drawn.T / _DIMENSIONS + torch.eye(_DIMENSIONS, dtype=torch.float64)
+    return drawn @ drawn.T / _DIMENSIONS + torch.eye(_DIMENSIONS, dtype=torch.float64)
+
+
+def _covariance_error(seed: int, size: _Size, source: NormalSource) -> float:
+    """Distance of the sampled covariance from the solution of the discrete Lyapunov equation, with exact forces."""
+    precision = _precision(seed)
     start = torch.zeros((size.chains, _DIMENSIONS), dtype=torch.float64)
     states = langevin(
         lambda x: -x @ precision, start, step=_STEP, temperature=1.0, steps=size.steps + _BURN_IN, source=source
     )
-    kept = states[_BURN_IN:].reshape(-1, _DIMENSIONS)
     identity = torch.eye(_DIMENSIONS, dtype=torch.float64)
     exact = stationary_covariance(identity - 0.5 * _STEP * precision, _STEP * identity)
-    sampled = kept.T @ kept / len(kept)
+    return _apart(_covariance(states), exact)
+
+
+@torch.no_grad()
+def _forces_on_chip(seed: int, size: _Size, chip: StudyChip, source: NormalSource) -> Numbers:
+    """The same with forces that are read on the chip: against the equation of its measured cells and their noise."""
+    precision = _precision(seed)
+    layer = nn.Linear(_DIMENSIONS, _DIMENSIONS, bias=False)
+    layer.weight.copy_(precision)
+    # States are seldom further than this from zero.
+    carried, _ = chip.carry(layer, torch.full((1, _DIMENSIONS), 5.0))
+    cells = response(carried, amplitude=1.0, reads=256).double()
+    centre = carried(torch.zeros((256, _DIMENSIONS))).mean(dim=0)
+
+    def force(x: Tensor) -> Tensor:
+        found: Tensor = centre - carried(x)
+        return found
+
+    start = torch.zeros((size.chains, _DIMENSIONS))
+    states = langevin(force, start, step=_STEP, temperature=1.0, steps=size.steps + _BURN_IN, source=source).double()
+    seen = states[-20:].flatten(0, 1).float()
+    apart = (force(seen) - force(seen)).double()
+    identity = torch.eye(_DIMENSIONS, dtype=torch.float64)
+    injected = _STEP * identity + (0.5 * _STEP) ** 2 * apart.T @ apart / (2.0 * len(apart))
+    sampled = _covariance(states)
+    return {
+        "chip covariance": _apart(sampled, stationary_covariance(identity - 0.5 * _STEP * cells, injected)),
+        "chip covariance as meant": _apart(
+            sampled, stationary_covariance(identity - 0.5 * _STEP * precision, _STEP * identity)
+        ),
+    }
+
+
+def _covariance(states: Tensor) -> Tensor:
+    kept = states[_BURN_IN:].reshape(-1, _DIMENSIONS)
+    centred = kept - kept.mean(dim=0)
+    return centred.T @ centred / len(kept)
+
+
+def _apart(sampled: Tensor, exact: Tensor) -> float:
+    """Relative Frobenius distance."""
     return float(torch.linalg.matrix_norm(sampled - exact) / torch.linalg.matrix_norm(exact))
 
 
-# Steps after which a chain that began at zero has forgotten it: the slowest mode shrinks by 0.9 in each.
-_BURN_IN = 60
+def _ising(seed: int, size: _Size, source: NormalSource) -> float:
+    """Mean energy of an Ising square, by two-colour Gibbs sampling."""
+    machine, half = ising_machine(_SQUARE, _COUPLING), _SQUARE**2 // 2
+    start = torch.randint(0, 2, (200, half), generator=torch.Generator().manual_seed(seed)).float()
+    chain = machine.gibbs(Chain(start, torch.zeros((200, half))), size.sweeps // 4, source)
+    energies = []
+    for _ in range(size.sweeps):
+        chain = machine.gibbs(chain, 1, source)
+        energies.append(ising_energy(chain, _SQUARE, _COUPLING).mean())
+    return float(torch.stack(energies).mean())
 
 
-def _learn_patterns(seed: int, size: _Size, source: NormalSource) -> float:
-    """Divergence in nat of a machine that learnt bars and stripes by persistent contrastive divergence."""
-    generator = torch.Generator().manual_seed(seed)
-    patterns = bars_and_stripes(_SIDE)
-    model = BoltzmannMachine(_SIDE**2, _HIDDEN, generator)
-    start = torch.randint(0, 2, (_CHAINS, _SIDE**2), generator=generator).float()
-    chain = Chain(start, torch.zeros((_CHAINS, _HIDDEN)))
-    for update in range(size.updates):
-        chain = model.gibbs(chain, 2, source)
-        # The rate falls to a hundredth, so that the end is not the noise of the last steps.
-        model.ascend(model.gradient(patterns, chain), 0.2 * 0.01 ** (update / size.updates), weight_limit=4.0)
-    states = all_states(_SIDE**2, patterns)
-    # Every pattern alike, all else never.
-    places = (states[:, None, :] == patterns[None, :, :]).all(dim=2).any(dim=1)
-    return divergence_from(model, places.double() / places.sum())
+def _machines(seed: int, size: _Size, chip: StudyChip) -> Numbers:
+    """Machines that learnt exactly, on a chip as deployed and after learning there; all chance is the chip's."""
+    reads = _CountedReads(chip, torch.Generator().manual_seed(seed))
+    source = ReadNoise(reads, reads.lsb_a)
+    machine, chain = learn_patterns(seed, size.updates, _pseudo(seed))
+    found = {"divergence digital": sampled_divergence(machine, chain, size.sweeps, _pseudo(seed + 1))}
+    on_chip = MachineOnChip(chip, machine)
+    found["divergence deployed"] = sampled_divergence(on_chip.machine, chain, size.sweeps, source)
+    patterns = bars_and_stripes(3)
+    chain = on_chip.learn(lambda: patterns, chain, Ascent(size.chip_updates, 0.05, 0.05, sweeps=2), source)
+    found["divergence learnt"] = sampled_divergence(on_chip.machine, chain, size.sweeps, source)
+    found |= {"patterns mvms": float(on_chip.mvms), "patterns writes": float(on_chip.writes)}
+    machine, digits = learn_digits(seed, 0.0, size.digit_updates, _pseudo(seed))
+    found |= _likelihoods("digital ", machine, digits.train, digits.test)
+    on_chip = MachineOnChip(chip, machine)
+    found |= _likelihoods("deployed ", on_chip.measured(), digits.train, digits.test)
+    batch = few_digits(torch.Generator().manual_seed(seed + 1)).draw
+    on_chip.learn(batch, Chain(batch(), torch.empty(0)), Ascent(size.chip_updates // 2, 0.02, 0.05), source)
+    found |= _likelihoods("learnt ", on_chip.measured(), digits.train, digits.test)
+    return found | {"digits mvms": float(on_chip.mvms), "chance mvms": float(reads.mvms)}
 
 
-def _learn_digits(seed: int, level: float, size: _Size) -> _Likelihoods:
-    """Likelihoods of a machine that learnt binary digits, its products noisy while it learns and exact when judged."""
-    generator = torch.Generator().manual_seed(seed)
-    data = load_digits()
-    train, test = ((x > 0.5).float() for x in (data.train_x[:_FEW_DIGITS], data.test_x))
-    model = BoltzmannMachine(64, _DIGITS_HIDDEN, generator)
-    up, down = model.up, model.down
-    assert isinstance(up, nn.Linear)
-    assert isinstance(down, nn.Linear)
-    source = _pseudo(seed)
-    if level:
-        model.up, model.down = NoisyProduct(up, level, source), NoisyProduct(down, level, source)
-    chain = Chain(train[torch.randint(len(train), (_CHAINS,), generator=generator)], torch.empty(0))
-    for update in range(size.digit_updates):
-        batch = train[torch.randint(len(train), (_CHAINS,), generator=generator)]
-        chain = model.gibbs(chain, 1, source)
-        model.ascend(model.gradient(batch, chain), 0.1 * 0.05 ** (update / size.digit_updates), weight_limit=4.0)
-    model.up, model.down = up, down
-    with torch.no_grad():
-        return _Likelihoods(*(float(model.log_likelihood(part).mean()) for part in (train, test)))
-
-
-# So few that a machine can learn them by heart.
-_FEW_DIGITS = 200
+@torch.no_grad()
+def _likelihoods(prefix: str, machine: BoltzmannMachine, train: Tensor, test: Tensor) -> Numbers:
+    """Mean log-likelihoods of a digit in nat."""
+    return {
+        f"{prefix}{name}": float(machine.log_likelihood(part).mean())
+        for name, part in (("train", train), ("test", test))
+    }
 
 
 def _pseudo(seed: int) -> PseudoNormal:
     return PseudoNormal(torch.Generator().manual_seed(seed + 7_919))
-
-
-def _found(runs: list[_Run], learnt: dict[float, list[_Likelihoods]], size: _Size, chip_name: str) -> Found:
-    def mean(of: Callable[[_Run], float], unit: str = "") -> Interval:
-        return of_mean([of(one) for one in runs], unit, "seeds")
-
-    worst_p = min(one.smallest_p for one in runs) * len(runs)
-    random_enough = exactly(worst_p, "", f"smallest of {len(runs)} seeds, times their number")
-    best_single = max(one.smallest_p_single for one in runs)
-    single = exactly(best_single, "", f"largest of {len(runs)} seeds")
-    refused = sum(one.coarse_refused and one.silent_refused for one in runs) / len(runs)
-    gaps = {level: [one.train - one.test for one in values] for level, values in learnt.items()}
-    tests = {level: [one.test for one in values] for level, values in learnt.items()}
-    shrunk = mean(lambda one: 100.0 * one.covariance_error_shrunk, "%")
-    silent = mean(lambda one: one.divergence_silent, "nat")
-    findings = [
-        at_least("No test of randomness rejects whitened read noise at 1 %", random_enough, 0.01),
-        at_most(
-            "The sampled covariance is within 5 % of the discrete Lyapunov equation's",
-            mean(lambda one: 100.0 * one.covariance_error, "%"),
-            5.0,
-        ),
-        at_most(
-            "Bars and stripes: with read noise at most 0.05 nat further from the data than with digital chance",
-            of_difference([one.divergence for one in runs], [one.divergence_digital for one in runs], "nat", "seeds"),
-            0.05,
-        ),
-    ]
-    findings += [_regularises(level, gaps, tests) for level in _LEVELS[1:]]
-    return Found(
-        findings=tuple(findings),
-        controls=(
-            Control("single reads in place of whitened differences", "are rejected at 1 %", single, best_single < 0.01),
-            Control("numbers a tenth too small", "covariance is off by more than 5 %", shrunk, shrunk.value > 5.0),
-            Control("noise off in the machine", "it does not learn (above 0.5 nat)", silent, silent.value > 0.5),
-            Control(
-                "a 6-bit ADC, and a chip without noise",
-                "both are refused",
-                exactly(refused, "", f"part of {len(runs)} seeds"),
-                refused == 1.0,
-            ),
-        ),
-        tables=(
-            Table(
-                "Chance of the chip and of a generator",
-                ("", "read noise", "generator"),
-                (
-                    (
-                        "covariance, distance from the exact one (%)",
-                        str(mean(lambda one: 100.0 * one.covariance_error)),
-                        str(mean(lambda one: 100.0 * one.covariance_error_digital)),
-                    ),
-                    (
-                        "bars and stripes, divergence (nat)",
-                        str(mean(lambda one: one.divergence)),
-                        str(mean(lambda one: one.divergence_digital)),
-                    ),
-                    ("read noise in steps of the ADC, median column", str(mean(lambda one: one.noise_in_steps)), ""),
-                    ("MVMs of a seed", float(runs[0].mvms), ""),
-                ),
-            ),
-            Table(
-                f"Digits: mean log-likelihood in nat after learning {_FEW_DIGITS} of them",
-                ("noise / product", "train", "test", "gap"),
-                tuple(
-                    (
-                        f"{100 * level:g} %",
-                        str(of_mean([one.train for one in values], "", "seeds")),
-                        str(of_mean(tests[level], "", "seeds")),
-                        str(of_mean(gaps[level], "", "seeds")),
-                    )
-                    for level, values in learnt.items()
-                ),
-            ),
-        ),
-        plots=(),
-        conditions={
-            "normal distribution": f"{_DIMENSIONS}-d, step {_STEP:g}, {size.chains} chains, {size.steps} steps",
-            "machine": f"{_SIDE} x {_SIDE} bars and stripes, {_HIDDEN} hidden units, |w| <= 4, {_CHAINS} chains, "
-            f"{size.updates} updates",
-            "digits": f"64 x {_DIGITS_HIDDEN} units, {_FEW_DIGITS} to train on, {size.digit_updates} updates at every "
-            "level, noise of a generator",
-            "chip": chip_name,
-        },
-    )
-
-
-def _regularises(level: float, gaps: dict[float, list[float]], tests: dict[float, list[float]]) -> Finding:
-    """Whether noise makes unseen digits likelier; that the gap closes alone may be worse learning."""
-    better = of_difference(tests[level], tests[0.0], "nat", "seeds")
-    closer = of_difference(gaps[0.0], gaps[level], "nat", "seeds").value
-    claim = f"Noise of {100 * level:g} % regularises: unseen digits are likelier (the gap closes by {closer:.2g} nat)"
-    return at_least(claim, better, 0.0)

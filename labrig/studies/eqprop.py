@@ -9,19 +9,24 @@ was programmed apart.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from labrig.studies.chip import StudyChip, on_each_chip
-from labrig.studies.intervals import of_difference, of_mean
+from labrig.studies.cache import Numbers
+from labrig.studies.chip import StudyChip, open_chip, without_drift
+from labrig.studies.intervals import half_width, mean, of_difference, of_mean
+from labrig.studies.parts import Configuration
 from labrig.studies.reads import NoisyProduct, response
-from labrig.studies.result import Control, Curve, Plot, StudyResult, Table, at_least
+from labrig.studies.repeats import Repeats, repeat, rig_of, seed_of
+from labrig.studies.result import Control, Curve, Interval, Plot, StudyResult, Table, at_least
 from labrig.studies.reversed_reads import ReversedReads
 from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.training.datasets import ImageSet, load_digits
-from labrig_drivers.capabilities import TRANSPOSED_MVM
+from labrig.training.physical import PhysicalBackend
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_surrogates.layers import AnalogLinear, weight_matrices
 from labrig_surrogates.models.equilibrium_propagation import (
@@ -48,6 +53,8 @@ _RELAXATION = Relaxation(free_steps=30, nudged_steps=8)
 # Where the estimate is the gradient: a small nudge and all the time to settle.
 _LIMIT = Relaxation(free_steps=400, nudged_steps=400, nudge=0.01)
 _CHIP_RELAXATION = Relaxation(free_steps=15, nudged_steps=6)
+# Seeds of chips that nothing is learnt on.
+_OTHERS = 500_000
 _BLOCKS, _TWO_SIDED = "blocks programmed apart", "the same cells both ways"
 
 
@@ -56,27 +63,6 @@ class _Size:
     epochs: int
     noisy_epochs: int
     chip_epochs: int
-
-
-@dataclass(frozen=True)
-class _OnChip:
-    deployed: float
-    accuracy: float
-    asymmetry: float
-    mvms: int
-    writes: int
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What one seed gives; accuracies in %."""
-
-    clean: float
-    shuffled: float
-    cosine: float
-    noisy: dict[tuple[float, float, int], float]
-    chip: dict[str, _OnChip]
-    chip_noise: float
 
 
 def run(settings: StudySettings, report: Report) -> StudyResult:
@@ -88,44 +74,57 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
 
     Raises:
         LabrigError: The rig failed.
+        StorageError: The folder of finished parts cannot be written.
     """
     started_s = time.monotonic()
-    size = _Size(2, 1, 1) if settings.quick else _Size(30, 6, 2)
-    data = load_digits().first(200, 100) if settings.quick else load_digits()
-    runs, chip_name = on_each_chip(
-        settings, report, _chip, lambda seed, chip: _one_seed(seed, data, size, chip, quick=settings.quick)
-    )
-    return finished("eqprop", QUESTION, settings, _found(runs, data, size, chip_name), started_s)
+    kinds: list[dict[str, object]] = [{"part": "chip"}]
+    kinds += [{"part": "noise", "noise": noise} for noise in _noises(quick=settings.quick)]
+    repeats = repeat("eqprop", settings, compute, report, kinds)
+    with open_chip(settings.rig, _chip(settings.seed)) as chip:
+        name = chip.name
+    found = _found(repeats, settings.quick, name)
+    return finished("eqprop", QUESTION, settings, repeats.noted(found), started_s)
 
 
-def _chip(seed: int) -> ChipSettings:
-    """Cells that keep what was written: a relaxation takes thousands of reads, and ages nothing by itself."""
-    return ChipSettings(seed=seed + 1, arrays=7, drift_exponent=0.0, drift_exponent_sigma=0.0)
-
-
-def _one_seed(seed: int, data: ImageSet, size: _Size, chip: StudyChip, *, quick: bool) -> _Run:
+def compute(part: Configuration) -> Numbers:
+    """Accuracies in % of one seed: with one level of read noise while it learns, or without noise and on the chip."""
+    seed = seed_of(part)
+    size, data = _sized(quick=bool(part["quick"]))
+    if part["part"] == "noise":
+        noise = cast(float, part["noise"])
+        return {
+            _named(nudge, reads): _accuracy_with_noise(seed, data, size, (noise, nudge, reads))
+            for nudge, reads in _SETTINGS
+        }
     generator = torch.Generator().manual_seed(seed)
     network = _network(generator, _RELAXATION)
     cosine = _cosine_with_settled_loss(network, data)
     _train(network, data, size.epochs, generator)
     shuffled = _network(generator, _RELAXATION)
     _train(shuffled, data.shuffled_labels(generator), max(size.epochs // 4, 2), generator)
-    noisy = {}
-    for noise in (_NOISES[0], _JUDGED_NOISE) if quick else _NOISES:
-        for nudge, reads in _SETTINGS:
-            noisy[noise, nudge, reads] = _accuracy_with_noise(seed, data, size, (noise, nudge, reads))
-    on_chip, levels = {}, []
-    for form in (_BLOCKS, _TWO_SIDED) if TRANSPOSED_MVM in chip.info.capabilities else (_BLOCKS,):
-        on_chip[form], level = _learn_on_chip(seed, data, size.chip_epochs, chip, network, form)
-        levels.append(level)
-    return _Run(
-        clean=_accuracy(network, data),
-        shuffled=_accuracy(shuffled, data),
-        cosine=cosine,
-        noisy=noisy,
-        chip=on_chip,
-        chip_noise=levels[-1],
-    )
+    found = {"clean": _accuracy(network, data), "shuffled": _accuracy(shuffled, data), "cosine": cosine}
+    with open_chip(rig_of(part), _chip(seed)) as chip:
+        for form in (_BLOCKS, _TWO_SIDED) if chip.two_sided else (_BLOCKS,):
+            found |= {
+                f"{form}: {key}": value
+                for key, value in _learn_on_chip(seed, data, size.chip_epochs, chip, network, form).items()
+            }
+    return found
+
+
+def _noises(*, quick: bool) -> tuple[float, ...]:
+    return (_NOISES[0], _JUDGED_NOISE) if quick else _NOISES
+
+
+def _sized(*, quick: bool) -> tuple[_Size, ImageSet]:
+    if quick:
+        return _Size(2, 1, 1), load_digits().first(200, 100)
+    return _Size(30, 6, 2), load_digits()
+
+
+def _chip(seed: int) -> ChipSettings:
+    """Cells that keep what was written: a relaxation takes thousands of reads, and ages nothing by itself."""
+    return without_drift(ChipSettings(seed=seed + 1, arrays=7))
 
 
 # Nudge and reads of each nudged phase, as they are compared.
@@ -181,33 +180,54 @@ def _accuracy_with_noise(seed: int, data: ImageSet, size: _Size, setting: tuple[
     return _accuracy(network, data)
 
 
-def _learn_on_chip(
-    seed: int, data: ImageSet, epochs: int, chip: StudyChip, digital: EquilibriumPropagation, form: str
-) -> tuple[_OnChip, float]:
-    """Deploys what was learnt with exact products, and goes on learning; also the chip's noise over a product."""
+def _carried(
+    chip: StudyChip, digital: EquilibriumPropagation, data: ImageSet, form: str
+) -> tuple[EquilibriumPropagation, PhysicalBackend]:
+    """Puts a network on a chip, with its way down of one form, and writes its weights."""
     carried, backend = chip.carry(digital, data.train_x[:64])
     assert isinstance(carried, EquilibriumPropagation)
     carried.relaxation = _CHIP_RELAXATION
     for matrix in weight_matrices(carried):
         matrix.core.set_ranges(weight_max=_WEIGHT_LIMIT, input_max=1.0)
-    layers = [layer for layer in carried.layers if isinstance(layer, SymmetricWeights)]
     if form == _TWO_SIDED:
-        for layer in layers[1:]:
+        for layer in _layers(carried)[1:]:
             assert isinstance(layer.up, AnalogLinear)
-            layer.down = ReversedReads(layer.up, chip, backend.placement, 1.0)
+            layer.down = ReversedReads(layer.up, chip.board, backend.placement, 1.0)
     _write(carried)
+    return carried, backend
+
+
+def _learn_on_chip(
+    seed: int, data: ImageSet, epochs: int, chip: StudyChip, digital: EquilibriumPropagation, form: str
+) -> Numbers:
+    """Deploys what was learnt with exact products, goes on learning, and takes what was learnt to another chip."""
+    carried, backend = _carried(chip, digital, data, form)
     deployed = _accuracy(carried, data)
     _train(carried, data, epochs, torch.Generator().manual_seed(seed))
+    layers = _layers(carried)
     up, down = (response(way, amplitude=1.0, reads=16) for way in (layers[1].up, layers[1].down))
     reversed_mvms = sum(layer.down.mvms for layer in layers if isinstance(layer.down, ReversedReads))
-    found = _OnChip(
-        deployed=deployed,
-        accuracy=_accuracy(carried, data),
-        asymmetry=asymmetry(up, down),
-        mvms=backend.ledger.mvms + reversed_mvms,
-        writes=backend.ledger.writes,
-    )
-    return found, _read_noise(layers[0].up, data.test_x)
+    found = {
+        "deployed": deployed,
+        "accuracy": _accuracy(carried, data),
+        "asymmetry": asymmetry(up, down),
+        "mvms": float(backend.ledger.mvms + reversed_mvms),
+        "writes": float(backend.ledger.writes),
+        "read noise": _read_noise(layers[0].up, data.test_x),
+    }
+    learnt = _network(torch.Generator(), _RELAXATION)
+    with torch.no_grad():
+        for here, there in zip(layers, _layers(learnt), strict=True):
+            there.weight.copy_(here.weight)
+            there.bias.copy_(here.bias)
+            there.tie()
+    with open_chip(None, _chip(seed + _OTHERS)) as other:
+        found["another"] = _accuracy(_carried(other, learnt, data, form)[0], data)
+    return found
+
+
+def _layers(network: EquilibriumPropagation) -> list[SymmetricWeights]:
+    return [layer for layer in network.layers if isinstance(layer, SymmetricWeights)]
 
 
 @torch.no_grad()
@@ -245,65 +265,85 @@ def _upward(network: EquilibriumPropagation) -> dict[str, nn.Parameter]:
     return {name: p for name, p in network.named_parameters() if ".up." in name}
 
 
-def _found(runs: list[_Run], data: ImageSet, size: _Size, chip_name: str) -> Found:
-    clean = of_mean([one.clean for one in runs], "%", "seeds")
-    on_chip = {form: of_mean([one.chip[form].accuracy for one in runs], "%", "seeds") for form in runs[0].chip}
-    unequal = {form: [one.chip[form].asymmetry for one in runs] for form in runs[0].chip}
-    nudged = of_difference(
-        [one.noisy[_JUDGED_NOISE, _NUDGES[1], 1] for one in runs],
-        [one.noisy[_JUDGED_NOISE, _NUDGES[0], 1] for one in runs],
-        "points",
-        "seeds",
-    )
-    best = _TWO_SIDED if _TWO_SIDED in on_chip else _BLOCKS
-    gained = of_difference(
-        [one.chip[best].accuracy for one in runs], [one.chip[best].deployed for one in runs], "points", "seeds"
-    )
-    cosine = of_mean([one.cosine for one in runs], "", "seeds")
-    shuffled = of_mean([one.shuffled for one in runs], "%", "seeds")
-    noises = sorted({noise for noise, _, _ in runs[0].noisy})
-    settings = {key[1:] for key in runs[0].noisy}
-    named = {one: f"nudge {one[0]:g}, {one[1]} read{'s' if one[1] > 1 else ''}" for one in _SETTINGS if one in settings}
-    series = {one: [[run.noisy[noise, *one] for run in runs] for noise in noises] for one in named}
+def _found(repeats: Repeats, quick: bool, chip_name: str) -> Found:
+    size, data = _sized(quick=quick)
+    runs = repeats.of(part="chip")
+    noises = _noises(quick=quick)
+    noisy = {noise: repeats.of(part="noise", noise=noise) for noise in noises}
+    forms = [form for form in (_BLOCKS, _TWO_SIDED) if f"{form}: accuracy" in runs[0]]
+    best = forms[-1]
+
+    def every(form: str, key: str) -> list[float]:
+        return [one[f"{form}: {key}"] for one in runs]
+
+    def points(first: list[float], second: list[float]) -> Interval:
+        return of_difference(first, second, "points", "seeds")
+
+    def at_judged(nudge: float) -> list[float]:
+        return [one[_named(nudge, 1)] for one in noisy[_JUDGED_NOISE]]
+
     findings = [
-        at_least("With exact products it reads 8 x 8 digits with 95 % or more", clean, 95.0),
+        at_least(
+            "With exact products it reads 8 x 8 digits with 95 % or more",
+            of_mean([one["clean"] for one in runs], "%", "seeds"),
+            95.0,
+        ),
         at_least(
             f"At {100 * _JUDGED_NOISE:g} % read noise the nudge {_NUDGES[1]:g} learns no worse than {_NUDGES[0]:g}",
-            nudged,
+            points(at_judged(_NUDGES[1]), at_judged(_NUDGES[0])),
             0.0,
         ),
-        at_least("Learning on the chip gains 20 points over weights that were deployed", gained, 20.0),
+        at_least(
+            "Learning on the chip gains 20 points over weights that were deployed",
+            points(every(best, "accuracy"), every(best, "deployed")),
+            20.0,
+        ),
     ]
     if best == _TWO_SIDED:
-        fairer = of_difference(unequal[_BLOCKS], unequal[_TWO_SIDED], "", "seeds")
+        fairer = of_difference(every(_BLOCKS, "asymmetry"), every(_TWO_SIDED, "asymmetry"), "", "seeds")
         findings.append(at_least("Both ways through the same cells are nearer to each other than blocks", fairer, 0.0))
+    cosine = of_mean([one["cosine"] for one in runs], "", "seeds")
+    shuffled = of_mean([one["shuffled"] for one in runs], "%", "seeds")
+    elsewhere = points(every(best, "accuracy"), every(best, "another"))
     return Found(
         findings=tuple(findings),
         controls=(
             Control("small nudge, settled: estimate and gradient", "cosine above 0.95", cosine, cosine.value > 0.95),
             Control("labels shuffled", "chance, 10 %", shuffled, shuffled.value < 20.0),
+            Control(
+                "wrong chip: what was learnt on one, written to another",
+                "loses 10 points or more",
+                elsewhere,
+                elsewhere.value > 10.0,
+            ),
         ),
         tables=(
             Table(
                 "Accuracy in % with read noise while learning and reading, mean of seeds",
-                ("read noise / product", *named.values()),
+                ("read noise / product", *(_named(*one) for one in _SETTINGS)),
                 tuple(
-                    (f"{100 * noise:g} %", *(of_mean(series[one][i], "", "").value for one in named))
-                    for i, noise in enumerate(noises)
+                    (
+                        f"{100 * noise:g} %",
+                        *(mean([one[_named(*setting)] for one in noisy[noise]]) for setting in _SETTINGS),
+                    )
+                    for noise in noises
                 ),
             ),
             Table(
                 "On the chip, mean of seeds",
-                ("", *on_chip),
-                (
-                    (
-                        "deployed (%)",
-                        *(str(of_mean([one.chip[form].deployed for one in runs], "", "seeds")) for form in on_chip),
-                    ),
-                    ("after learning on the chip (%)", *(str(interval) for interval in on_chip.values())),
-                    ("asymmetry |W - V^T| / |W|", *(str(of_mean(one, "", "seeds")) for one in unequal.values())),
-                    ("MVMs of a seed", *(float(one.mvms) for one in runs[0].chip.values())),
-                    ("writes of a seed", *(float(one.writes) for one in runs[0].chip.values())),
+                ("", *forms),
+                tuple(
+                    (name, *(str(of_mean(every(form, key), "", "seeds")) for form in forms))
+                    for name, key in (
+                        ("deployed (%)", "deployed"),
+                        ("after learning on the chip (%)", "accuracy"),
+                        ("the same weights on another chip (%)", "another"),
+                        ("asymmetry |W - V^T| / |W|", "asymmetry"),
+                    )
+                )
+                + tuple(
+                    (f"{name} of a seed", *(every(form, key)[0] for form in forms))
+                    for name, key in (("MVMs", "mvms"), ("writes", "writes"))
                 ),
             ),
         ),
@@ -313,12 +353,8 @@ def _found(runs: list[_Run], data: ImageSet, size: _Size, chip_name: str) -> Fou
                 "read noise over the product (%)",
                 "accuracy (%)",
                 tuple(
-                    Curve(
-                        named[one],
-                        tuple(100 * noise for noise in noises),
-                        tuple(of_mean(values, "", "").value for values in series[one]),
-                    )
-                    for one in named
+                    _curve(_named(*one), {noise: [run[_named(*one)] for run in noisy[noise]] for noise in noises})
+                    for one in _SETTINGS
                 ),
             ),
         ),
@@ -328,6 +364,19 @@ def _found(runs: list[_Run], data: ImageSet, size: _Size, chip_name: str) -> Fou
             "training": f"batches of {_BATCH}; {size.epochs} epochs exact, {size.noisy_epochs} with noise, "
             f"{size.chip_epochs} on the chip",
             "chip": chip_name,
-            "read noise of the chip": f"{100 * sum(one.chip_noise for one in runs) / len(runs):.2g} % of a product",
+            "read noise of the chip": f"{100 * mean(every(best, 'read noise')):.2g} % of a product",
         },
+    )
+
+
+def _named(nudge: float, reads: int) -> str:
+    return f"nudge {nudge:g}, {reads} read{'s' if reads > 1 else ''}"
+
+
+def _curve(name: str, values: Mapping[float, Sequence[float]]) -> Curve:
+    return Curve(
+        name,
+        tuple(100 * noise for noise in values),
+        tuple(mean(found) for found in values.values()),
+        tuple(half_width(found) for found in values.values()),
     )

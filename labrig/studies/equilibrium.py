@@ -7,17 +7,21 @@ are trained alike without noise, and then meet the same weight errors, drawn onc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from labrig.studies.chip import StudyChip, on_each_chip
-from labrig.studies.intervals import exactly, mean, of_difference, of_mean
-from labrig.studies.result import Control, Curve, Plot, StudyResult, Table, at_least, at_most
+from labrig.studies.cache import Numbers
+from labrig.studies.chip import StudyChip, open_chip, without_drift, without_noise
+from labrig.studies.intervals import exactly, half_width, mean, of_difference, of_mean
+from labrig.studies.parts import Configuration
+from labrig.studies.repeats import repeat, rig_of, seed_of
+from labrig.studies.result import Control, Curve, Interval, Plot, StudyResult, Table, at_least, at_most
 from labrig.studies.running import Found, Report, StudySettings, finished
+from labrig.studies.settled_states import measured_cells, settle_on_chip
 from labrig.training.datasets import ImageSet, load_digits
+from labrig.training.physical import PhysicalBackend
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_surrogates.models.equilibrium import Equilibrium, Iteration, bound_spectral_norm, frozen_error_bound
 
@@ -30,12 +34,17 @@ _STEPS = 12
 _CHIP_STEPS, _AVERAGED = 40, 30
 _LEVELS = (0.0, 0.025, 0.05, 0.1, 0.2)
 _JUDGED = 0.1
+# Seeds of chips that no measurement is of.
+_OTHERS = 500_000
 
 
 @dataclass(frozen=True)
 class _Size:
+    """How large it is; `settled` are the images whose fixed points are compared with what the chip's cells foretell."""
+
     epochs: int
     chips: int
+    settled: int
 
 
 class _EquilibriumNetwork(nn.Module):
@@ -69,22 +78,6 @@ class _Unrolled(nn.Module):
         return logits
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What one seed gives; accuracies in %, by noise level."""
-
-    equilibrium: list[float]
-    unrolled: list[float]
-    worst_ratio: float
-    unamplified_ratio: float
-    on_chip: float
-    on_chip_averaged: float
-    state_spread: float
-    state_spread_averaged: float
-    shuffled: float
-    mvms: int
-
-
 def run(settings: StudySettings, report: Report) -> StudyResult:
     """Runs the study.
 
@@ -94,20 +87,21 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
 
     Raises:
         LabrigError: The rig failed.
+        StorageError: The folder of finished parts cannot be written.
     """
     started_s = time.monotonic()
-    size = _Size(epochs=3, chips=2) if settings.quick else _Size(epochs=40, chips=10)
-    data = load_digits().first(400, 100) if settings.quick else load_digits()
-    runs, chip_name = on_each_chip(
-        settings,
-        report,
-        lambda seed: ChipSettings(seed=seed + 1, arrays=4),
-        lambda seed, chip: _one_seed(seed, data, size, chip),
-    )
-    return finished("equilibrium", QUESTION, settings, _found(runs, data, size, chip_name), started_s)
+    repeats = repeat("equilibrium", settings, compute, report)
+    with open_chip(settings.rig, _chip(settings.seed)) as chip:
+        name = chip.name
+    size, data = _sized(quick=settings.quick)
+    found = _found(list(repeats.numbers), data, size, name)
+    return finished("equilibrium", QUESTION, settings, repeats.noted(found), started_s)
 
 
-def _one_seed(seed: int, data: ImageSet, size: _Size, chip: StudyChip) -> _Run:
+def compute(part: Configuration) -> Numbers:
+    """The numbers of one seed; accuracies in %."""
+    seed = seed_of(part)
+    size, data = _sized(quick=bool(part["quick"]))
     generator = torch.Generator().manual_seed(seed)
     iteration = Iteration(steps=_STEPS, averaged=1, backward_steps=_STEPS)
     equilibrium = _EquilibriumNetwork(generator, iteration)
@@ -116,35 +110,58 @@ def _one_seed(seed: int, data: ImageSet, size: _Size, chip: StudyChip) -> _Run:
         _train(network, data, size.epochs, generator)
     shuffled = _EquilibriumNetwork(generator, iteration)
     _train(shuffled, data.shuffled_labels(generator), max(size.epochs // 4, 2), generator)
-    accuracies = {
-        name: [
-            mean([_accuracy_with_errors(network, data, level, _chip_generator(seed, c)) for c in range(size.chips)])
+    bounded, unamplified = _bound_ratios(equilibrium, data, seed, size.chips)
+    found = {
+        "bound": bounded,
+        "unamplified": unamplified,
+        "shuffled": 100.0 * _accuracy(shuffled, data),
+        **{
+            f"{name} {level:g}": mean(
+                [_accuracy_with_errors(network, data, level, _chip_generator(seed, c)) for c in range(size.chips)]
+            )
+            for name, network in (("equilibrium", equilibrium), ("unrolled", unrolled))
             for level in _LEVELS
-        ]
-        for name, network in (("equilibrium", equilibrium), ("unrolled", unrolled))
+        },
     }
-    ratios = _bound_ratios(equilibrium, data, seed, size.chips)
-    carried, backend = chip.carry(equilibrium.core, data.train_x[:256])
-    assert isinstance(carried, Equilibrium)
-    on_chip, spreads = {}, {}
-    for averaged in (1, _AVERAGED):
-        carried.iteration = Iteration(steps=_CHIP_STEPS, averaged=averaged, drive_reads=averaged)
+    with open_chip(rig_of(part), _chip(seed)) as chip:
+        carried, backend = _carried(chip, equilibrium, data)
+        for averaged in (1, _AVERAGED):
+            carried.iteration = Iteration(steps=_CHIP_STEPS, averaged=averaged, drive_reads=averaged)
+            with torch.no_grad():
+                reads = [carried(data.test_x) for _ in range(2)]
+                right = equilibrium.readout(reads[0]).argmax(1) == data.test_y
+            found[f"on chip {averaged}"] = 100.0 * float(right.float().mean())
+            found[f"spread {averaged}"] = float((reads[0] - reads[1]).std() * 0.5**0.5)
+        x = data.test_x[: size.settled]
+        cells = measured_cells(carried, x)
+        settled = settle_on_chip(carried, equilibrium.core, cells, x)
+        found |= {"mvms": float(backend.ledger.mvms), **settled.numbers}
+    with open_chip(None, _chip(seed + _OTHERS)) as other:
+        elsewhere, _ = _carried(other, equilibrium, data)
+        found["foretold by another"] = settled.distance_from(measured_cells(elsewhere, x))
+    with open_chip(None, without_noise(_chip(seed))) as silent:
+        quiet, _ = _carried(silent, equilibrium, data)
+        quiet.iteration = Iteration(steps=_CHIP_STEPS)
         with torch.no_grad():
-            reads = [carried(data.test_x) for _ in range(2)]
-            on_chip[averaged] = 100.0 * float((equilibrium.readout(reads[0]).argmax(1) == data.test_y).float().mean())
-        spreads[averaged] = float((reads[0] - reads[1]).std() * 0.5**0.5)
-    return _Run(
-        equilibrium=accuracies["equilibrium"],
-        unrolled=accuracies["unrolled"],
-        worst_ratio=ratios[0],
-        unamplified_ratio=ratios[1],
-        on_chip=on_chip[1],
-        on_chip_averaged=on_chip[_AVERAGED],
-        state_spread=spreads[1],
-        state_spread_averaged=spreads[_AVERAGED],
-        shuffled=100.0 * _accuracy(shuffled, data),
-        mvms=backend.ledger.mvms,
-    )
+            found["spread without noise"] = float((quiet(x) - quiet(x)).std() * 0.5**0.5)
+    return found
+
+
+def _sized(*, quick: bool) -> tuple[_Size, ImageSet]:
+    if quick:
+        return _Size(epochs=3, chips=2, settled=10), load_digits().first(400, 50)
+    return _Size(epochs=40, chips=10, settled=100), load_digits()
+
+
+def _chip(seed: int) -> ChipSettings:
+    """Cells that keep what was written: what is averaged over many reads should be noise, and not drift."""
+    return without_drift(ChipSettings(seed=seed + 1, arrays=4))
+
+
+def _carried(chip: StudyChip, network: _EquilibriumNetwork, data: ImageSet) -> tuple[Equilibrium, PhysicalBackend]:
+    carried, backend = chip.carry(network.core, data.train_x[:256])
+    assert isinstance(carried, Equilibrium)
+    return carried, backend
 
 
 def _train(network: nn.Module, data: ImageSet, epochs: int, generator: torch.Generator) -> None:
@@ -203,47 +220,96 @@ def _bound_ratios(network: _EquilibriumNetwork, data: ImageSet, seed: int, chips
     return bounded, unamplified
 
 
-def _found(runs: list[_Run], data: ImageSet, size: _Size, chip_name: str) -> Found:
-    judged = _LEVELS.index(_JUDGED)
-    clean = of_mean([one.equilibrium[0] for one in runs], "%", "seeds")
-    less = of_difference(
-        [one.unrolled[0] - one.unrolled[judged] for one in runs],
-        [one.equilibrium[0] - one.equilibrium[judged] for one in runs],
-        "points",
-        "seeds",
-    )
-    worst = max(one.worst_ratio for one in runs)
-    ratio = exactly(worst, "", f"largest of {len(runs) * size.chips * len(data.test_y)} points")
-    quieter = of_mean([one.state_spread_averaged / one.state_spread for one in runs], "", "seeds")
-    alone = of_mean([one.unamplified_ratio for one in runs], "", "seeds")
-    shuffled = of_mean([one.shuffled for one in runs], "%", "seeds")
-    rows = tuple(
-        (f"{100 * level:g} %", *(_cell([pick(one)[index] for one in runs]) for _, pick in _BOTH))
-        for index, level in enumerate(_LEVELS)
-    )
-    chip_rows = (
-        ("accuracy (%)", _cell([one.on_chip for one in runs]), _cell([one.on_chip_averaged for one in runs])),
-        ("spread of a state", *(_cell(spread) for spread in _spreads(runs))),
-        ("MVMs of a seed", float(runs[0].mvms), ""),
-    )
+def _found(runs: list[Numbers], data: ImageSet, size: _Size, chip_name: str) -> Found:
+    def mean_of(key: str, unit: str = "", scale: float = 1.0) -> Interval:
+        return of_mean([scale * one[key] for one in runs], unit, "seeds")
+
+    def largest(key: str, of: str) -> Interval:
+        return exactly(max(one[key] for one in runs), "", f"largest of {of}")
+
+    def lost(network: str) -> list[float]:
+        return [one[f"{network} 0"] - one[f"{network} {_JUDGED:g}"] for one in runs]
+
+    def ratio(key: str, to: str) -> Interval:
+        return of_mean([one[key] / one[to] for one in runs], "", "seeds")
+
+    points = f"{len(runs) * size.chips * len(data.test_y)} points"
+    unamplified, shuffled = mean_of("unamplified"), mean_of("shuffled", "%")
+    another, silent = ratio("foretold by another", "chip distance"), ratio("spread without noise", "spread 1")
     return Found(
         findings=(
-            at_least("The equilibrium network reads 8 x 8 digits with 96 % or more", clean, 96.0),
-            at_most("No fixed point moves further than |E z| / (1 - |W + E|) under a frozen error E", ratio, 1.0),
-            at_least(f"At {100 * _JUDGED:g} % weight error it loses no more than the unrolled network", less, 0.0),
+            at_least(
+                "The equilibrium network reads 8 x 8 digits with 96 % or more", mean_of("equilibrium 0", "%"), 96.0
+            ),
+            at_most(
+                "No fixed point moves further than |E z| / (1 - |W + E|) under a frozen error E",
+                largest("bound", points),
+                1.0,
+            ),
+            at_most(
+                "On the chip none settles further off than the errors of cells and columns, over 1 - |programmed W|",
+                largest("chip bound", f"{len(runs) * size.settled} points"),
+                1.0,
+            ),
+            at_most(
+                "On the chip the measured cells foretell where it settles: within a tenth of the way it is off",
+                ratio("foretold", "chip distance"),
+                0.1,
+            ),
+            at_most(
+                "On the chip fresh noise spreads a state by no more than sigma sqrt(states / (1 - |programmed W|^2))",
+                largest("chip noise", f"{len(runs)} chips"),
+                1.0,
+            ),
+            at_least(
+                f"At {100 * _JUDGED:g} % weight error it loses no more than the unrolled network",
+                of_difference(lost("unrolled"), lost("equilibrium"), "points", "seeds"),
+                0.0,
+            ),
             at_most(
                 "On the chip, averaging states and injections makes a state at least a third quieter",
-                quieter,
+                ratio(f"spread {_AVERAGED}", "spread 1"),
                 2.0 / 3.0,
             ),
         ),
         controls=(
-            Control("that bound without what the recurrence amplifies, |E z|", "is exceeded", alone, alone.value > 1.0),
+            Control(
+                "the first bound without what the recurrence amplifies, |E z|",
+                "is exceeded",
+                unamplified,
+                unamplified.value > 1.0,
+            ),
+            Control(
+                "wrong chip: where another one's cells would settle, over how far it is off",
+                "foretells nothing, above 0.5",
+                another,
+                another.value > 0.5,
+            ),
+            Control("noise of the chip off: spread of a state", "is gone, below 0.01", silent, silent.value < 0.01),
             Control("labels shuffled", "chance, 10 %", shuffled, shuffled.value < 20.0),
         ),
         tables=(
-            Table("Accuracy in %, mean ± deviation over seeds", ("weight error", *(name for name, _ in _BOTH)), rows),
-            Table("On the chip, as deployed", ("", "last state", f"mean of {_AVERAGED} states"), chip_rows),
+            Table(
+                "Accuracy in %, mean ± deviation over seeds",
+                ("weight error", *_NETWORKS),
+                tuple(
+                    (f"{100 * level:g} %", *(_cell([one[f"{name} {level:g}"] for one in runs]) for name in _NETWORKS))
+                    for level in _LEVELS
+                ),
+            ),
+            Table(
+                "On the chip, as deployed",
+                ("", "last state", f"mean of {_AVERAGED} states"),
+                tuple(
+                    (name, *(_cell([one[f"{key} {averaged}"] for one in runs]) for averaged in (1, _AVERAGED)))
+                    for name, key in (("accuracy (%)", "on chip"), ("spread of a state", "spread"))
+                ),
+            ),
+            Table(
+                "Where it settles on the chip",
+                ("", "mean ± deviation over seeds"),
+                tuple((name, _cell([one[key] for one in runs])) for name, key in _SETTLES),
+            ),
         ),
         plots=(
             Plot(
@@ -254,10 +320,10 @@ def _found(runs: list[_Run], data: ImageSet, size: _Size, chip_name: str) -> Fou
                     Curve(
                         name,
                         tuple(100 * level for level in _LEVELS),
-                        tuple(mean([pick(one)[i] for one in runs]) for i in range(len(_LEVELS))),
-                        tuple(_half_width([pick(one)[i] for one in runs]) for i in range(len(_LEVELS))),
+                        tuple(mean([one[f"{name} {level:g}"] for one in runs]) for level in _LEVELS),
+                        tuple(half_width([one[f"{name} {level:g}"] for one in runs]) for level in _LEVELS),
                     )
-                    for name, pick in _BOTH
+                    for name in _NETWORKS
                 ),
             ),
         ),
@@ -266,19 +332,19 @@ def _found(runs: list[_Run], data: ImageSet, size: _Size, chip_name: str) -> Fou
             "networks": f"64 - {_STATES} - 10, {_STEPS} products of {_STATES} x {_STATES}, tanh; bound {_LIMIT:g}",
             "training": f"Adam, {size.epochs} epochs, without noise",
             "weight error": f"Gaussian, of the largest weight of each matrix, once for each of {size.chips} chips",
-            "chip": chip_name,
+            "chip": f"{chip_name}; a simulated one without drift",
         },
     )
 
 
-_BOTH: tuple[tuple[str, Callable[[_Run], list[float]]], ...] = (
-    ("equilibrium", lambda one: one.equilibrium),
-    ("unrolled", lambda one: one.unrolled),
+_NETWORKS = ("equilibrium", "unrolled")
+_SETTLES = (
+    ("distance from the point that was meant", "chip distance"),
+    ("distance from the point of the measured cells", "foretold"),
+    ("distance from the point of another chip's cells", "foretold by another"),
+    ("spectral norm of the programmed weights", "chip norm"),
+    ("MVMs of a seed", "mvms"),
 )
-
-
-def _spreads(runs: list[_Run]) -> tuple[list[float], list[float]]:
-    return [one.state_spread for one in runs], [one.state_spread_averaged for one in runs]
 
 
 def _recurrence(network: _EquilibriumNetwork) -> Tensor:
@@ -299,11 +365,6 @@ def _initialise(network: nn.Module, generator: torch.Generator) -> None:
                     module.bias.zero_()
         if isinstance(network, _EquilibriumNetwork):
             bound_spectral_norm(_recurrence(network), _LIMIT)
-
-
-def _half_width(values: list[float]) -> float:
-    interval = of_mean(values, "", "")
-    return interval.high - interval.value if len(values) > 1 else 0.0
 
 
 def _cell(values: list[float]) -> str:

@@ -54,3 +54,9 @@ def exactly(value: float, unit: str, of: str) -> Interval:
 def mean(values: Sequence[float]) -> float:
     """The mean of some runs."""
     return sum(values) / len(values)
+
+
+def half_width(values: Sequence[float], *, level: float = 0.95) -> float:
+    """Half of Student's interval of a mean, for the bars of a plot; none, 0, for a single value."""
+    interval = of_mean(values, "", "", level=level)
+    return interval.high - interval.value if len(values) > 1 else 0.0

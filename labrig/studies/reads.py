@@ -43,5 +43,5 @@ def response(layer: nn.Module, *, amplitude: float, reads: int) -> Tensor:
     """
     inputs = layer.get_parameter("weight").shape[1]
     probe = torch.cat([amplitude * torch.eye(inputs), torch.zeros((1, inputs))])
-    mean = torch.stack([layer(probe) for _ in range(reads)]).mean(dim=0)
+    mean: Tensor = layer(probe.repeat(reads, 1)).unflatten(0, (reads, inputs + 1)).mean(dim=0)
     return (mean[:-1] - mean[-1]).T / amplitude

@@ -8,22 +8,27 @@ same random recurrence on the same chip, and both readouts are the ridge regress
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from labrig.studies.chip import StudyChip
-from labrig.studies.intervals import exactly, mean, of_difference, of_mean
-from labrig.studies.reads import response
-from labrig.studies.result import Control, Curve, Interval, Plot, StudyResult, Table, at_least, at_most
+from labrig.studies.cache import Numbers
+from labrig.studies.chip import StudyChip, open_chip, without_drift
+from labrig.studies.growth_findings import growth_found
+from labrig.studies.intervals import mean, of_difference, of_mean
+from labrig.studies.parts import Configuration
+from labrig.studies.repeats import Repeats, repeat, rig_of, seed_of
+from labrig.studies.result import Control, Interval, StudyResult, Table, at_least
 from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.studies.sequences import WASH_OUT, Amount, Sequences, digit_rows, mackey_glass, narma10
+from labrig.studies.state_noise import corrected, orthogonal_weights, state_noise, written
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_surrogates.layers import weight_matrices
-from labrig_surrogates.models.energy_based import stationary_covariance
 from labrig_surrogates.models.recurrent import PhysicalRecurrence, noise_growth, scale_spectral_radius
 
 QUESTION = "Does training a recurrence through time on the chip beat fitting its readout, and how does its noise grow?"
@@ -41,25 +46,10 @@ class _Size:
     growth_steps: int
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """Errors of one seed on one task: normalised root mean square errors, or wrong answers in %."""
-
-    readout: float
-    trained: float
-    digital: float
-    shuffled: float
-    passes: int
-    mvms: int
-
-
-@dataclass(frozen=True)
-class _Growth:
-    """Variance of a state over that of one step's noise: measured, solved for the measured cells, and by the law."""
-
-    measured: float
-    solved: float
-    law: float
+_QUICK = _Size(Amount(8, 60, 64), 3, 40)
+_USUAL = _Size(Amount(32, 120, 512), 60, 400)
+# Seeds of chips that no measurement is of.
+_OTHERS = 500_000
 
 
 def run(settings: StudySettings, report: Report) -> StudyResult:
@@ -71,39 +61,42 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
 
     Raises:
         LabrigError: The rig failed.
+        StorageError: The folder of finished parts cannot be written.
     """
     started_s = time.monotonic()
-    size = _Size(Amount(8, 60, 64), 3, 40) if settings.quick else _Size(Amount(32, 120, 512), 60, 200)
-    runs: dict[str, list[_Kept]] = {}
-    grown: dict[float, list[_Growth]] = {radius: [] for radius in _GROWTH_RADII}
-    chip_name, done, total = "", 0, settings.seeds * (len(_TASKS) + len(_GROWTH_RADII))
-    for seed in settings.all_seeds:
-        for make in _TASKS:
-            report("seeds and tasks", done, total)
-            with StudyChip(settings.rig, _chip(seed)) as chip:
-                chip_name = chip.name
-                task = make(size.amount, torch.Generator().manual_seed(seed + 500))
-                runs.setdefault(task.name, []).append(_one(seed, task, size, chip))
-            done += 1
-        for radius in _GROWTH_RADII:
-            report("seeds and tasks", done, total)
-            with StudyChip(settings.rig, _chip(seed)) as chip:
-                grown[radius].append(_growth(seed, radius, size, chip))
-            done += 1
-    report("seeds and tasks", done, total)
-    return finished("recurrent", QUESTION, settings, _found(runs, grown, size, chip_name), started_s)
+    kinds = [{"task": name} for name in _TASKS] + [{"radius": radius} for radius in _GROWTH_RADII]
+    repeats = repeat("recurrent", settings, compute, report, kinds)
+    with open_chip(settings.rig, _chip(settings.seed)) as chip:
+        name = chip.name
+    size = _QUICK if settings.quick else _USUAL
+    return finished("recurrent", QUESTION, settings, repeats.noted(_found(repeats, size, name)), started_s)
+
+
+def compute(part: Configuration) -> Numbers:
+    """The numbers of one task or one radius, for one seed."""
+    seed, size = seed_of(part), _QUICK if part["quick"] else _USUAL
+    with open_chip(rig_of(part), _chip(seed)) as chip:
+        if "task" in part:
+            task = _TASKS[str(part["task"])](size.amount, torch.Generator().manual_seed(seed + 500))
+            return _one(seed, task, size, chip)
+        with open_chip(None, _chip(seed + _OTHERS)) as other:
+            return _growth(seed, cast(float, part["radius"]), size.growth_steps, chip, other)
 
 
 def _chip(seed: int) -> ChipSettings:
     # Fine converters, so that the noise of a state is noise and not rounding; cells that keep what was written.
-    usual = ChipSettings(seed=seed + 1, arrays=2, adc_bits=14, dac_bits=14)
-    return replace(usual, drift_exponent=0.0, drift_exponent_sigma=0.0)
+    return without_drift(ChipSettings(seed=seed + 1, arrays=2, adc_bits=14, dac_bits=14))
 
 
-_TASKS: tuple[Callable[[Amount, torch.Generator], Sequences], ...] = (narma10, mackey_glass, digit_rows)
+_TASKS: dict[str, Callable[[Amount, torch.Generator], Sequences]] = {
+    "NARMA-10": narma10,
+    "Mackey-Glass": mackey_glass,
+    "digits by rows": digit_rows,
+}
 
 
-def _one(seed: int, task: Sequences, size: _Size, chip: StudyChip) -> _Kept:
+def _one(seed: int, task: Sequences, size: _Size, chip: StudyChip) -> Numbers:
+    """Errors on one task: normalised root mean square errors, or wrong answers in %; and what they cost."""
     generator = torch.Generator().manual_seed(seed)
     digital = _network(task, generator)
     carried, backend = chip.carry(_Steps(digital.recurrence, digital.injection), _example(digital, task))
@@ -114,14 +107,14 @@ def _one(seed: int, task: Sequences, size: _Size, chip: StudyChip) -> _Kept:
     unlearnt = copy.deepcopy(digital)
     shuffled = _fitted_error(unlearnt, _shuffled(task, generator))
     passes = _train(network, task, size.updates, generator)
-    return _Kept(
-        readout=readout,
-        trained=_fitted_error(network, task),
-        digital=_fitted_error(digital, task),
-        shuffled=shuffled,
-        passes=passes,
-        mvms=backend.ledger.mvms,
-    )
+    return {
+        "readout": readout,
+        "trained": _fitted_error(network, task),
+        "digital": _fitted_error(digital, task),
+        "shuffled": shuffled,
+        "passes": float(passes),
+        "mvms": float(backend.ledger.mvms),
+    }
 
 
 class _Steps(nn.Module):
@@ -207,121 +200,69 @@ def _train(network: PhysicalRecurrence, task: Sequences, updates: int, generator
     return updates * min(batch, len(task.train_x))
 
 
-@torch.no_grad()
-def _growth(seed: int, radius: float, size: _Size, chip: StudyChip) -> _Growth:
-    """Runs a linear recurrence of one radius from many equal states, and looks how far they come apart."""
-    generator = torch.Generator().manual_seed(seed + 9_000)
-    turned, _ = torch.linalg.qr(torch.randn((_STATES, _STATES), generator=generator))
-    layer = nn.Linear(_STATES, _STATES, bias=False)
-    layer.weight.copy_(radius * turned)
-    # As wide as noise makes a state in the end, several times over, so that none is clipped.
-    carried, _ = chip.carry(layer, torch.full((1, _STATES), 1.0))
-    cells = response(carried, amplitude=0.5, reads=64)
-    chains = 256
-    state = torch.zeros((chains, _STATES))
-    steps = carried(state.repeat(16, 1))
-    centre = steps.mean(dim=0)
-    one = torch.cov((steps - centre).T.double())
-    kept = []
-    for step in range(size.growth_steps):
-        # The offset of each column is known and taken off, or it would carry the states away.
-        state = carried(state) - centre
-        if step >= size.growth_steps // 2:
-            kept.append(state.double())
-    spread = torch.stack(kept)
-    measured = float((spread - spread.mean(dim=1, keepdim=True)).square().mean() * chains / (chains - 1))
-    solved = float(stationary_covariance(cells.double(), one).diagonal().mean())
-    alone = float(one.diagonal().mean())
-    return _Growth(measured / alone, solved / alone, noise_growth(radius))
+def _growth(seed: int, radius: float, steps: int, chip: StudyChip, other: StudyChip) -> Numbers:
+    """Noise of states on cells as they were written, and on corrected ones; nothing of cells that do not contract."""
+    weight = orthogonal_weights(_STATES, radius, torch.Generator().manual_seed(seed + 9_000))
+    cells, found = written(weight, chip), dict[str, float]()
+    if cells.radius < 1.0:
+        noise = state_noise(cells.layer, _STATES, steps)
+        wrong = written(weight, other)
+        found = {
+            "measured": noise.measured,
+            "solved": noise.foretold(cells.matrix),
+            "gain": noise_growth(cells.gain),
+            "radius": noise_growth(cells.radius),
+            "wrong": noise.foretold(wrong.matrix) if wrong.radius < 1.0 else math.inf,
+        }
+    cells = corrected(cells, weight)
+    if cells.radius < 1.0:
+        found["corrected"] = state_noise(cells.layer, _STATES, steps).measured
+    return found
 
 
-def _found(runs: dict[str, list[_Kept]], grown: dict[float, list[_Growth]], size: _Size, chip_name: str) -> Found:
+def _found(repeats: Repeats, size: _Size, chip_name: str) -> Found:
+    runs = {name: repeats.of(task=name) for name in _TASKS}
+    growth = growth_found({radius: repeats.of(radius=radius) for radius in _GROWTH_RADII})
     findings, controls = [], []
     for name, found in runs.items():
-        better = of_difference([one.readout for one in found], [one.trained for one in found], "", "seeds")
-        relative = _scaled(better, 100.0 / mean([one.readout for one in found]))
+        better = of_difference([one["readout"] for one in found], [one["trained"] for one in found], "", "seeds")
+        relative = _scaled(better, 100.0 / mean([one["readout"] for one in found]))
         findings.append(at_least(f"{name}: trained through time it errs less than readout only", relative, 0.0))
-        shuffled = of_mean([one.shuffled for one in found], "", "seeds")
+        shuffled = of_mean([one["shuffled"] for one in found], "", "seeds")
         chance = 80.0 if name.startswith("digits") else 0.9
         controls.append(
             Control(f"{name}: answers of other sequences", "nothing is learnt", shuffled, shuffled.value > chance)
         )
-    off = [abs(one.measured / one.solved - 1.0) for values in grown.values() for one in values]
-    worst = 100.0 * max(off)
-    exact = exactly(worst, "%", f"largest of {len(off)} chips and radii")
-    findings.append(
-        at_most("A state is as noisy as the measured cells make one step's noise, within 10 %", exact, 10.0)
-    )
-    by_law = [100.0 * abs(mean([one.measured / one.law for one in grown[radius]]) - 1.0) for radius in _GROWTH_RADII]
-    law = exactly(max(by_law), "%", f"largest of {len(by_law)} radii, mean of seeds")
-    findings.append(at_most("It grows as 1 / (1 - radius^2) of the weights as they were meant, within 25 %", law, 25.0))
-    ends = (_GROWTH_RADII[-1], _GROWTH_RADII[0])
-    ratio = of_mean([a.measured / b.measured for a, b in zip(*(grown[r] for r in ends), strict=True)], "", "seeds")
-    controls.append(Control("a recurrence that forgets sooner", "is at least twice as quiet", ratio, ratio.value > 2.0))
     return Found(
-        findings=tuple(findings),
-        controls=tuple(controls),
+        findings=(*findings, *growth.findings),
+        controls=(*controls, *growth.controls),
         tables=(
             Table(
                 "Error on test sequences: NRMSE, for digits wrong answers in %",
-                (
-                    "task",
-                    "readout only, chip",
-                    "trained on the chip",
-                    "readout only, no chip",
-                    "passes",
-                ),
+                ("task", "readout only, chip", "trained on the chip", "readout only, no chip", "passes"),
                 tuple(
                     (
                         name,
-                        str(of_mean([one.readout for one in found], "", "seeds")),
-                        str(of_mean([one.trained for one in found], "", "seeds")),
-                        str(of_mean([one.digital for one in found], "", "seeds")),
-                        float(found[0].passes),
+                        *(
+                            str(of_mean([one[kind] for one in found], "", "seeds"))
+                            for kind in ("readout", "trained", "digital")
+                        ),
+                        found[0]["passes"],
                     )
                     for name, found in runs.items()
                 ),
             ),
-            Table(
-                "Variance of a state over that of one step's noise, mean of seeds",
-                ("radius", "measured", "of the measured cells", "1 / (1 - radius^2)"),
-                tuple(
-                    (
-                        f"{radius:g}",
-                        mean([one.measured for one in values]),
-                        mean([one.solved for one in values]),
-                        values[0].law,
-                    )
-                    for radius, values in grown.items()
-                ),
-            ),
+            *growth.tables,
         ),
-        plots=(
-            Plot(
-                "How noise grows",
-                "spectral radius",
-                "variance of a state over that of one step's noise",
-                tuple(
-                    Curve(kind, _GROWTH_RADII, tuple(mean([pick(one) for one in grown[r]]) for r in _GROWTH_RADII))
-                    for kind, pick in _PICKS
-                ),
-                log_y=True,
-            ),
-        ),
+        plots=growth.plots,
         conditions={
             "recurrence": f"{_STATES} states, tanh, spectral radius {_RADIUS:g} at first",
             "series": f"{size.amount.series} to train on, as many to judge by, {size.amount.length} values of each",
             "training": f"{size.updates} updates through time, Adam; readout by ridge regression of measured states",
             "chip": chip_name,
+            **growth.conditions,
         },
     )
-
-
-_PICKS: tuple[tuple[str, Callable[[_Growth], float]], ...] = (
-    ("measured", lambda one: one.measured),
-    ("of the measured cells", lambda one: one.solved),
-    ("1 / (1 - radius^2)", lambda one: one.law),
-)
 
 
 def _scaled(interval: Interval, factor: float) -> Interval:

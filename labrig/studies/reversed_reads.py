@@ -33,15 +33,22 @@ class ReversedReads(nn.Module):
         board: Reads them.
         placement: Array of each of its tiles.
         input_max: The u that the highest voltage stands for.
+        bias: Added to the products, digitally, `[inputs of the layer]`; None adds nothing.
 
     Attributes:
         mvms: Products that were read.
     """
 
     def __init__(
-        self, layer: AnalogLinear, board: TwoSidedBoard, placement: Mapping[TileName, int], input_max: float
+        self,
+        layer: AnalogLinear,
+        board: TwoSidedBoard,
+        placement: Mapping[TileName, int],
+        input_max: float,
+        bias: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.weight = nn.Parameter(layer.weight.detach().T.clone(), requires_grad=False)
         self._layer = [layer]  # in a list, so that its parameters are not counted twice
         self._board = board
@@ -51,7 +58,7 @@ class ReversedReads(nn.Module):
 
     @torch.no_grad()
     def forward(self, u: Tensor) -> Tensor:
-        """W^T u `[batch, inputs of the layer]` of `u[batch, outputs of the layer]`, as it is read."""
+        """W^T u + bias `[batch, inputs of the layer]` of `u[batch, outputs of the layer]`, as it is read."""
         (layer,) = self._layer
         core = layer.core
         geometry = core.tile_map.geometry
@@ -67,4 +74,5 @@ class ReversedReads(nn.Module):
             current = torch.as_tensor(read.current_a[:, : tile.inputs], dtype=u.dtype)
             total[:, tile.first_in : tile.last_in] += current
         limit = torch.as_tensor(core.weight_limit(layer.weight))
-        return total * (limit * self._input_max / core.tile_map.product_current_a)
+        product: Tensor = total * (limit * self._input_max / core.tile_map.product_current_a)
+        return product if self.bias is None else product + self.bias

@@ -6,33 +6,8 @@ import numpy as np
 
 from labrig.plans.base import MvmPoint, Plan, ProgramPoint
 from labrig.plans.mvm import board_converters
-from labrig.portal import LoopPortal, PendingCall
 from labrig_calibration.dataset import MvmDataset
 from labrig_drivers.crossbar import CrossbarBoard, FloatArray, MvmResult, ProgramReport
-
-
-class PortalBoard:
-    """An open board for blocking code, without a recording: what `PhysicalBackend` asks in tests.
-
-    Args:
-        portal: Runs the loop that the board belongs to.
-        board: The board.
-    """
-
-    def __init__(self, portal: LoopPortal, board: CrossbarBoard) -> None:
-        self._portal, self._board = portal, board
-
-    def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
-        """Programs one array."""
-        return self._portal.call(self._board.program(array, conductance_s))
-
-    def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
-        """Measures one batch."""
-        return self._portal.call(self._board.mvm(array, voltage_v))
-
-    def begin_mvm(self, array: int, voltage_v: FloatArray) -> PendingCall[MvmResult]:
-        """Has one batch measured while the caller computes."""
-        return self._portal.begin(self._board.mvm(array, voltage_v))
 
 
 async def measure_dataset(board: CrossbarBoard, plan: Plan) -> dict[int, MvmDataset]:

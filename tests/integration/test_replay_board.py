@@ -20,7 +20,7 @@ from labrig.recording import Recording, RecordingHeader, RecordingWriter, read_m
 from labrig.recording.rows import read_rows
 from labrig.rig import Rig
 from labrig.testing.driver_contract import check_crossbar_board
-from labrig.testing.in_memory import PortalBoard
+from labrig.portal_board import PortalBoard
 from labrig_calibration.dataset import MvmDataset
 from labrig_drivers.crossbar import CrossbarBoard, MvmResult, ProgramReport
 from labrig_drivers.errors import CapabilityError, ConfigError, IdentityError, StateError, StorageError

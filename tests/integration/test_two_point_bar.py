@@ -5,7 +5,8 @@ import pytest
 
 from labrig.plans.mvm import MvmCalibrationPlan
 from labrig.portal import LoopPortal
-from labrig.testing.in_memory import PortalBoard, measure_dataset
+from labrig.portal_board import PortalBoard
+from labrig.testing.in_memory import measure_dataset
 from labrig.training.chip_model import ChipModel
 from labrig.training.comparison import compare, prepare
 from labrig.training.datasets import load_digits

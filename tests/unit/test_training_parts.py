@@ -11,7 +11,8 @@ from torch import nn
 from labrig.placement import place
 from labrig.plans.mvm import MvmCalibrationPlan
 from labrig.portal import LoopPortal
-from labrig.testing.in_memory import PortalBoard, measure_dataset
+from labrig.portal_board import PortalBoard
+from labrig.testing.in_memory import measure_dataset
 from labrig.training.assembly import generator_of
 from labrig.training.batches import Batch
 from labrig.training.capacity import PlannedPasses, training_capacity
