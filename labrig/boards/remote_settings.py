@@ -20,7 +20,7 @@ def remote_session(address: str, settings: Mapping[str, object], section: str) -
     Args:
         address: `mqtt://HOST:PORT/SITE/RIG`.
         settings: Of the first instrument with this address, which is the board: `username`, `password_file` or
-            `password_env`, `ca_file`; `who`, `answer_s`, `queue_s`, `take_over`.
+            `password_env`, `ca_file`; `who`, `answer_s`, `queue_s`, `take_over`, `direct`.
         section: The table of the rig file that they stand in, for messages.
 
     Raises:
@@ -35,6 +35,7 @@ def remote_session(address: str, settings: Mapping[str, object], section: str) -
         who=table.text("who", usual.who),
         answer_s=table.positive("answer_s", usual.answer_s),
         queue_s=table.not_negative("queue_s", usual.queue_s),
+        direct=table.flag("direct", usual.direct),
         take_over=table.text("take_over") if table.has("take_over") else None,
     )
     if ca_file and not Path(ca_file).is_file():

@@ -15,6 +15,7 @@ from labrig_drivers.errors import ConfigError
 
 if TYPE_CHECKING:
     from labrig.config import RigConfig
+    from labrig.remote.direct import DirectSettings
     from labrig.remote.embedded import EmbeddedSettings
     from labrig.telemetry.broker import Broker
 
@@ -37,6 +38,14 @@ def serve(
     ] = "127.0.0.1:1883",
     cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) of the embedded broker, to encrypt.")] = None,
     key: Annotated[Path | None, typer.Option(help="Key (PEM) of that certificate.")] = None,
+    direct: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IP:PORT",
+            help="Also offer a direct link there, past the broker, for large batches; port 0 takes a free one.",
+            show_default=False,
+        ),
+    ] = None,
     open_broker: Annotated[
         bool, typer.Option("--open-broker", help="Allow a broker that others reach without account or encryption.")
     ] = False,
@@ -54,15 +63,16 @@ def serve(
 
     config = load_rig(rig)
     account = telemetry_account(config, broker)
+    link = None if direct is None else _direct(direct, cert, key, open_broker)
     if account is None:
         settings = _embedded(config, listen, cert, key, open_broker)
         settings.check()
-        run_interruptible(_serve(config, lambda root, client: _inside(settings, root, client), lease))
+        run_interruptible(_serve(config, lambda root, client: _inside(settings, root, client), lease, link))
         return
-    if cert is not None or key is not None:
-        raise ConfigError("--cert and --key are for `--broker embedded`; another broker has its own")
+    if link is None and (cert is not None or key is not None):
+        raise ConfigError("--cert and --key are for `--broker embedded` and `--direct`; another broker has its own")
     _check_open(account, open_broker)
-    run_interruptible(_serve(config, lambda _root, _client: _outside(account), lease))
+    run_interruptible(_serve(config, lambda _root, _client: _outside(account), lease, link))
 
 
 def telemetry_account(config: RigConfig, url: str | None) -> Broker | None:
@@ -99,9 +109,7 @@ def _embedded(
 ) -> EmbeddedSettings:
     from labrig.remote.embedded import EmbeddedSettings
 
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"--listen: {listen!r} is not IP:PORT, such as 127.0.0.1:1883")
+    host, port = _host_and_port("--listen", listen)
     username = password = ca_file = None
     if config.telemetry is not None and config.telemetry.username is not None:
         # The account of the rig file is then the one that the embedded broker asks for.
@@ -111,8 +119,8 @@ def _embedded(
         assert settings is not None
         username, password, ca_file = settings.broker.username, settings.broker.password, settings.broker.ca_file
     return EmbeddedSettings(
-        host=host.strip("[]"),
-        port=int(port),
+        host=host,
+        port=port,
         username=username,
         password=password,
         cert_file=cert,
@@ -120,6 +128,22 @@ def _embedded(
         ca_file=Path(ca_file) if ca_file is not None else cert,
         let_everybody_in=open_broker,
     )
+
+
+def _direct(listen: str, cert: Path | None, key: Path | None, open_broker: bool) -> DirectSettings:
+    from labrig.remote.direct import DirectSettings
+
+    host, port = _host_and_port("--direct", listen)
+    settings = DirectSettings(host, port, cert, key, open_broker)
+    settings.check()
+    return settings
+
+
+def _host_and_port(option: str, text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{option}: {text!r} is not IP:PORT, such as 127.0.0.1:1883")
+    return host.strip("[]"), int(port)
 
 
 @asynccontextmanager
@@ -136,7 +160,10 @@ async def _outside(broker: Broker) -> AsyncIterator[Broker]:
 
 
 async def _serve(
-    config: RigConfig, broker_for: Callable[[str, str], AbstractAsyncContextManager[Broker]], lease_s: float
+    config: RigConfig,
+    broker_for: Callable[[str, str], AbstractAsyncContextManager[Broker]],
+    lease_s: float,
+    direct: DirectSettings | None,
 ) -> None:
     import asyncio
 
@@ -151,7 +178,7 @@ async def _serve(
     async with (
         open_rig(config) as rig,
         broker_for(root, client) as broker,
-        served(rig, broker, root, typer.echo, Manners(lease_s=lease_s), client),
+        served(rig, broker, root, typer.echo, Manners(lease_s=lease_s), client, direct),
     ):
         typer.echo(f"serving rig {config.rig.name}: {', '.join(['board', *rig.source_meters])}")
         typer.echo("in a rig file on another machine:")

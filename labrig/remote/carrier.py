@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from labrig.remote.addresses import RigAddress
 from labrig.remote.connection import Connection, Dialect
+from labrig.remote.direct_line import DirectLine
 from labrig.remote.envelope import Assembler, packets, read_body
 from labrig.remote.messages import Answer, Request, read_answer
 from labrig.remote.tasks import end_tasks
@@ -47,6 +48,8 @@ class Carrier:
         self._refused = False
         self._gone: str | None = None
         self._working: asyncio.Task[None] | None = None
+        self._direct: DirectLine | None = None
+        self._on_direct: set[int] = set()
 
     @property
     def rig_is_gone(self) -> bool:
@@ -63,8 +66,25 @@ class Carrier:
         self._working = asyncio.create_task(self._work(), name="labrig-remote-connection")
         await self._connection_within(within_s)
 
+    @property
+    def goes_direct(self) -> bool:
+        """Whether what is for an instrument goes past the broker."""
+        return self._direct is not None and self._direct.alive
+
+    async def go_direct(self, url: str, token: str) -> None:
+        """Sends what is for an instrument past the broker from now on, as long as the direct link lasts.
+
+        Raises:
+            LinkLostError: It cannot be reached; everything goes through the broker as before.
+        """
+        await self._leave_direct()
+        line = DirectLine(url, token, self._broker.ca_file, self._deliver, self._direct_ended)
+        await line.open()
+        self._direct = line
+
     async def stop(self) -> None:
         """Disconnects; harmless when there is no connection."""
+        await self._leave_direct()
         if self._working is not None:
             await end_tasks(self._working)
             self._working = None
@@ -86,13 +106,20 @@ class Carrier:
         """
         message = request.encoded()
         until_s = time.monotonic() + within_s
-        client = await self._connection_within(within_s)
+        line = self._direct if request.instrument is not None and self.goes_direct else None
+        client = await self._connection_within(within_s) if line is None else None
         if self._gone is not None:
             raise LinkLostError(f"{self._address}: nobody serves this rig: {self._gone}; start `labrig serve` there")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[request.number] = future
         # A message that waits for its acknowledgement does not notice that the connection is gone; the future does.
-        sending = asyncio.create_task(self._send(client, request.verb, message), name="labrig-remote-send")
+        if line is not None:
+            self._on_direct.add(request.number)
+            way = line.send(message)
+        else:
+            assert client is not None
+            way = self._send(client, request.verb, message)
+        sending = asyncio.create_task(way, name="labrig-remote-send")
         try:
             either: list[asyncio.Future[None] | asyncio.Future[Answer]] = [sending, future]
             await asyncio.wait(either, timeout=until_s - time.monotonic(), return_when="FIRST_COMPLETED")
@@ -101,10 +128,23 @@ class Carrier:
             return await future
         finally:
             del self._waiting[request.number]
+            self._on_direct.discard(request.number)
             if not sending.done():
                 await end_tasks(sending)
             if future.done() and not future.cancelled():
                 future.exception()
+
+    def _direct_ended(self, why: str) -> None:
+        for number in self._on_direct:
+            future = self._waiting[number]
+            if not future.done():
+                text = f"{self._address}: the direct link ended: {why}; what was under way may be carried out"
+                future.set_exception(LinkLostError(text))
+
+    async def _leave_direct(self) -> None:
+        line, self._direct = self._direct, None
+        if line is not None:
+            await line.close()
 
     async def _send(self, client: Client, verb: str, message: bytes) -> None:
         from aiomqtt import MqttError
@@ -181,6 +221,9 @@ class Carrier:
             # Which request it was for cannot be told.
             self.fail(ProtocolError(f"{self._address}: an answer that cannot be read: {error}"))
             return
+        self._deliver(answer)
+
+    def _deliver(self, answer: Answer) -> None:
         future = self._waiting.get(answer.number)
         if future is not None and not future.done() and answer.client == self._client_id:
             future.set_result(answer)

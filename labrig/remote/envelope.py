@@ -89,12 +89,15 @@ def packets(message: bytes, number: int, part_bytes: int | None = PART_BYTES) ->
         part_bytes: What each carries at most; None cuts nothing.
     """
     total = len(message)
-    step = total if part_bytes is None else part_bytes
-    parts = -(-total // step)
+    if part_bytes is None or total <= part_bytes:
+        yield b"".join((_PACKET.pack(MAGIC, VERSION, 0, 0, 1, 0, number, total, 0), message))
+        return
+    parts = -(-total // part_bytes)
+    whole = memoryview(message)
     for part in range(parts):
-        offset = part * step
+        offset = part * part_bytes
         head = _PACKET.pack(MAGIC, VERSION, 0, part, parts, 0, number, total, offset)
-        yield head + message[offset : offset + step]
+        yield b"".join((head, whole[offset : offset + part_bytes]))
 
 
 @dataclass

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from labrig.cleanup import finish
 from labrig.remote.answered import Answered, Seen
@@ -19,7 +19,7 @@ from labrig.remote.envelope import LONGEST_MESSAGE_BYTES
 from labrig.remote.faults import BusyError, LeaseEndedError, fault_of
 from labrig.remote.lease_words import granted, lease_document, place_values
 from labrig.remote.leases import Lease, LeaseBook, Place
-from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Value, Values
+from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Values
 from labrig.remote.notices import Notices
 from labrig.remote.tasks import end_tasks
 from labrig_drivers.errors import LabrigError, LinkTimeoutError, ProtocolError, StateError
@@ -31,6 +31,18 @@ Outlet = Callable[[bytes], Awaitable[None]]
 
 _LOOKS_PER_LEASE: Final = 40
 _LONGEST_TEXT: Final = 200
+
+
+class DirectOffer(Protocol):
+    """A link beside the broker, for the holder of the lease."""
+
+    def offer(self) -> Values:
+        """What the holder of the lease is told, so that it can enter."""
+        ...
+
+    async def shut(self) -> None:
+        """Sends the holder away."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ class RigService:
         self._sending: set[asyncio.Task[None]] = set()
         self._turning = asyncio.Lock()
         self._unsafe: tuple[str, ...] = ()
-        self._direct: Mapping[str, Value] = {}
+        self._direct: DirectOffer | None = None
         self.requests = 0
         self.refused = 0
 
@@ -97,9 +109,9 @@ class RigService:
         finally:
             await finish(self._stop(tasks))
 
-    def offer_direct(self, values: Mapping[str, Value]) -> None:
-        """Has those who get a lease told where the direct link is."""
-        self._direct = values
+    def offer_direct(self, door: DirectOffer | None) -> None:
+        """Has those who get a lease told how to enter the direct link; None offers none any more."""
+        self._direct = door
 
     @property
     def lease_token(self) -> str | None:
@@ -158,7 +170,8 @@ class RigService:
             return place_values(found, self.now_s())
         if found.token != (before and before.token):
             self._begin(found, "granted", "")
-        return {**granted(found, self.now_s()), **self._direct}
+        direct: Values = {} if self._direct is None else self._direct.offer()
+        return {**granted(found, self.now_s()), **direct}
 
     def _begin(self, lease: Lease, what: str, reason: str) -> None:
         self._answered = Answered()
@@ -286,6 +299,8 @@ class RigService:
             if token is not None and token != self.lease_token:
                 return
             lease = self._book.end(why)
+            if self._direct is not None and lease is not None:
+                self._keep(asyncio.create_task(self._direct.shut(), name="labrig-serve-direct"))
             for queue in self._queues.values():
                 while not queue.empty():
                     job = queue.get_nowait()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from labrig.cleanup import finish
 from labrig.remote.bench import ServedBench
 from labrig.remote.broker_side import BrokerSide
 from labrig.remote.card import rig_card
+from labrig.remote.direct import DirectSettings, direct_door
 from labrig.remote.notices import Notices
 from labrig.remote.service import Manners, RigService
 from labrig.remote.tasks import end_tasks
@@ -25,6 +26,7 @@ async def served(
     say: Callable[[str], None],
     manners: Manners | None = None,
     client_id: str | None = None,
+    direct: DirectSettings | None = None,
 ) -> AsyncIterator[tuple[RigService, BrokerSide]]:
     """Serves an open rig as long as the block lasts; at its end outputs are off before anybody is told goodbye.
 
@@ -35,6 +37,7 @@ async def served(
         say: Gets a line for whoever looks after the rig.
         manners: Bounds.
         client_id: How the broker tells the rig from others; a new one when None.
+        direct: Where the direct link listens; None offers none.
     """
     notices = Notices()
     service = RigService(ServedBench(rig), notices, say, manners)
@@ -42,7 +45,7 @@ async def served(
     side = BrokerSide(broker, topic, service, notices, say, client_id)
     connection = asyncio.create_task(side.run(), name="labrig-serve-broker")
     try:
-        async with service.running():
+        async with service.running(), nullcontext() if direct is None else direct_door(service, direct):
             yield service, side
     finally:
         await finish(side.say_goodbye())

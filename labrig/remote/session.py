@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import secrets
 import time
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Values
 from labrig.remote.results import number, text, whole
 from labrig.remote.tasks import end_tasks
 from labrig.telemetry.broker import Broker
-from labrig_drivers.errors import LabrigError, LinkError, LinkTimeoutError, ProtocolError, StateError
+from labrig_drivers.errors import LabrigError, LinkError, LinkLostError, LinkTimeoutError, ProtocolError, StateError
+
+_log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.1
 _FIRST_BUSY_S: Final = 0.02
@@ -36,12 +39,14 @@ class Wishes:
         answer_s: Longest wait in s for an answer, where a request does not take longer by itself.
         queue_s: Longest wait in s for the rig while somebody else has it.
         take_over: Why the rig is taken from whoever has it; None waits.
+        direct: Whether the direct link is used where the rig offers one.
     """
 
     who: str
     answer_s: float = 10.0
     queue_s: float = 30.0
     take_over: str | None = None
+    direct: bool = True
 
 
 class RemoteSession:
@@ -183,7 +188,23 @@ class RemoteSession:
         granted = await self._acquire()
         self._lease = text(granted.values, "lease")
         self._note_clock(granted)
+        await self._go_direct(granted)
         self._renewing = asyncio.create_task(self._renew(), name="labrig-remote-lease")
+
+    @property
+    def goes_direct(self) -> bool:
+        """Whether requests go past the broker, on a link of their own."""
+        return self._carrier.goes_direct
+
+    async def _go_direct(self, granted: Answer) -> None:
+        url, token = granted.values.get("direct"), granted.values.get("direct_token")
+        if not self.wishes.direct or not isinstance(url, str) or not isinstance(token, str):
+            return
+        try:
+            await self._carrier.go_direct(url, token)
+        except LinkLostError as error:
+            # The broker is there; it is slower and no worse.
+            _log.info("%s", error)
 
     async def _acquire(self) -> Answer:
         who = {"who": self.wishes.who}

@@ -14,12 +14,12 @@ from labrig.boards.remote_source_meter import RemoteSourceMeter
 from labrig.config import parse_rig
 from labrig.remote.addresses import RigAddress
 from labrig.remote.broker_side import BrokerSide
+from labrig.remote.direct import DirectSettings
 from labrig.remote.service import Manners, RigService
 from labrig.remote.serving import served
 from labrig.remote.session import RemoteSession, Wishes
 from labrig.rig import Rig, open_rig
 from labrig.telemetry.broker import Broker
-from labrig.telemetry.topics import rig_topic
 from labrig_drivers.keithley2400 import Keithley2400
 from labrig_drivers.links.tcp import TcpLink
 from labrig_drivers.mock.board import MockBoard
@@ -85,7 +85,11 @@ class ServedRig:
 
 @asynccontextmanager
 async def serving(
-    rig_file: str | Path | Rig, broker: Broker, manners: Manners | None = None, client_id: str | None = None
+    rig_file: str | Path | Rig,
+    broker: Broker,
+    manners: Manners | None = None,
+    client_id: str | None = None,
+    direct: DirectSettings | None = None,
 ) -> AsyncIterator[ServedRig]:
     """Serves a rig as long as the block lasts; the text of a rig file, its path, or a rig."""
     said: list[str] = []
@@ -95,7 +99,8 @@ async def serving(
         rig = rig_file if isinstance(rig_file, Rig) else open_rig(rig_file)
     name = rig.config.rig.name.replace(" ", "-")
     address = RigAddress(broker.address, "lab", name)
-    async with rig, served(rig, broker, rig_topic("lab", name), said.append, manners, client_id) as (service, side):
+    offered = served(rig, broker, address.topic, said.append, manners, client_id, direct)
+    async with rig, offered as (service, side):
         await side.connected.wait()
         yield ServedRig(rig, address, broker, service, side, said)
 

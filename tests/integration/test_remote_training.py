@@ -88,7 +88,7 @@ def test_every_verb_works_from_afar_and_training_gives_the_same_network(cli: Cli
         user(link)
         assert "SIM-0001" in cli("check", far)
         cli("sweep", far, "--plan", "mvm", "-o", tmp_path / "far.h5", "--writes", "2")
-    cli("calibrate", tmp_path / "far.h5", "-o", tmp_path / "chip.safetensors", "--report", tmp_path / "report.html")
+    cli("calibrate", tmp_path / "far.h5", "-o", tmp_path / "chip.safetensors")
     with Recording.open(tmp_path / "far.h5") as recording:
         assert recording.status == "finished"
     # A chip that nobody has used, as the one in this process is.
