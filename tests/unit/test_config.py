@@ -67,7 +67,7 @@ def test_shipped_files_are_valid(name: str) -> None:
 
 
 def test_unknown_shipped_file_lists_those_that_exist() -> None:
-    with pytest.raises(ConfigError, match="mock, simulated_bench"):
+    with pytest.raises(ConfigError, match="mock, remote, simulated_bench"):
         shipped_rig("moon")
 
 
