@@ -51,6 +51,7 @@ class ReadNoise:
         read: Reads one product `count` times, `[count, columns]`.
         lsb: Step of the ADC in the unit of the reads, `[columns]` or a number.
         characterise: Differences that the noise is judged by before the first number.
+        block: Differences that are read at a time, at least; a request costs as much as many reads.
         covariance: Covariance of one read's noise, `[columns, columns]`, such as a calibration gives; estimated from
             those differences where None.
 
@@ -67,9 +68,11 @@ class ReadNoise:
         lsb: Tensor | float,
         *,
         characterise: int = 4096,
+        block: int = 512,
         covariance: Tensor | None = None,
     ) -> None:
         self._read = read
+        self._block = block
         differences = self._differences(characterise)
         step = torch.as_tensor(lsb, dtype=differences.dtype).expand(differences.shape[1])
         # Rounding adds a twelfth of a squared step to each read.
@@ -94,7 +97,8 @@ class ReadNoise:
         needed = count * size
         while self._kept.numel() < needed:
             columns = self._whiten.shape[0]
-            fresh = self._differences(-(-(needed - self._kept.numel()) // columns)) @ self._whiten
+            missing = -(-(needed - self._kept.numel()) // columns)
+            fresh = self._differences(max(missing, self._block)) @ self._whiten
             self._kept = torch.cat([self._kept, fresh.flatten()])
         taken, self._kept = self._kept[:needed], self._kept[needed:]
         return taken.reshape(count, size)
