@@ -88,25 +88,36 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     started_s = time.monotonic()
     tasks = list(_tasks())[:1] if settings.quick else list(_tasks())
     noisier = _NOISIER[-1:] if settings.quick or settings.rig is not None else _NOISIER
-    kinds = [{"task": name, "times": times} for name in tasks for times in noisier]
+    kinds = [{"task": name, "noisier": noisier} for name in tasks]
     repeats = repeat("diffusion", settings, compute, report, kinds)
     with open_chip(settings.rig, _noisy_chip(settings.seed, _tasks()[tasks[-1]], noisier[0])) as chip:
         name = chip.name
-    runs = {(task, times): repeats.of(task=task, times=times) for task in tasks for times in noisier}
+    runs = {
+        (task, times): [_of_chip(one, times) for one in repeats.of(task=task)] for task in tasks for times in noisier
+    }
     found = _found(runs, _sized(quick=settings.quick), name)
     return finished("diffusion", QUESTION, settings, repeats.noted(found), started_s)
 
 
 def compute(part: Configuration) -> Numbers:
-    """The numbers of one seed, task and chip."""
+    """The numbers of one seed and task on all its chips, their noise in front of each name."""
     seed, task, size = seed_of(part), _tasks()[str(part["task"])], _sized(quick=bool(part["quick"]))
-    digital = _trained(task, size, seed)
-    with open_chip(rig_of(part), _noisy_chip(seed, task, cast(float, part["times"]))) as chip:
-        return _one(seed, task, size, digital, chip)
+    digital, found = _trained(task, size, seed), Numbers()
+    for times in cast(Sequence[float], part["noisier"]):
+        with open_chip(rig_of(part), _noisy_chip(seed, task, times)) as chip:
+            one = _one(seed, task, size, digital, chip)
+        found |= {f"{times:g} {name}": value for name, value in one.items()}
+    return found
+
+
+def _of_chip(numbers: Numbers, times: float) -> Numbers:
+    """What is of the chip with so much noise."""
+    mine = f"{times:g} "
+    return {name.removeprefix(mine): value for name, value in numbers.items() if name.startswith(mine)}
 
 
 def _sized(*, quick: bool) -> _Size:
-    return _Size(200, 4, 4, 128, 200, 8) if quick else _Size(4_000, 80, 80, 128, 400, 16)
+    return _Size(200, 4, 4, 128, 500, 8) if quick else _Size(4_000, 80, 200, 128, 1_000, 16)
 
 
 def _tasks() -> dict[str, _Task]:
