@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Literal
 
 from labrig_surrogates.analog_effects import CellEffect, OutputEffect, WeightEffect
@@ -23,6 +23,7 @@ from labrig_surrogates.effect_settings import (
     WeightSpread,
 )
 from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.faults import value_faults
 from labrig_surrogates.quantization import Rounding
 from labrig_surrogates.tilemap import ArrayGeometry
 
@@ -53,7 +54,8 @@ class AnalogConfig:
             serves what is on. See `composed_only`.
 
     Raises:
-        SurrogateError: A value is out of range, or two settings contradict one another; every fault is listed.
+        SurrogateError: A value is out of range, a word is unknown, a setting would have no effect, or two settings
+            contradict one another; every fault is listed.
     """
 
     geometry: ArrayGeometry | None = None
@@ -74,9 +76,14 @@ class AnalogConfig:
     path: Path = "auto"
 
     def __post_init__(self) -> None:
-        parts = (getattr(self, one.name) for one in fields(self))
-        found = [fault for part in parts if hasattr(part, "faults") for fault in part.faults()]
-        found += [*self._contradictions()]
+        found = [*value_faults(self)]
+        for name in (one.name for one in fields(self)):
+            part = getattr(self, name)
+            faults = value_faults(part, f"{name}.") if is_dataclass(part) else []
+            limits = getattr(part, "faults", None)
+            # What is no number cannot be compared with a limit.
+            found += faults if faults or limits is None else [*limits()]
+        found += self._contradictions()
         if found:
             raise SurrogateError("this AnalogConfig cannot be honoured:\n  " + "\n  ".join(found))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from labrig_surrogates.core import AnalogCore
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.layers import weight_matrices
-from labrig_surrogates.model_tools import noise_off
+from labrig_surrogates.model_tools import observed
 
 SAMPLE = 2**14
 """Values that are kept of a tensor in one batch, evenly spaced."""
@@ -88,19 +88,9 @@ def _observe(
             for tile, found in core.clean_tile_outputs(x, weight):
                 records[core].see_outputs(tile, found)
 
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with noise_off(model):
-            for core in cores:
-                core.observer = observe
-            for batch in batches:
-                model(batch)
-    finally:
-        for core in cores:
-            core.observer = None
-        for module, mode in training.items():
-            module.training = mode
+    with observed(model, observe):
+        for batch in batches:
+            model(batch)
     return records
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from labrig_surrogates.analog_effects import ProgrammedWeights
 from labrig_surrogates.cell_pairs import WeightCells
+from labrig_surrogates.faults import refuse, value_faults
 from labrig_surrogates.noise_traces import Flicker, Telegraph
 
 
@@ -22,10 +23,16 @@ class CellTrace:
     Attributes:
         law: 1/f noise between two frequencies, or a trap that is full or empty.
         relative_to: What the law's amplitude is a part of: the `cell`'s own level, or the whole `range`.
+
+    Raises:
+        SurrogateError: `relative_to` is another word.
     """
 
     law: Flicker | Telegraph
     relative_to: Literal["cell", "range"] = "cell"
+
+    def __post_init__(self) -> None:
+        refuse("trace of noise", value_faults(self))
 
     @property
     def fresh_at_read(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from labrig_surrogates.analog_effects import TileOutput
-from labrig_surrogates.faults import refuse
+from labrig_surrogates.faults import refuse, value_faults
 from labrig_surrogates.physical_units import TileCells, per_output, tile_cells
 from labrig_surrogates.tilemap import ArrayGeometry
 
@@ -109,7 +109,7 @@ class ShotNoise:
     law: Literal["gaussian", "poisson"] = "gaussian"
 
     def __post_init__(self) -> None:
-        faults = _faults(bandwidth_hz=self.bandwidth_hz, fano=self.fano)
+        faults = value_faults(self) + _faults(bandwidth_hz=self.bandwidth_hz, fano=self.fano)
         if self.law == "poisson" and self.fano != 1.0:
             faults.append(f"fano = {self.fano}: charges that are counted are independent, which is a Fano factor of 1")
         refuse("shot noise", faults)

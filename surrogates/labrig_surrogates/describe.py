@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from labrig_surrogates.analog_config import AnalogConfig
+from labrig_surrogates.bit_slicing import slice_count
 from labrig_surrogates.core import AnalogCore
 from labrig_surrogates.layers import weight_matrices
 
@@ -120,7 +121,7 @@ def _slices(config: AnalogConfig) -> int:
     quantization = config.weight_quantization
     if quantization is None or quantization.slice_bits is None:
         return 1
-    return -(-(quantization.bits - 1) // quantization.slice_bits)
+    return slice_count(quantization.bits - 1, quantization.slice_bits)
 
 
 def _converters(config: AnalogConfig) -> str:

@@ -12,6 +12,7 @@ from labrig_surrogates.analog_effects import ProgrammedWeights
 from labrig_surrogates.cell_pairs import WeightCells
 from labrig_surrogates.device_presets import Device
 from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.faults import refuse, value_faults
 
 Reading = Literal["program", "read", "vector"]
 
@@ -31,13 +32,14 @@ class DeviceEffect:
             `ReadNoise` at the outputs; None without.
 
     Raises:
-        SurrogateError: The device has no law of read noise.
+        SurrogateError: The device has no law of read noise, or `read` is another word.
     """
 
     device: Device
     read: Reading | None = None
 
     def __post_init__(self) -> None:
+        refuse("weights on devices", value_faults(self))
         if self.read is not None and self.device.read is None:
             raise SurrogateError(f"the fit of {self.device.name!r} has no read noise: leave `read` out")
 

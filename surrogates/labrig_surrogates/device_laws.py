@@ -16,8 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from labrig_surrogates.current_noise import BOLTZMANN_J_PER_K, ELEMENTARY_CHARGE_C
 from labrig_surrogates.device_curves import Curve
 from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.faults import refuse, value_faults
 
 Numbers = Callable[[str], Tensor]
 """Standard normal numbers, one for each device, that belong to the device until it is programmed again, by name."""
@@ -131,6 +133,57 @@ class LogRelaxation:
         sigma = self.sigma_per_ln * logarithm + self.sigma_start
         shift_s = (self.mean_per_ln * logarithm + sigma * numbers("relaxation")) * self.unit_s
         return torch.clamp(fresh_s + shift_s, min=0.0)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Programming error, then the loss of what is stored: `end + (g - end) exp(-(t / tau)**beta)`.
+
+    The stretched exponential of Kohlrausch (1854). tau differs from device to device, lognormally, and follows the
+    temperature by the law of Arrhenius (1889), so that a bake at a high temperature predicts years at a low one:
+    `tau(T) = tau exp(E / k (1 / T - 1 / T_rated))`.
+
+    Attributes:
+        programming: What programming leaves.
+        time_s: Median of tau over devices in s, at `rated_k`.
+        end_s: Conductance in S that devices end at.
+        beta: Exponent; 1 is an exponential.
+        ln_sigma: Standard deviation of ln tau over devices.
+        activation_ev: E in eV; zero does not depend on the temperature.
+        rated_k: Temperature in K at which `time_s` was found.
+        temperature_k: Temperature in K at which the devices are kept.
+
+    Raises:
+        SurrogateError: A value is out of range; every fault is named.
+    """
+
+    programming: Programmed
+    time_s: float
+    end_s: float = 0.0
+    beta: float = 1.0
+    ln_sigma: float = 0.0
+    activation_ev: float = 0.0
+    rated_k: float = 300.0
+    temperature_k: float = 300.0
+
+    def __post_init__(self) -> None:
+        positive = ("time_s", "beta", "rated_k", "temperature_k")
+        faults = value_faults(self)
+        faults += [f"{one} = {getattr(self, one)} must be positive" for one in positive if not getattr(self, one) > 0]
+        not_negative = ("end_s", "ln_sigma", "activation_ev")
+        faults += [f"{one} = {getattr(self, one)} is negative" for one in not_negative if getattr(self, one) < 0]
+        refuse("retention", faults)
+
+    def state_s(self, target_s: Tensor, age_s: float, numbers: Numbers) -> Tensor:
+        """Conductances in S at an age."""
+        fresh_s = self.programming.state_s(target_s, 0.0, numbers)
+        if age_s == 0.0:
+            return fresh_s
+        inverse_ev = (1.0 / self.temperature_k - 1.0 / self.rated_k) * ELEMENTARY_CHARGE_C / BOLTZMANN_J_PER_K
+        exponent = math.log(age_s / self.time_s) - self.activation_ev * inverse_ev
+        # Not `exp(-(t / tau)**beta)` of a tau that may overflow: in logarithms it cannot.
+        log_loss = self.beta * (exponent - self.ln_sigma * numbers("retention"))
+        return self.end_s + (fresh_s - self.end_s) * torch.exp(-torch.exp(log_loss.clamp(max=80.0)))
 
 
 @dataclass(frozen=True)

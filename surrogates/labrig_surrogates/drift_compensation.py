@@ -7,7 +7,7 @@ mean magnitude of what comes out is noted after programming and again later, and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,12 @@ def note_response(model: nn.Module, *, per: Per = "layer") -> dict[str, Tensor]:
 
     Returns:
         Mean magnitude of the weights as they are read, by the name of the core.
+
+    Raises:
+        SurrogateError: `per` is another word.
     """
+    if per not in get_args(Per):
+        raise SurrogateError(f"per = {per!r} is none of {', '.join(get_args(Per))}")
     return {matrix.core.name: _response(matrix.core, matrix.weight, per) for matrix in weight_matrices(model)}
 
 

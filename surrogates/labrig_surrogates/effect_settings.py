@@ -49,6 +49,8 @@ class Mapping:
         """What is wrong with the values."""
         if not self.clip_sigmas > 0.0:
             yield f"mapping.clip_sigmas = {self.clip_sigmas} must be positive"
+        if self.weight_range != "sigma" and self.clip_sigmas != Mapping.clip_sigmas:
+            yield f"mapping.clip_sigmas has no effect with weight_range={self.weight_range!r}: 'sigma' clips"
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Adc:
         yield from _bits_faults("adc.bits", self.bits)
         if not self.bound_products > 0.0:
             yield f"adc.bound_products = {self.bound_products} must be positive"
+        if self.range == "calibrated" and self.bound_products != Adc.bound_products:
+            yield "adc.bound_products has no effect with range='calibrated', which measures the full scale"
         if self.nonlinearity is not None:
             yield from self.nonlinearity.faults("adc.nonlinearity", 2 * self.highest + 1)
 
@@ -190,6 +194,8 @@ class WeightNoise:
         """What is wrong with the values."""
         if not self.level >= 0.0:
             yield f"weight_noise.level = {self.level} must not be negative"
+        if self.per_column and self.relative_to in {"range", "wmult", "abs"}:
+            yield f"weight_noise.per_column has no effect with relative_to={self.relative_to!r}"
 
 
 @dataclass(frozen=True)
@@ -306,6 +312,8 @@ class NoiseDraws:
         """What is wrong with the values."""
         if self.pool_size < WINDOW:
             yield f"draws.pool_size = {self.pool_size} must be at least {WINDOW}"
+        if self.source == "exact" and self.pool_size != NoiseDraws.pool_size:
+            yield "draws.pool_size has no effect with source='exact'"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@
         + (E_programming + E_calibration) / inferences between two programmings + P_static t
 
 Counted are the products that the arrays carry out, used or not: a layer of 27 inputs on 256 rows drives 256 rows. The
-model takes plain descriptions (`LayerLoad`), no layers. Built from parts, the largest share is the array's, which rests
-on an assumed voltage and conductance: start from `EnergyModel.of_macro` where a published one is like yours.
+model takes plain descriptions (`LayerLoad`); `energy_loads.layer_loads` makes those of an analog model. Built from
+parts, the largest share is the array's, which rests on an assumed voltage and conductance: start from
+`EnergyModel.of_macro` where a published one is like yours.
 """
 
 from __future__ import annotations

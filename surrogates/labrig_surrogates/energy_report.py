@@ -118,7 +118,7 @@ class EnergyReport:
         name: What was modelled, for tables.
         level: Whether low, typical or high constants were used.
         layers: Layer by layer.
-        shared_j: What belongs to no layer, by part: static power, calibration.
+        shared_j: What belongs to no layer, by part: static power.
         arrays: Arrays that the model has, or `None` for as many as needed.
     """
 

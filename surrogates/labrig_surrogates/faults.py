@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
+from numbers import Integral, Real
+from types import UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from labrig_surrogates.errors import SurrogateError
 
@@ -19,3 +24,43 @@ def refuse(subject: str, faults: Sequence[str]) -> None:
     """
     if faults:
         raise SurrogateError(f"{subject}: " + "; ".join(faults))
+
+
+def value_faults(settings: object, prefix: str = "") -> list[str]:
+    """Words that no setting knows and numbers that are none, by the types of a dataclass's fields.
+
+    Code compares words with the ones that it knows and takes the last branch for all others, so that a slip of the pen
+    would quietly be another effect.
+
+    Args:
+        settings: A dataclass.
+        prefix: What its fields are called by, with the dot.
+
+    Returns:
+        A clause for each value that is not of its field's type: not one of its words, not whole, not finite.
+    """
+    found = [(name, getattr(settings, name), kinds) for name, kinds in _kinds(type(settings))]  # type: ignore[arg-type]
+    reasons = [(name, value, _reason(value, kinds)) for name, value, kinds in found]
+    return [f"{prefix}{name} = {value!r} {reason}" for name, value, reason in reasons if reason is not None]
+
+
+@lru_cache
+def _kinds(settings: type) -> tuple[tuple[str, tuple[object, ...]], ...]:
+    """The fields of a dataclass, and the types that a value may have."""
+    unions = {Union, UnionType}
+    hints = get_type_hints(settings).items()
+    return tuple((name, get_args(hint) if get_origin(hint) in unions else (hint,)) for name, hint in hints)
+
+
+def _reason(value: object, kinds: tuple[object, ...]) -> str | None:
+    """What is wrong with a value; None where nothing is, or nothing is known about such types."""
+    if value is None and type(None) in kinds:
+        return None
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if words:
+        return None if value in words else f"is none of {', '.join(map(repr, words))}"
+    if bool in kinds:
+        return None if isinstance(value, bool) else "is neither True nor False"
+    if int in kinds and float not in kinds:
+        return None if isinstance(value, Integral) and not isinstance(value, bool) else "is no whole number"
+    return "is not finite" if isinstance(value, Real) and not math.isfinite(value) else None

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from labrig_surrogates.core import RangeObserver
 from labrig_surrogates.layers import weight_matrices
 
 
@@ -25,6 +26,29 @@ def noise_off(model: nn.Module) -> Iterator[None]:
     finally:
         for core, noise in zip(cores, before, strict=True):
             core.noise = noise
+
+
+@contextmanager
+def observed(model: nn.Module, observe: RangeObserver) -> Iterator[None]:
+    """Shows every product's inputs and weights to a function; meanwhile the model evaluates as its digital twin does.
+
+    Args:
+        model: With analog layers.
+        observe: Gets the core, its inputs and its weights.
+    """
+    cores = [matrix.core for matrix in weight_matrices(model)]
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with noise_off(model):
+            for core in cores:
+                core.observer = observe
+            yield
+    finally:
+        for core in cores:
+            core.observer = None
+        for module, mode in training.items():
+            module.training = mode
 
 
 def seed_noise(model: nn.Module, seed: int) -> None:

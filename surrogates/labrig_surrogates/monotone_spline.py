@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ class MonotoneSpline(nn.Module):
         extrapolation: What happens beyond the ends.
 
     Raises:
-        SurrogateError: The points are too few, not finite, not in order, or not monotone; every fault is named.
+        SurrogateError: The points are too few, not finite, not in order, or not monotone; every fault is named. Or
+            `extrapolation` is another word.
     """
 
     knots: Tensor
@@ -38,6 +39,9 @@ class MonotoneSpline(nn.Module):
     def __init__(self, x: Tensor, y: Tensor, extrapolation: Extrapolation = "linear") -> None:
         super().__init__()
         _check_points(x, y)
+        words = get_args(Extrapolation)
+        faults = [] if extrapolation in words else [f"extrapolation = {extrapolation!r} is none of {', '.join(words)}"]
+        refuse("monotone spline", faults)
         wide_x, wide_y = x.detach().double(), y.detach().double()
         self.extrapolation: Extrapolation = extrapolation
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32

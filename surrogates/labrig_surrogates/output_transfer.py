@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from labrig_surrogates.analog_effects import TileOutput
-from labrig_surrogates.faults import refuse
+from labrig_surrogates.faults import refuse, value_faults
 from labrig_surrogates.monotone_spline import Extrapolation, MonotoneSpline, pchip_slopes, spline_at
 from labrig_surrogates.physical_units import per_output, product_of
 from labrig_surrogates.quantization import wide
@@ -43,7 +43,9 @@ class Compression:
     shape: Shape = "tanh"
 
     def __post_init__(self) -> None:
-        faults = [f"limit_products = {one} must be positive" for one in self._limits if not one > 0]
+        faults = value_faults(self) + [
+            f"limit_products = {one} must be positive" for one in self._limits if not one > 0
+        ]
         refuse("compression", faults if self._limits else ["limit_products is empty"])
 
     @property
@@ -94,7 +96,8 @@ class MeasuredTransfer:
     extrapolation: Extrapolation = "linear"
 
     def __post_init__(self) -> None:
-        faults = [] if self.per_product > 0 else [f"per_product = {self.per_product} must be positive"]
+        faults = value_faults(self)
+        faults += [] if self.per_product > 0 else [f"per_product = {self.per_product} must be positive"]
         faults += [] if self.outputs else ["there is no row of outputs"]
         refuse("measured transfer", faults)
         for row in self.outputs:

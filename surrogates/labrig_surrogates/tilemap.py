@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -103,7 +103,8 @@ class TileMap:
             `inputs`.
 
     Raises:
-        SurrogateError: A size is not positive, an array has fewer than two columns or too few rows for one unit.
+        SurrogateError: A size is not positive, an array has fewer than two columns or too few rows for one unit, or
+            there is no such scheme.
     """
 
     def __init__(
@@ -115,6 +116,8 @@ class TileMap:
         scheme: Scheme = "differential_pair",
         input_unit: int = 1,
     ) -> None:
+        if scheme not in get_args(Scheme):
+            raise SurrogateError(f"scheme = {scheme!r} is none of {', '.join(get_args(Scheme))}")
         if min(outputs, inputs, geometry.rows, input_unit) < 1 or geometry.columns < 2:
             raise SurrogateError(f"cannot map {outputs} x {inputs} weights to arrays of {geometry}")
         if inputs % input_unit or geometry.rows < input_unit:

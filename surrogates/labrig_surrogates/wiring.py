@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from labrig_surrogates.crosstalk import apply_crosstalk
+from labrig_surrogates.faults import refuse, value_faults
 from labrig_surrogates.wire_first_order import first_order_transfer
 from labrig_surrogates.wire_inputs import Ohm, demand_array, demand_voltages, full_precision, working_type
 from labrig_surrogates.wires import transfer_matrix
@@ -36,6 +37,9 @@ class Wiring:
         solution: `exact`, or `first-order` for training where lines drop little.
         word_line_crosstalk: Between the word lines' voltages, in front of the cells; None for none.
         bit_line_crosstalk: Between the bit lines' currents, behind the cells; None for none.
+
+    Raises:
+        SurrogateError: `solution` is another word, or a resistance is not finite.
     """
 
     word_line_ohm: Ohm
@@ -43,6 +47,9 @@ class Wiring:
     solution: Literal["exact", "first-order"] = "exact"
     word_line_crosstalk: Crosstalk | None = None
     bit_line_crosstalk: Crosstalk | None = None
+
+    def __post_init__(self) -> None:
+        refuse("wiring", value_faults(self))
 
 
 def wired_transfer(conductance_s: Tensor, wiring: Wiring) -> Tensor:

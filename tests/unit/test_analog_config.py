@@ -1,13 +1,22 @@
 """A config refuses what it cannot honour, all of it at once, and says what it is relative to."""
 
+import math
+import re
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 import torch
 
 from labrig_surrogates.analog_config import EFFECTS, AnalogConfig, composed_only
+from labrig_surrogates.cell_traces import CellTrace
 from labrig_surrogates.converters import Nonlinearity
 from labrig_surrogates.core import AnalogCore
+from labrig_surrogates.current_noise import ShotNoise
+from labrig_surrogates.device_effect import DeviceEffect
+from labrig_surrogates.device_presets import pcm_like
+from labrig_surrogates.drift_compensation import note_response
 from labrig_surrogates.effect_settings import (
     Adc,
     BackwardPass,
@@ -23,8 +32,14 @@ from labrig_surrogates.effect_settings import (
 )
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.layers import AnalogLinear, set_backend
+from labrig_surrogates.monotone_spline import MonotoneSpline
+from labrig_surrogates.noise_traces import Flicker
+from labrig_surrogates.output_transfer import Compression, MeasuredTransfer
 from labrig_surrogates.products import ConvProduct, LinearProduct
-from labrig_surrogates.tilemap import ArrayGeometry
+from labrig_surrogates.tilemap import ArrayGeometry, TileMap
+from labrig_surrogates.wiring import Wiring
+
+SIEMENS = ArrayGeometry(8, 8, conductance_min_s=1e-6, conductance_max_s=25e-6, voltage_max_v=0.2)
 
 
 def test_every_fault_is_listed() -> None:
@@ -98,6 +113,65 @@ def test_every_fault_is_listed() -> None:
 def test_contradictions_are_refused(settings: dict[str, object], said: str) -> None:
     with pytest.raises(SurrogateError, match=said.replace("(", r"\(")):
         AnalogConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"path": "fast"}, "path = 'fast' is none of 'auto', 'fused', 'composed'"),
+        ({"mapping": Mapping("largest")}, "mapping.weight_range = 'largest' is none of"),  # type: ignore[arg-type]
+        ({"mapping": Mapping(scheme="pairs")}, "mapping.scheme = 'pairs' is none of"),  # type: ignore[arg-type]
+        ({"dac": Dac(rounding="up")}, "dac.rounding = 'up' is none of"),  # type: ignore[arg-type]
+        ({"dac": Dac(range="measured")}, "dac.range = 'measured' is none of"),  # type: ignore[arg-type]
+        ({"dac": Dac(signed=1)}, "dac.signed = 1 is neither True nor False"),  # type: ignore[arg-type]
+        ({"adc": Adc(bits=7.5)}, "adc.bits = 7.5 is no whole number"),  # type: ignore[arg-type]
+        ({"weight_noise": WeightNoise(0.1, "wmx")}, "weight_noise.relative_to = 'wmx'"),  # type: ignore[arg-type]
+        ({"weight_noise": WeightNoise(0.1, timing="once")}, "weight_noise.timing = 'once'"),  # type: ignore[arg-type]
+        ({"weight_noise": WeightNoise(math.inf)}, "weight_noise.level = inf is not finite"),
+        ({"output_noise": OutputNoise(math.nan, "abs")}, "output_noise.level = nan is not finite"),
+        ({"saturation": Saturation(1.0, "soft"), "dac": Dac()}, "saturation.shape = 'soft'"),  # type: ignore[arg-type]
+        ({"spread": WeightSpread(per="cell")}, "spread.per = 'cell' is none of"),  # type: ignore[arg-type]
+        ({"draws": NoiseDraws("pond")}, "draws.source = 'pond' is none of"),  # type: ignore[arg-type]
+        ({"geometry": ArrayGeometry(8.0, 8, 0.0, 1.0, 1.0)}, "geometry.rows = 8.0 is no whole number"),  # type: ignore[arg-type]
+        (
+            {"weight_noise": WeightNoise(0.1), "backward": BackwardPass("none")},  # type: ignore[arg-type]
+            "backward.weights = 'none' is none of 'same', 'fresh', 'clean'",
+        ),
+        ({"mapping": Mapping("max", clip_sigmas=2.0)}, "clip_sigmas has no effect with weight_range='max'"),
+        ({"mapping": Mapping("fixed", clip_sigmas=2.0)}, "clip_sigmas has no effect with weight_range='fixed'"),
+        ({"adc": Adc(range="calibrated", bound_products=4.0)}, "bound_products has no effect"),
+        ({"weight_noise": WeightNoise(0.1, "abs", per_column=True)}, "per_column has no effect"),
+        ({"weight_noise": WeightNoise(0.1, "range", per_column=True)}, "per_column has no effect"),
+        ({"draws": NoiseDraws("exact", pool_size=2**18)}, "pool_size has no effect"),
+    ],
+)
+def test_words_and_numbers_that_mean_nothing_are_refused(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(SurrogateError, match=re.escape(said)):
+        AnalogConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Compression(5.0, "cube"), "shape = 'cube' is none of"),  # type: ignore[arg-type]
+        (lambda: MeasuredTransfer((0.0, 1.0), ((0.0, 1.0),), extrapolation="steep"), "extrapolation"),  # type: ignore[arg-type]
+        (lambda: MonotoneSpline(torch.arange(2.0), torch.arange(2.0), "steep"), "extrapolation"),  # type: ignore[arg-type]
+        (lambda: ShotNoise(SIEMENS, 1e6, law="normal"), "law = 'normal' is none of"),  # type: ignore[arg-type]
+        (lambda: DeviceEffect(pcm_like(), read="always"), "read = 'always' is none of"),  # type: ignore[arg-type]
+        (lambda: CellTrace(Flicker(0.1, (1.0,)), "weight"), "relative_to = 'weight' is none of"),  # type: ignore[arg-type]
+        (lambda: Wiring(1.0, 1.0, "first order"), "solution = 'first order' is none of"),  # type: ignore[arg-type]
+        (lambda: TileMap(2, 2, SIEMENS, scheme="pair"), "scheme = 'pair' is none of"),  # type: ignore[arg-type]
+        (lambda: note_response(torch.nn.Identity(), per="tile"), "per = 'tile' is none of"),  # type: ignore[arg-type]
+    ],
+)
+def test_words_of_effects_that_mean_nothing_are_refused(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(SurrogateError, match=re.escape(said)):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = AnalogConfig(dac=Dac(bits=np.int64(6)), weight_noise=WeightNoise(np.float64(0.1)))  # type: ignore[arg-type]
+    assert made == AnalogConfig(dac=Dac(bits=6), weight_noise=WeightNoise(0.1))
 
 
 def test_effects_are_switched_off_by_name() -> None:
