@@ -66,8 +66,10 @@ class EnergyMeter:
             await self._read()
 
     async def halt(self) -> None:
-        """Ends without a last reading, for a supply that is switched off or about to be."""
+        """Ends without a last reading, for a supply that is switched off or about to be; it may be started again."""
         await self._end_task()
+        # What comes after the supply was off does not go on from here.
+        self._last = None
         if self._task is not None and self._task.done() and not self._task.cancelled():
             # Perhaps it failed because the supply is off already; whoever halts knows that.
             self._task.exception()

@@ -62,18 +62,28 @@ def train(
         if ranks.rank == 0:
             bus.subscribe(progress)
         page = LiveOptions(live, live_at, live_access) if ranks.rank == 0 else LiveOptions()
-        title = next(str(one) for one in (file, resume, replay) if one is not None)
-        with shown_live(bus, page, "train", title=title, doing="TRAINING"):
-            lines = _replayed(replay, bus) if replay is not None else _trained(file, rig, recording, resume, bus, ranks)
+        if replay is not None:
+            with shown_live(bus, page, "train", title=str(replay), doing="TRAINING"):
+                lines = _replayed(replay, bus)
+        else:
+            lines = _trained(file, rig, recording, resume, bus, ranks, page)
     for line in lines if ranks.rank == 0 else ():
         print(line)
 
 
 def _trained(
-    file: Path | None, rig: Path | None, recording: Path | None, resume: Path | None, bus: EventBus, ranks: Ranks
+    file: Path | None,
+    rig: Path | None,
+    recording: Path | None,
+    resume: Path | None,
+    bus: EventBus,
+    ranks: Ranks,
+    page: LiveOptions,
 ) -> list[str]:
     from labrig.config import load_rig
+    from labrig.run_control import RunControl
     from labrig.training.config import load_training
+    from labrig.training.plan import WITHOUT_RIG
     from labrig.training.run import resume_run, train_run
     from labrig.training.run_folder import load_origin
 
@@ -82,8 +92,14 @@ def _trained(
     else:
         assert resume is not None
         config = load_origin(resume)
-    with published(None if config.rig is None else load_rig(config.rig), bus):
-        result = train_run(config, bus, ranks) if file is not None else resume_run(config, bus)
+    on_rig = config.rig is not None and config.file.training.method not in WITHOUT_RIG
+    control = RunControl() if on_rig else None
+    title = str(file or resume)
+    with (
+        published(None if config.rig is None else load_rig(config.rig), bus),
+        shown_live(bus, page, "train", title=title, doing="TRAINING", control=control),
+    ):
+        result = train_run(config, bus, ranks, control) if file is not None else resume_run(config, bus, control)
     folder, method = result.config.folder, result.config.file.training.method
     return [
         f"{folder}: trained {method}; the digital network has {100 * result.digital_accuracy:.1f} %",

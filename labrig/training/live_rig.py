@@ -17,6 +17,8 @@ from labrig.plans.base import StreamCapacity
 from labrig.portal import LoopPortal, PendingCall
 from labrig.recording import RecordingHeader, RecordingWriter
 from labrig.rig import open_rig
+from labrig.run_control import RunControl
+from labrig.training.pausing import PauseGate
 from labrig.training.recorded_board import BoardPosition, RecordedBoard
 from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult, ProgramReport
 from labrig_drivers.errors import IdentityError, PlanAbortedError
@@ -32,6 +34,7 @@ class LiveRun:
         path: The recording to make.
         plan: Description for the recording, seeds included.
         capacity: Sizes the recording, given the board.
+        control: Pauses it, with the array supply off; its stop is not looked at.
     """
 
     config: RigConfig
@@ -39,6 +42,7 @@ class LiveRun:
     path: Path
     plan: Mapping[str, object]
     capacity: Callable[[BoardInfo], Mapping[int, StreamCapacity]]
+    control: RunControl | None = None
 
 
 @asynccontextmanager
@@ -62,6 +66,8 @@ async def _recorded_board(run: LiveRun, bus: EventBus) -> AsyncIterator[Recorded
         mvms, writes = sum(one.rows for one in capacity.values()), sum(one.writes for one in capacity.values())
         bus.publish(RunStarted(str(run.plan["name"]), mvms, writes, run.path))
         board = RecordedBoard(rig.board, writer, meter, bus)
+        if run.control is not None:
+            board.gate = PauseGate(rig, meter, bus, run.control, board.flush)
         started_s = time.monotonic()
         status: RunStatus = "aborted"
         try:

@@ -13,6 +13,7 @@ from labrig.config import RigConfig
 from labrig.events import EventBus, Message
 from labrig.plans.base import StreamCapacity
 from labrig.rig import RigError
+from labrig.run_control import RunControl
 from labrig.training.assembly import assemble
 from labrig.training.capacity import PlannedPasses, training_capacity
 from labrig.training.checkpoint import board_position, restore_held, restore_session, save_checkpoint
@@ -49,6 +50,7 @@ class Job:
         teacher: Outputs of a teacher, where the loss has one.
         checkpoint: Tensors and numbers that the session goes on from; None for a new one.
         ranks: Which of several processes this is.
+        control: Pauses the training on a rig; None where nobody does.
     """
 
     config: TrainConfig
@@ -59,6 +61,7 @@ class Job:
     teacher: Tensor | None
     checkpoint: tuple[dict[str, Tensor], dict[str, object]] | None
     ranks: Ranks = ALONE
+    control: RunControl | None = None
 
 
 def run_session(
@@ -136,6 +139,7 @@ def _on_rig(
             path=segments.next_path(),
             plan={"name": "training", "seed": job.config.file.run.seed, "file": job.config.source_text},
             capacity=_capacity(job, start),
+            control=job.control,
         )
         ended = False
         try:

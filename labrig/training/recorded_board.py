@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from labrig.cleanup import finish
@@ -11,6 +12,7 @@ from labrig.energy_meter import EnergyMeter
 from labrig.events import BlockCommitted, EventBus, MeasuredBlock
 from labrig.plans.base import MvmPoint
 from labrig.recording import RecordingWriter
+from labrig.training.pausing import PauseGate
 from labrig_calibration.stimulus import StimulusKind
 from labrig_drivers.commanded import PastWrite, commanded
 from labrig_drivers.crossbar import CrossbarBoard, FloatArray, MvmResult, ProgramReport
@@ -48,10 +50,12 @@ class RecordedBoard:
     writes: dict[int, int] = field(default_factory=dict)
     past: dict[int, PastWrite] = field(default_factory=dict)
     pending: deque[asyncio.Future[int]] = field(default_factory=deque)
+    gate: PauseGate | None = None
 
     async def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
         """Programs one array; see `CrossbarBoard.program`."""
-        report = await self.board.program(array, conductance_s)
+        async with self._passage():
+            report = await self.board.program(array, conductance_s)
         await self._behind(await self.writer.put_write(array, conductance_s, report))
         self.writes[array] = self.writes.get(array, 0) + 1
         self.past[array] = PastWrite(array, report.write_index, conductance_s.copy(), report.time_s, 0)
@@ -62,7 +66,8 @@ class RecordedBoard:
         """Measures one batch; see `CrossbarBoard.mvm`."""
         if self.meter is not None:
             self.meter.check()
-        result = await self.board.mvm(array, voltage_v)
+        async with self._passage():
+            result = await self.board.mvm(array, voltage_v)
         past = self.past.get(array)
         if past is not None:
             self.past[array] = PastWrite(array, past.write_index, past.conductance_s, past.time_s, past.requests + 1)
@@ -110,6 +115,9 @@ class RecordedBoard:
             self.writes[one.array] = 1
             self.past[one.array] = one
         return True
+
+    def _passage(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self.gate is None else self.gate.passage()
 
     async def _behind(self, committed: asyncio.Future[int]) -> None:
         # A run that ends by another error never asks again; then nobody has to be told.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from labrig.config import load_rig
 from labrig.events import EventBus, Message, StepDone
 from labrig.placement import plan_placement
+from labrig.run_control import RunControl
 from labrig.training.checkpoint import latest_checkpoint, load_checkpoint
 from labrig.training.chip_model import ChipModel
 from labrig.training.config import TrainConfig
@@ -109,7 +110,7 @@ def step_publisher(bus: EventBus) -> OnStep:
     return publish
 
 
-def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = ALONE) -> RunResult:
+def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = ALONE, control: RunControl | None = None) -> RunResult:
     """Trains as a training file says.
 
     Everything that the file names is read and compared first; the folder is made only when it all fits together.
@@ -118,6 +119,7 @@ def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = ALONE) -> RunRe
         config: The training file.
         bus: Gets the progress.
         ranks: Which of several processes this is. All train; what the others than the first write is dropped.
+        control: Pauses the training on a rig, with the array supply off.
 
     Raises:
         ConfigError: The method needs something that the file does not name, or cannot be shared between processes.
@@ -129,19 +131,19 @@ def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = ALONE) -> RunRe
     if ranks.rank > 0:
         with TemporaryDirectory(prefix="labrig-rank-") as folder:
             return _new_run(replace(config, folder=Path(folder) / "run"), bus, ranks)
-    return _new_run(config, bus, ranks)
+    return _new_run(config, bus, ranks, control)
 
 
-def _new_run(config: TrainConfig, bus: EventBus, ranks: Ranks) -> RunResult:
+def _new_run(config: TrainConfig, bus: EventBus, ranks: Ranks, control: RunControl | None = None) -> RunResult:
     data = load_images(config.file.data.name, config.base)
     sources = load_sources(config, bus)
     create_folder(config)
     if sources.chip is not None:
         save_chip(config.folder / CHIP, sources.chip)
-    return _train(config, sources, data, bus, None, ranks)
+    return _train(config, sources, data, bus, None, ranks, control)
 
 
-def resume_run(config: TrainConfig, bus: EventBus) -> RunResult:
+def resume_run(config: TrainConfig, bus: EventBus, control: RunControl | None = None) -> RunResult:
     """Goes on with a run that was interrupted, from its last checkpoint, or from the start where it has none.
 
     On a board whose time is commanded the continuation is identical to the run that was never interrupted, with the
@@ -150,6 +152,7 @@ def resume_run(config: TrainConfig, bus: EventBus) -> RunResult:
     Args:
         config: The run folder's own training file; see `load_origin`.
         bus: Gets the progress.
+        control: Pauses the training on a rig, with the array supply off.
 
     Raises:
         StorageError: The run has ended already, or its files cannot be read.
@@ -174,7 +177,7 @@ def resume_run(config: TrainConfig, bus: EventBus) -> RunResult:
     step = "the start" if checkpoint is None else f"step {checkpoint[1]['step']}"
     bus.publish(Message(f"{folder}: goes on from {step}"))
     data = load_images(config.file.data.name, config.base)
-    return _train(config, Sources(rig, info, chip), data, bus, checkpoint)
+    return _train(config, Sources(rig, info, chip), data, bus, checkpoint, control=control)
 
 
 def _train(
@@ -184,6 +187,7 @@ def _train(
     bus: EventBus,
     checkpoint: Checkpoint | None,
     ranks: Ranks = ALONE,
+    control: RunControl | None = None,
 ) -> RunResult:
     with closing(MetricsFile(config.folder)) as metrics:
         run = _Run(config, bus, data, config.file.recipe(), metrics)
@@ -199,7 +203,7 @@ def _train(
             if checkpoint is not None:
                 chip = versioned_chip(config.folder, chip, int(str(checkpoint[1]["version"])))
             rig = None if sources.info is None else sources.rig
-            job = Job(config, data, run.recipe.in_loop, chip, rig, teacher, checkpoint, ranks)
+            job = Job(config, data, run.recipe.in_loop, chip, rig, teacher, checkpoint, ranks, control)
             try:
                 session = run_session(job, network, bus, run.journal, metrics.flush)
             except (LabrigError, KeyboardInterrupt):
