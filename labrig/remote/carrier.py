@@ -113,13 +113,16 @@ class Carrier:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[request.number] = future
         # A message that waits for its acknowledgement does not notice that the connection is gone; the future does.
-        if line is not None:
+        if client is None:
+            assert line is not None
             self._on_direct.add(request.number)
-            way = line.send(message)
-        else:
-            assert client is not None
-            way = self._send(client, request.verb, message)
-        sending = asyncio.create_task(way, name="labrig-remote-send")
+            try:
+                await line.send(message)
+                return await future
+            finally:
+                self._on_direct.discard(request.number)
+                self._forget(request.number)
+        sending = asyncio.create_task(self._send(client, request.verb, message), name="labrig-remote-send")
         try:
             either: list[asyncio.Future[None] | asyncio.Future[Answer]] = [sending, future]
             await asyncio.wait(either, timeout=until_s - time.monotonic(), return_when="FIRST_COMPLETED")
@@ -127,12 +130,15 @@ class Carrier:
                 sending.result()
             return await future
         finally:
-            del self._waiting[request.number]
-            self._on_direct.discard(request.number)
+            self._forget(request.number)
             if not sending.done():
                 await end_tasks(sending)
-            if future.done() and not future.cancelled():
-                future.exception()
+
+    def _forget(self, number: int) -> None:
+        future = self._waiting.pop(number)
+        if future.done() and not future.cancelled():
+            # Looked at, so that nobody complains that it was not.
+            future.exception()
 
     def _direct_ended(self, why: str) -> None:
         for number in self._on_direct:

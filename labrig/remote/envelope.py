@@ -65,7 +65,7 @@ def body_bytes(header: bytes, arrays: Arrays) -> bytes:
     return b"".join((_LENGTH.pack(len(header)), header, packed))
 
 
-def read_body(message: bytes) -> Body:
+def read_body(message: bytes | memoryview) -> Body:
     """Reads one whole message.
 
     Raises:
@@ -77,7 +77,8 @@ def read_body(message: bytes) -> Body:
     end = _LENGTH.size + header_bytes
     if header_bytes > LONGEST_HEADER_BYTES or end > len(message):
         raise ProtocolError(f"a header of {header_bytes} bytes does not fit a message of {len(message)} bytes")
-    return Body(message[_LENGTH.size : end], _read_arrays(message[end:]))
+    with memoryview(message) as whole:
+        return Body(bytes(whole[_LENGTH.size : end]), _read_arrays(bytes(whole[end:])))
 
 
 def packets(message: bytes, number: int, part_bytes: int | None = PART_BYTES) -> Iterator[bytes]:
@@ -136,7 +137,7 @@ class Assembler:
         """Bytes of unfinished messages."""
         return sum(one.held_bytes for one in self._open.values())
 
-    def take(self, packet: bytes, now_s: float) -> bytes | None:
+    def take(self, packet: bytes, now_s: float) -> bytes | memoryview | None:
         """Takes a packet in.
 
         Args:
@@ -144,17 +145,18 @@ class Assembler:
             now_s: The time in s, of any clock that does not go back.
 
         Returns:
-            The message that it completes, if it completes one.
+            The message that it completes, if it completes one; one that came in one packet is a view into it.
 
         Raises:
             ProtocolError: It is no packet of this version, or does not fit those before it; it was left out.
         """
         part, parts, number, total, offset = _read_head(packet)
-        piece = packet[_PACKET.size :]
         if parts == 1:
-            if offset or len(piece) != total:
-                raise ProtocolError(f"a packet holds {len(piece)} of {total} bytes and says that it is all")
-            return piece
+            view = memoryview(packet)[_PACKET.size :]
+            if offset or len(view) != total:
+                raise ProtocolError(f"a packet holds {len(view)} of {total} bytes and says that it is all")
+            return view
+        piece = packet[_PACKET.size :]
         if not piece or offset + len(piece) > total:
             raise ProtocolError(f"a part of {len(piece)} bytes at {offset} does not fit a message of {total} bytes")
         self._give_up_old(now_s)
