@@ -60,7 +60,7 @@ async def prepare(quick: bool) -> AsyncIterator[Suite]:
     """Serves the pages, starts the viewers, and opens a rig for each kind of sweep."""
     block = Block.of(BATCH)
     # Long enough that pictures are drawn several times in each run.
-    plan = ManyBlocks(block, 64 if quick else 4096)
+    plan = ManyBlocks(block, 64 if quick else 2048)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         buses = {ALONE: EventBus(), "sweep, page nobody looks at": EventBus(), f"sweep, {VIEWERS} viewers": EventBus()}

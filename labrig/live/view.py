@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from dataclasses import replace
 from typing import Literal
 
 from labrig.events import (
@@ -255,7 +256,10 @@ class LiveView:
                 forgotten, _ = self._phases.popitem(last=False)
                 self._losses.pop(forgotten, None)
             self._losses[event.phase] = Series(("step", "loss"))
-        self._phases[event.phase] = event
+        before = self._phases.get(event.phase)
+        # Where only some steps see the chip, the accuracy of the latest that did.
+        keeps = before is not None and event.accuracy is None
+        self._phases[event.phase] = replace(event, accuracy=before.accuracy) if before and keeps else event
         self._phases.move_to_end(event.phase)
         self._pace["steps"].note(time_unix_s, event.step)
         if event.loss is not None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -22,9 +23,9 @@ from live_served import KEYS, OPEN, OWNER, VIEWER, Served
 
 from labrig.acquisition import run_sweep
 from labrig.config import parse_rig, shipped_rig
-from labrig.events import Alarm, Message, RunFinished, RunStarted
+from labrig.events import Alarm, EventBus, Message, RunFinished, RunStarted
 from labrig.live.page import Address, LivePage
-from labrig.live.steering import ThisProgram
+from labrig.live.steering import Lease, ThisProgram
 from labrig.plans import MvmCalibrationPlan
 from labrig.recording import Recording
 from labrig.simulated import RunningBench, simulated_bench
@@ -322,6 +323,38 @@ async def test_a_sweep_is_shown_with_its_numbers_and_goes_on_with_twenty_viewers
     with Recording.open(tmp_path / "run.h5") as recording:
         recording.verify()
         assert sum(recording.committed(one) for one in recording.arrays) == summary.mvms
+
+
+class Hanging(ThisProgram):
+    """Keeps the page's own thread waiting for ever."""
+
+    def __init__(self, bus: EventBus) -> None:
+        super().__init__(bus, "labrig sweep", None, lambda: None)
+        self.free, self.asked = threading.Event(), threading.Event()
+
+    def lease(self) -> Lease:
+        self.asked.set()
+        self.free.wait(30)
+        return super().lease()
+
+
+async def test_a_page_that_hangs_delays_no_run_and_its_feed_stays_bounded(
+    tmp_path: Path, client: aiohttp.ClientSession
+) -> None:
+    bus = EventBus()
+    steering = Hanging(bus)
+    with LivePage(bus, steering, OPEN, title="x", doing="X", address=Address("127.0.0.1", 0)) as page:
+        looking = asyncio.create_task(client.ws_connect(page.url + "live", headers={"Origin": page.url.rstrip("/")}))
+        assert await asyncio.to_thread(steering.asked.wait, 10)
+        summary = await run_sweep(parse_rig(RIG, Path("rig.toml")), PLAN, tmp_path / "run.h5", bus)
+        for number in range(5000):
+            bus.publish(Message(str(number)))
+        assert summary.status == "finished"
+        assert 2900 < page.missed < 5200
+        steering.free.set()
+        viewer = await looking
+        await until(viewer, lambda sections: "4999" in json.dumps(sections.get("log")))
+        await viewer.close()
 
 
 def asleep(page: LivePage) -> socket.socket:

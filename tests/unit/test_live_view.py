@@ -163,6 +163,16 @@ def test_training_curves_are_over_passes() -> None:
     assert (progress["done"], progress["total"], progress["unit"]) == (50, 50, "steps")
 
 
+def test_the_table_keeps_the_accuracy_of_the_latest_step_on_the_chip() -> None:
+    steps = [StepDone("pat", 1, 9, 0.3, 0.8, 1, 0.1), StepDone("pat", 2, 9, 0.2)]
+    view = view_of(*steps)
+    phases = run_section(view)["phases"]
+    assert phases == [{"name": "pat", "step": 2, "steps": 9, "loss": 0.2, "accuracy": 0.8}]
+    accuracy = view.section("steps", 0.0)["accuracy"]
+    assert isinstance(accuracy, dict)
+    assert len(unpacked(accuracy["passes"])) == 1
+
+
 def test_steps_have_a_pace_of_their_own_beside_that_of_the_blocks() -> None:
     both = [
         event
