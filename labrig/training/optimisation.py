@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from labrig.training.batches import Batch
-from labrig.training.task_loss import TaskLoss
+from labrig.training.task_loss import Loss, TaskLoss
 from labrig_surrogates.layers import weight_matrices
 from labrig_surrogates.model_tools import clip_weights
 
@@ -29,7 +29,7 @@ class Optimisation:
 
     batch: int = 128
     learning_rate: float = 3e-3
-    loss: TaskLoss = field(default_factory=TaskLoss)
+    loss: Loss = field(default_factory=TaskLoss)
     clip_sigmas: float = 0.0
 
     def rate(self, step: int, steps: int) -> float:

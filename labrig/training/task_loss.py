@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional
 
 from labrig.training.batches import Batch
+
+Loss = Callable[[Tensor, Batch], Tensor]
+"""The mean loss of a batch, of the network's outputs for it."""
 
 
 @dataclass(frozen=True)
