@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "export": ("h5netcdf", "pyarrow"),
     "images": ("PIL",),
     "live": ("aiohttp",),
+    "remote": ("amqtt", "aiohttp"),
 }
 
 

@@ -322,7 +322,7 @@ class RigService:
                 self._say(f"lease: {lease.who} no longer has the rig: {why}")
             for name, error in failures.items():
                 text = f"{name} could not be made safe: {error}; press OUTPUT OFF on it now"
-                self._notices.event("event/alarm", {"text": text})
+                self._notices.event("event/unsafe", {"text": text})
                 self._say(f"ALARM: {text}")
             self._tell_lease()
 
