@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from labrig.commands.interruptible import interruptible
+from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
 from labrig.extras import demand_extra
 
 
@@ -18,6 +19,9 @@ def evaluate(
     chips: Annotated[
         int, typer.Option(min=0, help="Judge on so many chips drawn from the calibration's errors, without a rig.")
     ] = 0,
+    live: LiveOption = False,
+    live_at: LiveAtOption = None,
+    live_access: LiveAccessOption = None,
 ) -> None:
     """Judge a trained network on the chip, over several programmings: as it is, and with its columns calibrated.
 
@@ -30,7 +34,13 @@ def evaluate(
     from labrig.training.evaluation_run import evaluate_run
 
     bus = EventBus()
-    with interruptible(), one_thread(), ProgressListener() as progress:
+    page = LiveOptions(live, live_at, live_access)
+    with (
+        interruptible(),
+        one_thread(),
+        ProgressListener() as progress,
+        shown_live(bus, page, "evaluate", title=str(run), doing="EVALUATING"),
+    ):
         bus.subscribe(progress)
         found = evaluate_run(run, rig, writes, bus, chips=chips)
     result = found.zero_shot

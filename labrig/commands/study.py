@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from labrig.commands.interruptible import interruptible
+from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
 from labrig.extras import demand_extra
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ def study(
     ] = False,
     processes: Annotated[int, typer.Option(help="Processes for a study that has parts.", min=1)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    live: LiveOption = False,
+    live_at: LiveAtOption = None,
+    live_access: LiveAccessOption = None,
 ) -> None:
     """Run a research study: its claims, the figures that decide them, and its negative controls.
 
@@ -54,7 +58,13 @@ def study(
     from labrig.threads import one_thread
 
     bus = EventBus()
-    with interruptible(), one_thread(), ProgressListener() as progress:
+    page = LiveOptions(live, live_at, live_access)
+    with (
+        interruptible(),
+        one_thread(),
+        ProgressListener() as progress,
+        shown_live(bus, page, "study", title=f"study {name}", doing="STUDYING"),
+    ):
         bus.subscribe(progress)
         result = run_study(
             name,

@@ -39,7 +39,7 @@ def view(
     """Watch a recording in a browser, or a run that serves its page.
 
     A recording is read without a lock, also while another program writes it; that page can stop nothing. The page of
-    the run itself, which can, is served by --live of sweep, train and calibrate; without arguments this one looks for
+    the run itself, which can, is served by --live of sweep, train and others; without arguments this one looks for
     it at the usual address. Ctrl-C ends it.
 
     Example: labrig view run.h5
