@@ -31,7 +31,7 @@ _HEADLINE: Final = ("digital", "QAT", "QAT, clipped", "noise injection, distille
 _LEVELS: Final = (0.0, 0.05, 0.1, 0.2)
 _ALL_LEVELS: Final = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 _USUAL: Final = Size()
-_QUICK: Final = Size("airbench-half", digital_epochs=1, epochs=1, chips=2, folds=1, batch=100, images=400)
+_QUICK: Final = Size("airbench-tiny", digital_epochs=1, epochs=1, chips=2, folds=1, batch=100, images=400)
 
 
 def run(settings: StudySettings, report: Report) -> StudyResult:

@@ -17,6 +17,7 @@ Activation = Callable[[], nn.Module]
 MakeNetwork = Callable[[int, torch.Generator, Activation], nn.Module]
 
 _HALF_WIDTHS: Final = (32, 128, 128)
+_TINY_WIDTHS: Final = (8, 16, 16)
 
 
 def _airbench(classes: int, generator: torch.Generator, activation: Activation) -> nn.Module:
@@ -27,10 +28,21 @@ def _half_airbench(classes: int, generator: torch.Generator, activation: Activat
     return Airbench(AirbenchShape(classes, widths=_HALF_WIDTHS), generator, activation)
 
 
+def _tiny_airbench(classes: int, generator: torch.Generator, activation: Activation) -> nn.Module:
+    return Airbench(AirbenchShape(classes, widths=_TINY_WIDTHS), generator, activation)
+
+
 NETWORKS: Final[Mapping[str, MakeNetwork]] = MappingProxyType(
-    {"airbench": _airbench, "airbench-half": _half_airbench, "resnet18": resnet18, "resnet20": resnet20}
+    {
+        "airbench": _airbench,
+        "airbench-half": _half_airbench,
+        "airbench-tiny": _tiny_airbench,
+        "resnet18": resnet18,
+        "resnet20": resnet20,
+    }
 )
-"""What makes a network of some classes; `airbench-half` has half the channels, a quarter of the work."""
+"""What makes a network of some classes; `airbench-half` has half the channels, a quarter of the work; the tiny one shows
+that everything works."""
 
 ACTIVATIONS: Final[Mapping[str, Activation]] = MappingProxyType(
     {

@@ -19,6 +19,7 @@ from labrig.studies.vision.images import ImageTask, epoch_batches
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.networks import build_network
 from labrig.studies.vision.optimiser import ImageOptimiser, Rates
+from labrig.studies.vision.terms import PhysicsTerms, set_residuals, with_residuals, without_residuals
 from labrig.training.averaging import MovingAverage
 from labrig.training.batches import Batch
 from labrig.training.normalisation import reestimate_batch_norm
@@ -27,6 +28,7 @@ from labrig.training.task_loss import TaskLoss
 from labrig_surrogates.convert import to_digital
 from labrig_surrogates.layers import analog_modules
 from labrig_surrogates.model_tools import seed_noise
+from labrig_surrogates.stochastic_residual import reseed
 
 FORMAT: Final = 1
 """Part of every job's name: raised when the same settings begin to mean something else."""
@@ -147,29 +149,41 @@ def train_method(job: MethodJob, digital: nn.Module, task: ImageTask, checkpoint
             one.weight.requires_grad_(True)  # filters that were set from the images learn as well from here on
     if method.analog:
         network = on_arrays(network, method, start.seed)
+    if method.residual:
+        network = with_residuals(network, torch.Generator().manual_seed(_STREAM + start.seed))
     run = _Run(network, job.rates, job.epochs, start, task, MovingAverage(method.average))
     schedules = [method.schedule(times * job.level, run.steps) for times in (method.weight_noise, method.output_noise)]
     loss = TaskLoss(start.label_smoothing, method.distillation, method.temperature)
+    terms = PhysicsTerms(network, method, job.level, len(task.train))
+
+    def begin_epoch(epoch: int) -> None:
+        terms.measure(task.inputs(task.train.pixels[:_CALIBRATION_IMAGES]), epoch)
 
     def batch_loss(batch: Batch, step: int) -> Tensor:
+        weights, outputs = (float(one.draw(step, 1, run.generator)) for one in schedules)
+        if method.residual:
+            set_residuals(network, outputs)
         if method.analog:
-            set_noise(network, *(float(one.draw(step, 1, run.generator)) for one in schedules))
+            set_noise(network, weights, 0.0 if method.residual else outputs)
         if method.distillation > 0.0:
             with torch.no_grad():
                 batch = Batch(batch.x, batch.y, batch.indices, _outputs(digital, batch.x))
-        return loss(_outputs(network, batch.x), batch)
+        with terms.watching():
+            found = loss(_outputs(network, batch.x), batch)
+        beside = terms.value(weights)
+        return found if beside is None else found + beside
 
     def after_step() -> None:
         if method.clip_sigmas is not None:
             clip_to_sigmas(network, _clip(method.clip_sigmas, run.step, run.steps))
 
-    run.go(batch_loss, after_step, checkpoint, on_step)
+    run.go(batch_loss, after_step, checkpoint, on_step, begin_epoch)
     run.average.put(network, run.optimiser.parameters)
     if method.clip_sigmas is not None:
         clip_to_sigmas(network, method.clip_sigmas)
     with torch.autocast(task.mean.device.type, dtype=torch.bfloat16):
         reestimate_batch_norm(network, task.inputs(task.train.pixels[:_NORM_IMAGES]), start.batch)
-    network.eval()
+    network = without_residuals(network).eval()
     return to_digital(network) if method.analog else network
 
 
@@ -196,12 +210,14 @@ class _Run:
         after_step: Callable[[], None],
         checkpoint: Path,
         on_step: OnStep,
+        begin_epoch: Callable[[int], None] = lambda _epoch: None,
     ) -> None:
         """Takes all steps that are left; an epoch depends on the seed and its number, and not on those before."""
         first = load_epoch(checkpoint, self.network, self.optimiser, self.average)
         self.network.train()
         for epoch in range(first, self.epochs):
             self._begin(epoch)
+            begin_epoch(epoch)
             for batch in epoch_batches(self.task, self.job.batch, self.job.seed, epoch):
                 self.optimiser.zero_grad()
                 loss = batch_loss(batch, self.step)
@@ -219,6 +235,7 @@ class _Run:
         self.generator.manual_seed(seed)
         if analog_modules(self.network):
             seed_noise(self.network, seed)
+            reseed(self.network, torch.Generator().manual_seed(seed))
             calibrate_inputs(self.network, [self.task.inputs(self.task.train.pixels[:_CALIBRATION_IMAGES])])
             self.network.train()
 
