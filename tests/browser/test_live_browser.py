@@ -96,14 +96,14 @@ def test_a_sweep_on_the_mock_is_shown_with_its_values_until_it_ends(
     tmp_path: Path, open_page: Callable[..., Page]
 ) -> None:
     command = [sys.executable, "-m", "labrig", "sweep", str(shipped_rig("mock")), "--plan", "mvm", "-o", "run.h5"]
-    command += ["--writes", "2", "--live-at", "127.0.0.1:0"]
+    command += ["--writes", "1", "--live-at", "127.0.0.1:0"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as sweep:
         assert sweep.stderr is not None
         url = next(line.split()[-1] for line in sweep.stderr if line.startswith("live page: "))
         page = open_page(url, lost=True)
         word(page, "MEASURING")
         page.wait_for_function(
-            "() => /[1-9][0-9,]* of 10,368 MVMs/.test(document.getElementById('headline').textContent)"
+            "() => /[1-9][0-9,]* of 5,184 MVMs/.test(document.getElementById('headline').textContent)"
         )
         page.wait_for_selector("#cells-canvas:visible")
         page.hover("#cells-canvas", position={"x": 5, "y": 5})
@@ -117,7 +117,7 @@ def test_a_sweep_on_the_mock_is_shown_with_its_values_until_it_ends(
     with Recording.open(tmp_path / "run.h5") as recording:
         mvms = sum(recording.committed(array) for array in recording.arrays)
     assert f"{mvms:,} of {mvms:,} MVMs" in page.inner_text("#headline")
-    assert "finished: 10368 MVMs" in page.inner_text("#log")
+    assert "finished: 5184 MVMs" in page.inner_text("#log")
 
 
 def test_a_reload_shows_everything_again(served: Served, open_page: Callable[..., Page]) -> None:
