@@ -154,6 +154,7 @@ def _train(
             _write(network)
 
 
+@torch.no_grad()
 def _write(network: EquilibriumPropagation) -> None:
     """Has a chip take the new weights: before anything comes down through cells, they have to hold them."""
     for layer in network.layers:
@@ -161,6 +162,7 @@ def _write(network: EquilibriumPropagation) -> None:
             layer.up(torch.zeros((1, layer.weight.shape[1])))
 
 
+@torch.no_grad()
 def _accuracy(network: EquilibriumPropagation, data: ImageSet) -> float:
     return 100.0 * float((network(data.test_x).argmax(dim=1) == data.test_y).float().mean())
 

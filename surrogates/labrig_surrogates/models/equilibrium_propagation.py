@@ -105,12 +105,13 @@ class EquilibriumPropagation(nn.Module):
         )
         self.relaxation = relaxation or Relaxation()
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Output units `[batch, outputs]` after the free phase on inputs `[batch, inputs]` in 0 ... 1."""
+        """Output units `[batch, outputs]` after the free phase on inputs `[batch, inputs]` in 0 ... 1.
+
+        It can be differentiated through all steps; learning by `gradients` needs no derivative.
+        """
         return self.settle(x)[-1]
 
-    @torch.no_grad()
     def settle(
         self,
         x: Tensor,
