@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.faults import refuse
+from labrig_surrogates.quantization import wide
 
 Distance = Literal["mean", "mean_variance", "sliced_wasserstein"]
 
@@ -46,8 +47,7 @@ class LayerStatistics:
             channel_dim: Which dimension counts the channels.
             keep: How many values of each channel to keep, evenly spaced over batch and positions.
         """
-        wide = activations.float() if activations.dtype in {torch.bfloat16, torch.float16} else activations
-        rows = wide.movedim(channel_dim, -1).flatten(0, -2)
+        rows = wide(activations).movedim(channel_dim, -1).flatten(0, -2)
         stride = max(1, rows.shape[0] // keep) if keep else 1
         values = rows[::stride][:keep] if keep else None
         return cls(rows.mean(dim=0), rows.var(dim=0, correction=0), rows.shape[0], values)

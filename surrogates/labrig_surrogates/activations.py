@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from labrig_surrogates.faults import refuse
 from labrig_surrogates.monotone_spline import MonotoneSpline
+from labrig_surrogates.quantization import wide
 
 Orientation = Literal[1, -1]
 
@@ -100,8 +101,8 @@ class Placement(nn.Module):
 
     def forward(self, x: Tensor, curve: Callable[[Tensor], Tensor]) -> Tensor:
         """Applies the curve between the linear maps."""
-        wide = x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
-        inner = curve(wide * (self.orientation / self.width))
+        values = wide(x)
+        inner = curve(values * (self.orientation / self.width))
         gain, offset = self.by_channel(self.gain, x.dim()), self.by_channel(self.offset, x.dim())
         return torch.addcmul(offset, gain * self.orientation, inner).to(x.dtype)
 
@@ -292,8 +293,8 @@ class FittedActivation(nn.Module):
         """
         place = self.place
         gain, offset = place.by_channel(place.gain, y.dim()), place.by_channel(place.offset, y.dim())
-        wide = y.float() if y.dtype in {torch.bfloat16, torch.float16} else y
-        x = place.orientation * place.width * self.curve.inverse((wide - offset) / (gain * place.orientation))
+        values = wide(y)
+        x = place.orientation * place.width * self.curve.inverse((values - offset) / (gain * place.orientation))
         return x.to(y.dtype)
 
     def standardise_(self, *, std: float = 1.0, mean: float | None = None) -> FittedActivation:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from labrig_surrogates.converters import Nonlinearity
 from labrig_surrogates.draws import Source
+from labrig_surrogates.noise_levels import Timing
 from labrig_surrogates.noise_pool import WINDOW
 from labrig_surrogates.quantization import FEWEST_BITS, MOST_BITS, Rounding
 from labrig_surrogates.tilemap import Scheme
@@ -24,7 +25,6 @@ InputRange = Literal["fixed", "learned"]
 OutputRange = Literal["products", "calibrated", "learned"]
 WeightReference = Literal["wmax", "range", "wrange", "wmult", "wrms", "abs"]
 OutputReference = Literal["ostd", "ofs", "products", "abs"]
-Timing = Literal["program", "read"]
 
 
 @dataclass(frozen=True)

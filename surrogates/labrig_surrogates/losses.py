@@ -20,6 +20,7 @@ from labrig_surrogates.activation_statistics import (
     statistics_distance,
 )
 from labrig_surrogates.faults import refuse
+from labrig_surrogates.quantization import wide
 from labrig_surrogates.schedules import Constant, Schedule
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
@@ -72,7 +73,7 @@ def gaussian_kl(mean: Tensor, log_std: Tensor, prior_mean: Tensor, prior_std: Te
         prior_mean: m of p, broadcast against `mean`.
         prior_std: sigma_p of p, positive, broadcast against `mean`.
     """
-    mean, log_std, prior_mean, prior_std = (_wide(tensor) for tensor in (mean, log_std, prior_mean, prior_std))
+    mean, log_std, prior_mean, prior_std = (wide(tensor) for tensor in (mean, log_std, prior_mean, prior_std))
     log_ratio = log_std - torch.log(prior_std)
     distance = (mean - prior_mean) / prior_std
     # expm1 keeps the term exact where q and p are nearly equal.
@@ -218,7 +219,3 @@ class PhysicsInformedLoss(nn.Module):
         assert hardware is not None
         distance = statistics_distance(network, hardware.layers, self.distance, self.projections)
         return self.statistics_weight * distance
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in {torch.bfloat16, torch.float16} else tensor

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from labrig_surrogates.faults import refuse
+from labrig_surrogates.quantization import wide
 
 Extrapolation = Literal["linear", "flat"]
 """Beyond the first and last point: on with the slope of the end, or constant."""
@@ -64,12 +65,12 @@ class MonotoneSpline(nn.Module):
         steps = torch.diff(self.values)
         flat = torch.nonzero(steps == 0).flatten().tolist()
         refuse("inverse of a curve", [f"it is flat between points {k} and {k + 1}" for k in flat])
-        wide = y.float() if y.dtype in {torch.bfloat16, torch.float16} else y
+        values = wide(y)
         sign = torch.sign(steps[0])
         inside = torch.where(
             sign > 0,
-            torch.clamp(wide, self.values[0], self.values[-1]),
-            torch.clamp(wide, self.values[-1], self.values[0]),
+            torch.clamp(values, self.values[0], self.values[-1]),
+            torch.clamp(values, self.values[-1], self.values[0]),
         )
         index = torch.bucketize((sign * inside).detach().contiguous(), (sign * self.values)[1:-1].contiguous())
         piece = _pieces(self.knots, self.values[None], self.slopes[None], index)
@@ -78,9 +79,9 @@ class MonotoneSpline(nn.Module):
         inner = piece.start + piece.span * start + (inside - piece.value(start)) * _reciprocal(slope)
         if self.extrapolation == "flat":
             return inner.to(y.dtype)
-        below = sign * (wide - self.values[0]) < 0
+        below = sign * (values - self.values[0]) < 0
         ends = torch.where(below, self.slopes[0], self.slopes[-1])
-        return (inner + (wide - inside) * _reciprocal(ends)).to(y.dtype)
+        return (inner + (values - inside) * _reciprocal(ends)).to(y.dtype)
 
 
 def spline_at(
@@ -101,12 +102,12 @@ def spline_at(
         extrapolation: What happens beyond the ends.
         row: Which curve, whole numbers broadcast against `x`; None: the first.
     """
-    wide = x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
-    inside = torch.clamp(wide, knots[0], knots[-1])
+    at = wide(x)
+    inside = torch.clamp(at, knots[0], knots[-1])
     piece = _pieces(knots, values, slopes, torch.bucketize(inside.detach().contiguous(), knots[1:-1].contiguous()), row)
     value = piece.value((inside - piece.start) / piece.span)
     if extrapolation == "linear":
-        beyond = wide - inside
+        beyond = at - inside
         first, last = ((end[0] if row is None else end[row]) for end in (slopes[:, 0], slopes[:, -1]))
         value = value + first * torch.clamp(beyond, max=0.0) + last * torch.clamp(beyond, min=0.0)
     return value.to(x.dtype)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from labrig_surrogates.faults import refuse
+from labrig_surrogates.quantization import wide
 
 Definition = Literal["wmax", "wrange", "wmult", "wrms", "ostd", "ofs", "aihwkit", "abs"]
 """How a level becomes a standard deviation."""
@@ -198,11 +199,7 @@ def _scale(definition: Definition, matrix: Tensor, *, by_column: bool) -> Tensor
         return matrix.abs().amax(dim=axes, keepdim=True)
     if definition == "wrange":
         return matrix.amax(dim=axes, keepdim=True) - matrix.amin(dim=axes, keepdim=True)
-    return _wide(matrix).std(dim=axes, correction=0, keepdim=True).to(matrix.dtype)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in {torch.bfloat16, torch.float16} else tensor
+    return wide(matrix).std(dim=axes, correction=0, keepdim=True).to(matrix.dtype)
 
 
 def _tile_scales(spec: NoiseSpec, matrix: Tensor) -> Tensor:
@@ -247,14 +244,14 @@ class OutputScale:
         input_times_weight: float | None = None,
     ) -> OutputScale:
         """Scales of clean quantised outputs, `[batch, channels, ...]`, without gradient, in float32 or better."""
-        wide = _wide(clean.detach())
-        kept = channel_dim % wide.dim() if per == "column" else -1
-        axes = [axis for axis in range(wide.dim()) if axis != kept]
+        values = wide(clean.detach())
+        kept = channel_dim % values.dim() if per == "column" else -1
+        axes = [axis for axis in range(values.dim()) if axis != kept]
         return cls(
-            std=wide.std(dim=axes, correction=0, keepdim=True),
-            mean_magnitude=wide.abs().mean(dim=axes, keepdim=True),
-            full_scale=None if full_scale is None else wide.new_tensor(full_scale),
-            input_times_weight=None if input_times_weight is None else wide.new_tensor(input_times_weight),
+            std=values.std(dim=axes, correction=0, keepdim=True),
+            mean_magnitude=values.abs().mean(dim=axes, keepdim=True),
+            full_scale=None if full_scale is None else values.new_tensor(full_scale),
+            input_times_weight=None if input_times_weight is None else values.new_tensor(input_times_weight),
             per=per,
         )
 

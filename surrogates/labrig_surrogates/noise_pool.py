@@ -25,10 +25,13 @@ WINDOW = 2**17
 
 _MASK = 2**64 - 1
 
+GOLDEN = 0x9E3779B97F4A7C15
+"""Step of the sequence that `mix` scrambles: 2**64 over the golden ratio."""
+
 
 def mix(word: int) -> int:
     """64 well-mixed bits of a 64-bit word: the output function of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    word = (word + 0x9E3779B97F4A7C15) & _MASK
+    word = (word + GOLDEN) & _MASK
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK
     return word ^ (word >> 31)

@@ -10,15 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_MASK = (1 << 64) - 1
+from labrig_surrogates.noise_pool import GOLDEN, mix
 
 
 def _seed(key: int, count: int) -> int:
-    """Splitmix64 (Steele, Lea and Flood, 2014): neighbouring counts give unrelated seeds."""
-    mixed = (key + (count + 1) * 0x9E3779B97F4A7C15) & _MASK
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
-    return mixed ^ (mixed >> 31)
+    """Number `count` of the SplitMix64 sequence of a key: neighbouring counts give unrelated seeds."""
+    return mix(key + count * GOLDEN)
 
 
 @torch.library.custom_op("labrig_surrogates::normal", mutates_args=("state",))

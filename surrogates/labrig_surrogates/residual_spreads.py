@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.faults import refuse
+from labrig_surrogates.quantization import wide
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """The layer's product of inputs and weights, such as `torch.nn.functional.linear` or a `partial` of `conv2d`."""
@@ -81,7 +82,7 @@ class HardwareSpread(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             if not self.differentiable:
                 x, weight = x.detach(), weight.detach()
-            x, weight = _wide(x), _wide(weight)
+            x, weight = wide(x), wide(weight)
             variance = self.amplifier
             if self.conductance is not None:
                 variance = variance + self.conductance * self.product(x * x, weight * weight)
@@ -189,7 +190,3 @@ class HeadSpread(nn.Module):
 
     def _sigma(self, x: Tensor) -> Tensor:
         return self.floor + nn.functional.softplus(self.head(x))
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in {torch.bfloat16, torch.float16} else tensor

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from labrig_surrogates.faults import refuse
 from labrig_surrogates.normal_stream import NormalStream
+from labrig_surrogates.quantization import wide
 
 Sampling = Literal["training", "always", "never"]
 """When `forward(x)` adds noise: in training mode only, in both modes, or never (the mean)."""
@@ -115,7 +116,7 @@ class StochasticResidual(nn.Module):
         if self.loading is not None and noise.common is not None:
             common = noise.common @ self.loading.to(noise.common.dtype).T
             residual = residual + common.reshape(*common.shape, *[1] * (y.dim() - 2))
-        noisy: Tensor = (_wide(y) + residual).to(y.dtype)
+        noisy: Tensor = (wide(y) + residual).to(y.dtype)
         return x + noisy if self.skip else noisy
 
     def draw(self, like: Tensor) -> ResidualNoise:
@@ -194,14 +195,10 @@ def evaluate_samples(model: nn.Module, x: Tensor, samples: int) -> SampleStatist
     """
     refuse("evaluation under noise", [] if samples >= 2 else [f"{samples} samples have no spread: two or more"])
     with sampling(model, "always"):
-        mean = _wide(model(x)).clone()
+        mean = wide(model(x)).clone()
         squares = torch.zeros_like(mean)
         for count in range(2, samples + 1):
-            difference = _wide(model(x)) - mean
+            difference = wide(model(x)) - mean
             mean += difference / count
             squares += difference**2 * ((count - 1) / count)
     return SampleStatistics(mean, torch.sqrt(squares / (samples - 1)), samples)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in {torch.bfloat16, torch.float16} else tensor

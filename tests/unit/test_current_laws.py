@@ -73,7 +73,7 @@ UNIT_PER_A = 1.0 * 2.0 / (SPAN_S * 0.4)
 """Output, in the unit of the layer, of one ampere: largest weight and input over span and largest voltage."""
 
 
-def noise_of(model: nn.Module, x: Tensor, count: int = 40_000) -> Tensor:
+def noise_of(model: nn.Module, x: Tensor, count: int = 100_000) -> Tensor:
     with torch.no_grad():
         with noise_off(model):
             clean: Tensor = model(x)
