@@ -439,6 +439,18 @@ def test_addresses_that_others_reach_are_refused_before_anything_moves(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("verb", [["sweep", "rig.toml", "--plan", "mvm", "--live"], ["view", "run.h5"]])
+def test_without_aiohttp_one_line_says_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    (tmp_path / "rig.toml").write_text(RIG)
+    monkeypatch.setattr("labrig.extras.find_spec", lambda name: None)
+    refused = labrig(tmp_path, *verb)
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("needs aiohttp, not installed here; run: pip install 'labrig[live]'\n")
+    assert [one.name for one in tmp_path.iterdir()] == ["rig.toml"]
+
+
 def test_view_of_a_recording_and_of_nothing(tmp_path: Path, record: Callable[..., Path]) -> None:
     path = record(tmp_path / "run.h5", supply=4)
     command = [sys.executable, "-m", "labrig", "view", str(path), "--live-at", "127.0.0.1:0", "--no-browser"]

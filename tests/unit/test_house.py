@@ -25,7 +25,10 @@ LONGEST_TEST_LINES = 600
 TRAIN_EXTRA = {"torch", "scipy", "sklearn"}
 REPORT_EXTRA = {"jinja2", "plotly"}
 EXPORT_EXTRA = {"h5netcdf", "pyarrow"}
-NOT_FOR_DRIVERS = TRAIN_EXTRA | REPORT_EXTRA | EXPORT_EXTRA | {"h5py", "pydantic", "typer", "rich", "labrig"}
+LIVE_EXTRA = {"aiohttp"}
+NOT_FOR_DRIVERS = (
+    TRAIN_EXTRA | REPORT_EXTRA | EXPORT_EXTRA | LIVE_EXTRA | {"h5py", "pydantic", "typer", "rich", "labrig"}
+)
 
 # Written in pieces so that this file does not trip over itself.
 REGISTRY_HOSTS = tuple(
@@ -106,7 +109,7 @@ def test_drivers_load_nothing_that_a_driver_author_does_not_need() -> None:
     ids=lambda modules: modules[0],
 )
 def test_base_install_needs_no_extra(modules: list[str]) -> None:
-    assert not loaded_by(modules) & (TRAIN_EXTRA | REPORT_EXTRA | EXPORT_EXTRA)
+    assert not loaded_by(modules) & (TRAIN_EXTRA | REPORT_EXTRA | EXPORT_EXTRA | LIVE_EXTRA)
 
 
 def test_calibration_design_loads_numpy_only() -> None:
