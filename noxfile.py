@@ -42,7 +42,14 @@ def lowest(session: nox.Session) -> None:
     """The default tests with the oldest versions that pyproject.toml allows."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["train"], *extras["report"], *extras["export"], *extras["test"]]
+    wanted = [
+        *project["dependencies"],
+        *extras["train"],
+        *extras["report"],
+        *extras["export"],
+        *extras["live"],
+        *extras["test"],
+    ]
     floors = [f"{found[1]}=={found[2]}" for need in wanted if (found := re.match(r"([\w-]+)>=([\w.]+)", need))]
     constraints = Path(session.create_tmp()) / "lowest.txt"
     constraints.write_text("\n".join(floors) + "\n")
