@@ -301,6 +301,14 @@ def test_a_lease_is_of_no_use_to_another_client() -> None:
             fault = read_answer(read_body(served.sent[-1][1])).fault
             assert fault is not None
             assert "belongs to another client" in fault.text
+            # Nor does the name of its holder help without it.
+            for number, token in enumerate((None, "guessed"), start=2):
+                forged = Request("program", "me", number, token, None, "board", {"array": 0}, {"conductance_s": GOOD_S})
+                served.come("program", next(packets(forged.encoded(), 10 + number)))
+                await served.settle()
+                fault = read_answer(read_body(served.sent[-1][1])).fault
+                assert fault is not None
+                assert "lease" in fault.text
 
     asyncio.run(steal())
 
