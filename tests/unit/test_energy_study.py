@@ -1,30 +1,14 @@
-"""The energy grid: loads counted from a network against those counted by hand, and a verdict for every cell."""
+"""The energy grid: counts against those made by hand, and a verdict for every cell."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
 from labrig.studies.energy import run
 from labrig.studies.running import StudySettings
-from labrig.studies.vision.loads import layer_loads
 from labrig_drivers.errors import ConfigError
-
-
-def test_loads_are_those_of_the_layers_that_an_image_reaches() -> None:
-    network = nn.Sequential(
-        nn.Conv2d(3, 20, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(20 * 16, 10), nn.Dropout()
-    )
-    network.train()
-    loads = layer_loads(network, torch.zeros(1, 3, 8, 8), rows=256, columns=16, input_bits=4, output_bits=6)
-    assert network.training
-    assert [(one.name, one.tiles, one.mvms, one.macs) for one in loads] == [
-        ("0", 2, 16, 27 * 20 * 16),
-        ("3", 2, 1, 320 * 10),
-    ]
 
 
 def test_the_grid_has_a_verdict_for_every_cell_and_none_is_left_out() -> None:

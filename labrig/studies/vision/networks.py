@@ -41,8 +41,8 @@ NETWORKS: Final[Mapping[str, MakeNetwork]] = MappingProxyType(
         "resnet20": resnet20,
     }
 )
-"""What makes a network of some classes; `airbench-half` has half the channels, a quarter of the work; the tiny one shows
-that everything works."""
+"""What makes a network of some classes. `airbench-half` has half the channels and takes a quarter of the work;
+`airbench-tiny` shows that everything works."""
 
 ACTIVATIONS: Final[Mapping[str, Activation]] = MappingProxyType(
     {
