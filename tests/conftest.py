@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -30,6 +31,10 @@ Leftover = TypeVar("Leftover")
 # core which another process holds make them ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# What a test asserts is no time: one that takes long on a busy machine is not wrong.
+hypothesis.settings.register_profile("labrig", deadline=None)
+hypothesis.settings.load_profile("labrig")
 
 GRACE_S = 1.0
 """How long something that is already ending may take; a real leftover stays for ever."""
