@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
-from aiohttp import ClientSession, WSMsgType
+from aiohttp import ClientSession, ClientWSTimeout, WSMsgType
 from served_rig import MOCK, ServedRig, broker_at, serving
 
 from labrig.boards.remote import RemoteBoard
@@ -150,3 +150,26 @@ async def test_a_link_that_breaks_fails_what_is_under_way_and_the_broker_takes_o
 def test_what_is_not_safe_never_listens(settings: DirectSettings, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         settings.check()
+
+
+async def test_a_user_that_asks_and_never_listens_holds_nobody_up(rig: ServedRig) -> None:
+    """Its answers wait in its own connection, bounded by its window; the rig can be taken from it."""
+    from labrig.remote.envelope import packets
+    from labrig.remote.messages import Request
+
+    session = rig.session(who="deaf")
+    async with RemoteBoard(session) as board, ClientSession() as http:
+        await board.program(0, TARGET_S)
+        token = rig.service._direct.offer()  # type: ignore[union-attr]
+        headers = {"Authorization": f"Bearer {token['direct_token']}"}
+        soon = ClientWSTimeout(ws_close=0.1)
+        async with http.ws_connect(str(token["direct"]), headers=headers, timeout=soon) as deaf:
+            # It stops to read, so that soon nothing more fits into the connection.
+            deaf._reader._protocol.pause_reading()
+            client, lease, line_v = session._client_id, session._lease, np.zeros((40_000, 12))
+            for number in range(1000, 1012):
+                request = Request("mvm", client, number, lease, None, "board", {"array": 0}, {"voltage_v": line_v})
+                for packet in packets(request.encoded(), number, None):
+                    await deaf.send_bytes(packet)
+            async with rig.board(rig.session(who="bob", take_over="deaf", answer_s=20.0)) as other:
+                assert len((await other.mvm(0, LINE_V)).code) == 3
