@@ -21,7 +21,10 @@ _DEFAULT_OUTPUT = Path("studies")
 def study(
     name: Annotated[
         str,
-        typer.Argument(help="Which study: break-even, diffusion, ebm, energy, eqprop, equilibrium, recurrent or robustness."),
+        typer.Argument(
+            help="Which study: ablation, break-even, diffusion, ebm, energy, eqprop, equilibrium, recurrent, "
+            "robustness or schedules."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and the numbers.")] = (
         _DEFAULT_OUTPUT

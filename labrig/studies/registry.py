@@ -13,6 +13,8 @@ from labrig_drivers.errors import ConfigError
 STUDIES: Final[dict[str, str]] = {
     "break-even": "how wrong must a surrogate be before training on the chip itself pays?",
     "robustness": "how much accuracy do networks of 4 bits keep on noisy chips, by how they were trained?",
+    "ablation": "what does each part of the training for noisy chips add?",
+    "schedules": "does it matter how the noise of a training grows?",
     "energy": "does an analog inference take a fifth of a digital one, and against which machine?",
     "equilibrium": "does a recurrence on an array bear weight errors better than the same work unrolled?",
     "eqprop": "does an array learn from its own settled states, and at which read noise does that break?",

@@ -12,20 +12,18 @@ from dataclasses import replace
 from typing import Final
 
 from labrig.studies.cache import Cache
-from labrig.studies.intervals import exactly, of_difference, of_mean
-from labrig.studies.result import Control, Curve, Finding, Plot, StudyResult, Table, at_least, at_most
+from labrig.studies.intervals import of_difference, of_mean
+from labrig.studies.result import Curve, Finding, Plot, StudyResult, Table, at_least, at_most
 from labrig.studies.running import Found, Report, StudySettings, finished
-from labrig.studies.vision.arrays import PIXEL_BITS, Noise
+from labrig.studies.vision.arrays import Noise
+from labrig.studies.vision.comparison import TRAINED_AT
+from labrig.studies.vision.conditions import chip_conditions, chip_controls
 from labrig.studies.vision.grid import Grid, Scores, Size, shuffled
 from labrig.studies.vision.methods import METHODS, Method
 from labrig.studies.vision.place import place_of
 from labrig.studies.vision.summary import noise_tolerance, normalised_area
-from labrig_drivers.errors import ConfigError
 
 QUESTION = "How much accuracy do networks of 4 bits keep on noisy chips, and what in their training keeps it?"
-
-TRAINED_AT: Final = 0.2
-"""N that methods with noise are trained for; one network serves all chips."""
 
 _HEADLINE: Final = ("digital", "QAT", "QAT, clipped", "noise injection, distilled", "ours")
 _LEVELS: Final = (0.0, 0.05, 0.1, 0.2)
@@ -45,8 +43,6 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         ConfigError: A rig is named, or no folder with the data.
         StorageError: Data or networks cannot be read or written.
     """
-    if settings.rig is not None:
-        raise ConfigError("robustness needs many chips of a known noise, which are simulated; give no --rig")
     started_s = time.monotonic()
     size = _QUICK if settings.quick else _USUAL
     place = replace(place_of(settings, "robustness"), images=size.images)
@@ -65,14 +61,14 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
 def _found(grid: Grid, scores: Scores, control: Scores, data: str) -> Found:
     return Found(
         findings=tuple(_findings(scores)),
-        controls=tuple(_controls(grid, scores, control)),
+        controls=tuple(chip_controls(grid, scores, control)),
         tables=(
             _table("Batch norm re-estimated on each chip", grid, scores, again=True),
             _table("Batch norm as trained", grid, scores, again=False),
             _summary(grid, scores),
         ),
         plots=tuple(_plots(grid, scores)),
-        conditions=_conditions(grid, scores, data),
+        conditions=chip_conditions(grid, scores, data, TRAINED_AT),
     )
 
 
@@ -105,20 +101,6 @@ def _findings(scores: Scores) -> list[Finding]:
         found.append(at_most("At 20 % on weights and outputs 5 points or less are lost", drop, 5.0))
         found.append(at_most("At 20 % on weights and outputs 3 points or less are lost", drop, 3.0))
     return found
-
-
-def _controls(grid: Grid, scores: Scores, control: Scores) -> list[Control]:
-    made = []
-    quiet = [scores.as_trained[key] for key in scores.as_trained if key[1] == Noise(0.0)]
-    if quiet and grid.size.folds == 1:
-        apart = max(max(max(of_seed) - min(of_seed) for of_seed in cell.values) for cell in quiet)
-        figure = exactly(apart, "points", "chips without noise")
-        made.append(Control("noise off", "all chips are as good as one another", figure, apart == 0.0))
-    for cell in control.re_estimated.values():
-        figure = of_mean(cell.of_seeds, "%", "seeds")
-        passed = all(abs(one - 10.0) < 3.0 for one in cell.of_seeds)
-        made.append(Control("labels of the test images shuffled", "one in ten is right by chance", figure, passed))
-    return made
 
 
 def _table(title: str, grid: Grid, scores: Scores, *, again: bool) -> Table:
@@ -184,21 +166,3 @@ def _plots(grid: Grid, scores: Scores) -> list[Plot]:
         title = f"Accuracy over noise {words}; batch norm re-estimated"
         plots.append(Plot(title, "N (%)", "accuracy (%)", tuple(curves)))
     return plots
-
-
-def _conditions(grid: Grid, scores: Scores, data: str) -> dict[str, str]:
-    size = grid.size
-    empty = (
-        {"cells not run": ", ".join(f"{name} at {noise}" for name, noise in scores.missing)} if scores.missing else {}
-    )
-    return {
-        "data": f"{data}; choices on training images held out, each number looks at the test images once",
-        "images": f"each chip sees one of {size.folds} parts of the test images, all parts equally often",
-        "network": f"{size.network}; {size.digital_epochs} epochs digital, then {size.epochs} of each method",
-        "precision": f"weights 4 bits, nearest; inputs of every layer 4 bits, pixels {PIXEL_BITS}; no other converters",
-        "noise": "wmax/program: N max|W| on each weight, drawn once for a chip; ostd/read: N times the standard "
-        "deviation of a layer's outputs, fresh at every MVM, before batch norm; all layers, each one array",
-        "trained for": f"N = {TRAINED_AT:.0%} where a method trains with noise",
-        "chips": f"{size.chips} for each seed, the same for all methods",
-        **empty,
-    }

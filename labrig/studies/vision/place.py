@@ -17,8 +17,10 @@ def place_of(settings: StudySettings, study: str) -> Place:
         study: Its name, for the error.
 
     Raises:
-        ConfigError: There is no folder with the data.
+        ConfigError: A rig is named, or there is no folder with the data.
     """
+    if settings.rig is not None:
+        raise ConfigError(f"{study} needs many chips of a known noise, which are simulated; give no --rig")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     networks = settings.networks
     if networks is None:

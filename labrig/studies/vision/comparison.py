@@ -1,0 +1,74 @@
+"""A study that compares changes of one method: trains them, judges them on the same chips, and says what differs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from labrig.studies.cache import Cache
+from labrig.studies.result import StudyResult
+from labrig.studies.running import Found, Report, StudySettings, finished
+from labrig.studies.vision.arrays import Noise
+from labrig.studies.vision.conditions import chip_conditions, chip_controls
+from labrig.studies.vision.factors import Factor, differences, findings, plot, table
+from labrig.studies.vision.grid import Grid, Size, shuffled
+from labrig.studies.vision.methods import Method
+from labrig.studies.vision.place import place_of
+
+TRAINED_AT = 0.2
+"""N that methods with noise are trained for; one network serves all chips."""
+
+_NOISES = (Noise(0.0), Noise(0.1), Noise(0.2), Noise(0.1, 0.1), Noise(0.2, 0.2))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        name: Of the study.
+        question: What it asks.
+        base: What the changes are made to.
+        factors: The changes.
+        size: How large it is.
+        noises: Of the chips.
+    """
+
+    name: str
+    question: str
+    base: Method
+    factors: Sequence[Factor]
+    size: Size
+    noises: Sequence[Noise] = _NOISES
+
+
+def compared(what: Comparison, settings: StudySettings, report: Report) -> StudyResult:
+    """Runs a comparison.
+
+    Args:
+        what: What is compared.
+        settings: How it is run.
+        report: Progress.
+
+    Raises:
+        ConfigError: A rig is named, or no folder with the data.
+        StorageError: Data or networks cannot be read or written.
+    """
+    started_s = time.monotonic()
+    place = replace(place_of(settings, what.name), images=what.size.images)
+    methods = [what.base, *(one.method for one in what.factors)]
+    grid = Grid(what.size, [(one, TRAINED_AT) for one in methods], what.noises, tuple(settings.all_seeds))
+    cache = Cache(settings.cache, by_code=False)
+    scores = grid.scores(place, cache, settings.processes, report, train=not settings.evaluate)
+    permuted = shuffled(replace(grid, methods=grid.methods[:1]), what.noises[-1])
+    control = permuted.scores(place, cache, settings.processes, report, train=False)
+    found = differences(what.base, what.factors, what.noises, scores)
+    outcome = Found(
+        findings=tuple(findings(what.factors, what.noises, found)),
+        controls=tuple(chip_controls(grid, scores, control)),
+        tables=(table(what.base, what.factors, what.noises, scores, found),),
+        plots=(plot(what.factors, what.noises, found),),
+        conditions=chip_conditions(grid, scores, place.data_name, TRAINED_AT),
+    )
+    return finished(what.name, what.question, settings, outcome, started_s)
