@@ -96,7 +96,8 @@ def hermes(devices: int = 2) -> Device:
     mean = Branches(0.0945, ClippedLog(-0.0387, -0.0182, 0.072, 0.13), Polynomial((0.0736, -0.0126, -0.0436)))
     drift = PowerLawDrift(Programmed(programming, largest_s), mean, exponent_sigma, largest_s, first_s)
     read = AccumulatedFlicker(amplitude, largest_s, read_s=512e-9, first_s=first_s)
-    return Device(f"HERMES, {devices} devices", "aihwkit 4545f11; Le Gallo 2023", 0.0, largest_s, drift, read)
+    name = f"HERMES, {devices} device" + ("s" if devices > 1 else "")
+    return Device(name, "aihwkit 4545f11; Le Gallo 2023", 0.0, largest_s, drift, read)
 
 
 def reram_wan() -> Device:
