@@ -69,12 +69,15 @@ async def survey(config: RigConfig) -> RigSurvey:
         StateError: Somebody else has an instrument, or no watchdog process can be started.
         LabrigError: See `open_rig` and `Rig.open`.
     """
-    real = {spec.name for spec in instrument_specs(config) if spec.addresses}
+    specs = instrument_specs(config)
+    real = {spec.name for spec in specs if spec.addresses}
+    # The watchdog is for what is here; what a rig elsewhere serves is protected there.
+    elsewhere = {spec.name for spec in specs if spec.link is not None}
     async with open_rig(config) as rig:
         return RigSurvey(
             identities=rig.identities(),
             info=rig.board.info,
-            protection={name: found for name, found in rig.host_loss_protection().items() if name in real},
+            protection={name: found for name, found in rig.host_loss_protection().items() if name in real | elsewhere},
             open_interlocks=tuple(await rig.open_interlocks()),
             watchdog_start_s=await _start_watchdog() if real else None,
             axes=await _axes(rig),

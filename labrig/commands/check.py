@@ -57,7 +57,7 @@ def _print(console: Console, config: RigConfig, found: RigSurvey) -> None:
         console.print(f"axis {name}: {_axis(axis)}", soft_wrap=True)
     for name, condition in config.conditions.items():
         console.print(f"condition {name} ({condition.reads}): {_state(found, name)}", soft_wrap=True)
-    if found.watchdog_start_s is not None:
+    if found.protection:
         _print_protection(console, config, found)
     console.print("all instruments answered; no output was touched")
 
@@ -70,6 +70,8 @@ def _print_protection(console: Console, config: RigConfig, found: RigSurvey) -> 
     for name, interlock in config.interlocks.items():
         state = "OPEN" if name in found.open_interlocks else "closed"
         console.print(f"interlock {name} (read by {interlock.instrument}): {state}")
+    if found.watchdog_start_s is None:
+        return
     console.print(
         f"watchdog process: available, ready in {found.watchdog_start_s:.2f} s; "
         "it switches off when the program is killed",

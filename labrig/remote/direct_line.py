@@ -76,7 +76,7 @@ class DirectLine:
                     max_msg_size=LONGEST_PACKET_BYTES,
                     compress=0,
                     heartbeat=HEARTBEAT_S,
-                    timeout=ClientWSTimeout(ws_close=1.0),
+                    timeout=ClientWSTimeout(ws_close=1.0),  # pyright: ignore[reportCallIssue]
                     ssl=True if tls is None else tls,
                 )
         except (ClientError, OSError, TimeoutError, ValueError) as error:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from labrig.addresses import BrokerAddress
 from labrig.telemetry.broker import Broker
@@ -120,7 +120,7 @@ async def embedded_broker(settings: EmbeddedSettings, root: str, rig_client: str
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what amqtt will change
-            from amqtt.adapters import StreamWriterAdapter
+            from amqtt.adapters import ReaderAdapter, StreamWriterAdapter
             from amqtt.broker import Broker as AmqttBroker
 
             from labrig.remote.embedded_door import Begun, first_bytes
@@ -145,7 +145,9 @@ async def embedded_broker(settings: EmbeddedSettings, root: str, rig_client: str
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if (beginning := await first_bytes(reader, writer)) is not None:
-                await broker.external_connected(Begun(reader, beginning), StreamWriterAdapter(writer), "default")
+                # What amqtt asks of a reader is less than its class promises.
+                begun = cast(ReaderAdapter, Begun(reader, beginning))
+                await broker.external_connected(begun, StreamWriterAdapter(writer), "default")
         except Exception as error:  # whatever a client sends, the broker goes on
             _log.info("a connection failed: %s", error)
         finally:

@@ -17,7 +17,7 @@ class OneAccount(BaseAuthPlugin):  # type: ignore[misc]  # amqtt has no types
     """Lets in who knows the account; everybody where there is none."""
 
     @dataclass
-    class Config:
+    class Config(BaseAuthPlugin.Config):  # type: ignore[misc]
         """What the account is."""
 
         username: str | None = None
@@ -41,7 +41,7 @@ class OwnTopics(BaseTopicPlugin):  # type: ignore[misc]  # amqtt has no types
     """
 
     @dataclass
-    class Config:
+    class Config(BaseTopicPlugin.Config):  # type: ignore[misc]
         """What is protected.
 
         Attributes:

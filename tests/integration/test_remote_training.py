@@ -86,7 +86,9 @@ def test_every_verb_works_from_afar_and_training_gives_the_same_network(cli: Cli
 
     with served(here) as link:
         user(link)
-        assert "SIM-0001" in cli("check", far)
+        told = cli("check", far)
+        assert "SIM-0001" in told
+        assert "board: itself, after 10 s without the host (the rig makes its instruments safe" in told
         cli("sweep", far, "--plan", "mvm", "-o", tmp_path / "far.h5", "--writes", "2")
     cli("calibrate", tmp_path / "far.h5", "-o", tmp_path / "chip.safetensors")
     with Recording.open(tmp_path / "far.h5") as recording:
