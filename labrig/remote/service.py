@@ -53,11 +53,13 @@ class Manners:
         lease_s: How long in s a lease lasts that is not renewed; outputs are off soon after.
         window: How many requests for one instrument may wait or be under way.
         most_queued_bytes: Bytes of arrays in all of them together.
+        traffic_s: Time in s between two reports of what came, where there is news.
     """
 
     lease_s: float = 10.0
     window: int = 8
     most_queued_bytes: int = 2 * LONGEST_MESSAGE_BYTES
+    traffic_s: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class RigService:
         self._tell_lease()
         tasks = [asyncio.create_task(self._work(name), name=f"labrig-serve-{name}") for name in self._queues]
         tasks.append(asyncio.create_task(self._watch_lease(), name="labrig-serve-lease"))
+        tasks.append(asyncio.create_task(self._tell_traffic(), name="labrig-serve-traffic"))
         try:
             yield
         finally:
@@ -263,6 +266,16 @@ class RigService:
                 except Exception as error:  # whoever watches must not fall asleep; the next look tries again
                     _log.exception("a lease could not be ended")
                     self._say(f"ALARM: a lease could not be ended: {error}")
+
+    async def _tell_traffic(self) -> None:
+        told = 0
+        while True:
+            await asyncio.sleep(self.manners.traffic_s)
+            if self.requests + self.refused != told:
+                told = self.requests + self.refused
+                under_way = sum(self._under_way.values())
+                fields = {"requests": self.requests, "refused": self.refused, "under_way": under_way}
+                self._notices.event("telemetry/requests", {**fields, "dropped": self._notices.dropped}, qos=0)
 
     async def _turn_over(self, request: Request, outlet: Outlet) -> None:
         try:

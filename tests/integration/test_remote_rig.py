@@ -20,6 +20,7 @@ from labrig.events import EventBus
 from labrig.plans import MvmCalibrationPlan
 from labrig.recording import Recording
 from labrig.remote.embedded import EmbeddedSettings, embedded_broker
+from labrig.remote.service import Manners
 from labrig.telemetry.broker import Broker
 from labrig.testing.driver_contract import check_crossbar_board, check_source_meter
 from labrig.testing.mosquitto import Mosquitto, subscribed
@@ -161,10 +162,13 @@ async def test_the_embedded_broker_answers_without_nagle_and_speaks_3_1_1() -> N
 
 async def test_everybody_can_read_how_the_rig_stands(broker: Mosquitto) -> None:
     with subscribed(broker, *NO_BYTES) as listener:
-        async with serving(MOCK, broker_at(broker.port)) as rig:
+        async with serving(MOCK, broker_at(broker.port), Manners(traffic_s=0.05)) as rig:
             assert rig.side.protocol == "5"
             async with rig.board(rig.session(who="ada@lab")):
                 await asyncio.to_thread(listener.wait_for, lambda heard: any("granted" in one.payload for one in heard))
+                await asyncio.to_thread(
+                    listener.wait_for, lambda heard: any(one.topic == f"{TOPIC}/telemetry/requests" for one in heard)
+                )
                 with subscribed(broker, *NO_BYTES) as newcomer:
                     later = await asyncio.to_thread(newcomer.wait_for, lambda heard: len(heard) >= 3)
         heard = await asyncio.to_thread(listener.wait_for, lambda heard: heard[-1].payload == "disconnected")
@@ -183,6 +187,9 @@ async def test_everybody_can_read_how_the_rig_stands(broker: Mosquitto) -> None:
         "disconnected",
     ]
     events = [json.loads(one.payload) for one in heard if one.topic == f"{TOPIC}/event/lease"]
+    traffic = [json.loads(one.payload) for one in heard if one.topic == f"{TOPIC}/telemetry/requests"]
+    assert traffic[-1]["requests"] >= 3
+    assert (traffic[-1]["refused"], traffic[-1]["dropped"]) == (0, 0)
     assert [(one["what"], one["who"]) for one in events] == [("granted", "ada@lab"), ("released", "ada@lab")]
 
 
