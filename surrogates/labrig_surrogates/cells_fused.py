@@ -15,7 +15,7 @@ from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.cells import ArrayWeights, StreamedWeights, WeightState, add_noise, noise_draw, noise_sigma
 from labrig_surrogates.draws import Draw
 from labrig_surrogates.effect_settings import WeightNoise
-from labrig_surrogates.passes import HALF_LEVEL, SLACK, Number, pieces
+from labrig_surrogates.passes import HALF_LEVEL, SLACK, Number, largest_number, pieces
 
 
 class _Plan(NamedTuple):
@@ -31,8 +31,8 @@ class _Plan(NamedTuple):
     backward: str
     backward_draw: Draw | None
 
-    def known_sigma(self) -> float | None:
-        """Standard deviation of the noise in levels, where it does not depend on the weights."""
+    def known_sigma(self, weight: Tensor) -> float | None:
+        """Standard deviation of the noise in levels, where it takes no finished codes to tell it."""
         noise, unit = self.noise, self.unit
         if noise is None:
             return None
@@ -40,6 +40,11 @@ class _Plan(NamedTuple):
         alike = (isinstance(unit, int | float) or unit.numel() == 1) != noise.per_column
         if noise.relative_to == "range" or (noise.relative_to == "wmax" and not self.clips and alike):
             return noise.level * self.levels
+        if noise.relative_to == "wmax" and self.uniform is None and alike and isinstance(unit, int | float):
+            largest = largest_number(weight)
+            if isinstance(largest, int | float):
+                code = largest / unit
+                return noise.level * min(float(round(code)) if self.rounds else code, self.levels)
         return noise.level / unit if noise.relative_to == "abs" and isinstance(unit, int | float) else None
 
 
@@ -75,7 +80,7 @@ def _codes(weight: Tensor, plan: _Plan, sigma: float | None, start: int = 0) -> 
 
 def _codes_of_both_passes(weight: Tensor, plan: _Plan) -> tuple[Tensor, Tensor | None]:
     """Codes with noise; the second result is for the backward pass."""
-    sigma = plan.known_sigma()
+    sigma = plan.known_sigma(weight)
     if plan.noise is None or (sigma is not None and plan.backward == "same"):
         return _codes(weight, plan, sigma), None
     codes = _codes(weight, plan, None)
@@ -129,7 +134,7 @@ def fused_rows(
 ) -> ArrayWeights | StreamedWeights:
     """The same for one product without a gradient: a few rows at a time, unless noise asks for all weights first."""
     plan = _plan(weight, config, state, limit)
-    sigma = None if plan is None else plan.known_sigma()
+    sigma = None if plan is None else plan.known_sigma(weight.detach())
     if plan is None or (plan.noise is not None and sigma is None):
         return _cells(weight, plan, limit)
     values = weight.detach()

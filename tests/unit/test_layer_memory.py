@@ -39,6 +39,9 @@ CONFIGS = {
     "stochastic rounding": replace(RUNG, weight_quantization=WeightQuantization(4, rounding="stochastic")),
     "columns apart": replace(RUNG, mapping=Mapping(per_column=True), weight_noise=WeightNoise(0.05, per_column=True)),
     "columns apart, noise alike": replace(RUNG, mapping=Mapping(per_column=True)),
+    "sigma range": replace(RUNG, mapping=Mapping("sigma", 2.0)),
+    "fixed range, largest weight": replace(RUNG, mapping=Mapping("fixed")),
+    "sigma range, no levels": replace(RUNG, mapping=Mapping("sigma", 2.0), weight_quantization=None),
     "fixed range": replace(RUNG, mapping=Mapping("fixed"), weight_noise=WeightNoise(0.05, "range")),
     "noise of the weights' own size": replace(RUNG, weight_noise=WeightNoise(0.05, "wrms")),
     "fresh backward": replace(RUNG, backward=BackwardPass("fresh")),
@@ -102,11 +105,14 @@ def test_what_is_streamed_needs_no_gradient_of_weights_inputs_or_bias(monkeypatc
     assert asked == [False, True, True, False]
 
 
+@pytest.mark.parametrize(
+    "mapping", [Mapping(), Mapping("fixed"), Mapping("sigma", 2.0)], ids=lambda one: one.weight_range
+)
 @pytest.mark.parametrize("programmed", [False, True], ids=["each pass", "programmed"])
-def test_memory_is_at_most_half_more_than_that_of_a_plain_layer(programmed: bool) -> None:
+def test_memory_is_at_most_half_more_than_that_of_a_plain_layer(programmed: bool, mapping: Mapping) -> None:
     size, batch = 512, 128
     plain, x = nn.Linear(size, size), torch.randn(batch, size)
-    analog = to_analog(plain, RUNG)
+    analog = to_analog(plain, replace(RUNG, mapping=mapping))
     if programmed:
         program(analog)
     inputs, grad = x.clone().requires_grad_(), torch.randn(batch, size)
