@@ -26,6 +26,7 @@ from labrig.boards.remote import RemoteBoard
 from labrig.config import parse_rig
 from labrig.remote.addresses import RigAddress
 from labrig.remote.broker_side import rig_client_id
+from labrig.remote.connection import Connection, Dialect
 from labrig.remote.direct import DirectSettings
 from labrig.remote.direct_limits import LONGEST_PACKET_BYTES
 from labrig.remote.embedded import EmbeddedSettings, embedded_broker
@@ -34,7 +35,7 @@ from labrig.remote.results import mvm_parts
 from labrig.remote.serving import served
 from labrig.remote.session import RemoteSession, Wishes
 from labrig.rig import Rig
-from labrig.telemetry.broker import Broker, connected
+from labrig.telemetry.broker import Broker
 from labrig.testing.mosquitto import find_mosquitto, mosquitto
 from labrig_drivers.crossbar import BoardInfo
 
@@ -75,8 +76,9 @@ async def echo(client: Client, answers: dict[int, bytes]) -> None:
 async def bare_mqtt(name: str, broker: Broker, stack: AsyncExitStack) -> list[Case]:
     """The bare line at a broker."""
     answers: dict[int, bytes] = {}
-    far = await stack.enter_async_context(connected(broker, "bare-far", None, 10.0, 5))
-    near = await stack.enter_async_context(connected(broker, "bare-near", None, 10.0, 5))
+    # In the newest version that the broker speaks, as the remote board does it.
+    far = await stack.enter_async_context(Connection(broker, "bare-far", Dialect()).open())
+    near = await stack.enter_async_context(Connection(broker, "bare-near", Dialect()).open())
     await far.subscribe("bare/request", qos=1)
     await near.subscribe("bare/answer", qos=1)
     answering = asyncio.create_task(echo(far, answers))

@@ -37,6 +37,7 @@ class Carrier:
 
     def __init__(self, address: RigAddress, broker: Broker, client_id: str) -> None:
         self._address = address
+        self._topic = address.topic
         self._broker = broker
         self._client_id = client_id
         self._dialect = Dialect()
@@ -157,7 +158,7 @@ class Carrier:
 
         try:
             for packet in packets(message, next(self._numbers)):
-                await client.publish(f"{self._address.topic}/cmd/{verb}", packet, qos=1)
+                await client.publish(f"{self._topic}/cmd/{verb}", packet, qos=1)
         except MqttError as error:
             kind = LinkTimeoutError if str(error) == "Operation timed out" else LinkLostError
             raise kind(f"{self._address}: {verb} could not be sent: {error}") from error
@@ -199,8 +200,8 @@ class Carrier:
     async def _connection(self) -> None:
         connection = Connection(self._broker, self._client_id, self._dialect)
         async with connection.open() as client:
-            await client.subscribe(f"{self._address.topic}/reply/{self._client_id}", qos=1)
-            await client.subscribe(f"{self._address.topic}/{STATE}", qos=1)
+            await client.subscribe(f"{self._topic}/reply/{self._client_id}", qos=1)
+            await client.subscribe(f"{self._topic}/{STATE}", qos=1)
             self._client = client
             self._connected.set()
             assembler = Assembler()
@@ -211,12 +212,12 @@ class Carrier:
         payload, topic = message.payload, str(message.topic)
         if not isinstance(payload, bytes):
             return
-        if topic == f"{self._address.topic}/{STATE}":
+        if topic == f"{self._topic}/{STATE}":
             self._gone = _GONE.get(payload)
             if self._gone is not None:
                 self.fail(LinkLostError(f"{self._address}: the rig is gone: {self._gone}"))
             return
-        if topic != f"{self._address.topic}/reply/{self._client_id}":
+        if topic != f"{self._topic}/reply/{self._client_id}":
             return  # amqtt sends newcomers what others have subscribed to, as far as it is retained
         try:
             whole = assembler.take(payload, time.monotonic())

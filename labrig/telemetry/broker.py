@@ -148,8 +148,6 @@ async def _reach(broker: Broker, answer_s: float) -> ssl.SSLContext | None:
 
 async def _break_off(client: Client) -> None:
     """Closes the connection without a goodbye. aiomqtt has no call for this, and leaves one that got no answer open."""
-    from aiomqtt import MqttError
-
     paho = client._client
     connection = paho.socket()
     if isinstance(connection, socket.socket):
@@ -159,10 +157,9 @@ async def _break_off(client: Client) -> None:
         if paho.socket() is None:
             break
         await asyncio.sleep(_CLOSING_S / _LOOKS)
-    # Takes the error that the client keeps for whoever asks, and that asyncio would otherwise complain about.
-    with contextlib.suppress(MqttError, TimeoutError):
-        async with asyncio.timeout(_CLOSING_S / _LOOKS):
-            await anext(aiter(client.messages))
+    # Takes the error that the client keeps for whoever asks, and that asyncio would otherwise complain about, now or
+    # when it comes.
+    client._disconnected.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
 def _plain(error: Exception, answer_s: float) -> str:
