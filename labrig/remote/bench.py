@@ -54,6 +54,7 @@ class ServedBench:
             return Outcome()
         if name not in self._open:
             raise StateError(f"{name} is not open; use `async with` or call open() first")
+        await self._rig.keep_watch()
         if name == BOARD_NAME:
             if request.verb in BOARD_VERBS:
                 return await BOARD_VERBS[request.verb](self._rig.board, request)

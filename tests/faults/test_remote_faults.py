@@ -190,6 +190,10 @@ async def test_taking_over_needs_a_reason_and_tells_it_to_whoever_had_the_rig(ri
             with pytest.raises(StateError, match="bob took the rig over: the chip is too hot"):
                 await first.mvm(0, LINE_V)
             await second.mvm(0, LINE_V)
+        # Who lost the rig may ask for it again.
+        await first.close()
+        await first.open()
+        assert (await first.mvm(0, LINE_V)).write_index == 0
     assert any("ada no longer has the rig: bob took the rig over" in text for text in rig.said)
 
 
