@@ -7,11 +7,15 @@ needs a core for the viewers.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.acquisition import Bench, ManyBlocks, remembered_rig
@@ -55,6 +59,41 @@ def viewers(url: str, count: int) -> Iterator[int]:
             child.wait()
 
 
+@dataclass
+class Metered:
+    """Runs of one bench, and the time that the thread of its page computed meanwhile.
+
+    Attributes:
+        bench: The runs.
+        thread: The thread's id.
+        computed_s: Time in s that it computed.
+        lasted_s: Time in s that the runs lasted.
+    """
+
+    bench: Bench
+    thread: int
+    computed_s: float = 0.0
+    lasted_s: float = 0.0
+
+    async def acquire(self) -> None:
+        """One run."""
+        began_s, computed_s = time.monotonic(), computed_by(self.thread)
+        await self.bench.acquire()
+        self.computed_s += computed_by(self.thread) - computed_s
+        self.lasted_s += time.monotonic() - began_s
+
+
+def computed_by(thread: int) -> float:
+    """Time in s that a thread of this process computed so far."""
+    text = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()
+    return (int(text[11]) + int(text[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def page_threads() -> set[int]:
+    """The threads of all pages."""
+    return {one.native_id for one in threading.enumerate() if one.name == "labrig-live" and one.native_id is not None}
+
+
 @asynccontextmanager
 async def prepare(quick: bool) -> AsyncIterator[Suite]:
     """Serves the pages, starts the viewers, and opens a rig for each kind of sweep."""
@@ -64,20 +103,26 @@ async def prepare(quick: bool) -> AsyncIterator[Suite]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         buses = {ALONE: EventBus(), "sweep, page nobody looks at": EventBus(), f"sweep, {VIEWERS} viewers": EventBus()}
-        pages = [stack.enter_context(page(bus)) for bus in list(buses.values())[1:]]
+        pages, threads = [], list[int]()
+        for bus in list(buses.values())[1:]:
+            before = page_threads()
+            pages.append(stack.enter_context(page(bus)))
+            threads += page_threads() - before
         pid = stack.enter_context(viewers(pages[-1].url, VIEWERS))
         async with remembered_rig(block) as rig:
-            cases, benches = [], []
-            for name, bus in buses.items():
+            cases, metered = [], []
+            for name, bus, thread in zip(buses, buses.values(), (threading.get_native_id(), *threads), strict=True):
                 (folder / name).mkdir()
-                bench = Bench(folder / name, plan, rig, _bus=bus)
-                benches.append(bench)
+                one = Metered(Bench(folder / name, plan, rig, _bus=bus), thread)
+                metered.append(one)
                 reference = None if name == ALONE else ALONE
-                cases.append(Case(name, bench.acquire, plan.blocks, reference, before=bench.make_room))
+                cases.append(Case(name, one.acquire, plan.blocks, reference, before=one.bench.make_room))
             title = f"A run with its live page, blocks of {BATCH} MVMs of 128 x 128, the board in process"
             yield Suite(title, "block", cases, [pid])
-            for bench in benches:
-                await bench.close()
+            for name, one in list(zip(buses, metered, strict=True))[1:]:
+                print(f"{name}: the page's thread computed for {one.computed_s / one.lasted_s:.2%} of the runs' time")
+            for one in metered:
+                await one.bench.close()
         print(f"viewers: {pages[-1].viewers}; pictures overtaken on their way: {pages[-1].dropped}")
         print(f"events that the page was too slow for: {pages[-1].missed}")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from labrig.live.packing import packed
+from labrig.live.algebra import solved, solved_three, times
+from labrig.live.packing import packed, packed_coarsely
 from labrig_drivers.crossbar import FloatArray
 
 _CLOUD = 1200
@@ -17,10 +18,12 @@ _NOISE = 4000
 _NOISE_BINS = 10
 _LEAST_IN_BIN = 20
 _CURVE_POINTS = 41
-# Solving for the cells grows with the cube of the rows.
+# Solving for the cells grows with more than the square of the rows.
 _MOST_ROWS = 256
 _MOST_PIXELS = 128
 _RIDGE = 1e-3
+# The input whose "cell" is the offset of a column; about as large as the others, so that all are found as fast.
+_CONSTANT_V = 0.1
 _GROWTH = 1.3
 # Vectors, as a multiple of the rows, that are remembered over writes.
 _MEMORY = 16
@@ -99,7 +102,10 @@ def fitted(ideal_a: FloatArray, measured_a: FloatArray) -> Fit | None:
     if ideal_a.size < 16 or largest_a == 0.0 or float(np.ptp(ideal_a)) < 1e-3 * largest_a:
         return None
     x = ideal_a / largest_a
-    (offset, slope, cubic), *_ = np.linalg.lstsq(np.stack([np.ones_like(x), x, x**3], axis=1), measured_a, rcond=None)
+    basis = np.stack([np.ones_like(x), x, x**3])
+    # Normal equations: three unknowns of size one are no danger, and this is done again and again.
+    square = np.einsum("ik,jk->ij", basis, basis) + 1e-9 * x.size * np.eye(3)
+    offset, slope, cubic = solved_three(square, np.einsum("ik,k->i", basis, measured_a))
     left_a = measured_a - (offset + slope * x + cubic * x**3)
     sigma_a = float(np.sqrt(np.mean(left_a**2)))
     return Fit(float(offset), float(slope / largest_a), float(cubic / largest_a**3), sigma_a, largest_a)
@@ -136,7 +142,7 @@ class ArrayView:
             return
         if sample.write != self._write or self._target_s is None:
             self._begin(sample, sample.target_s)
-        ideal_a = sample.voltage_v @ sample.target_s
+        ideal_a = times(sample.voltage_v, sample.target_s)
         good = ~sample.saturated & np.isfinite(sample.current_a)
         self._saturated += int(sample.saturated.sum())
         self._outputs += sample.saturated.size
@@ -207,27 +213,30 @@ class ArrayView:
         if self._square is None or self._cross is None:
             return
         error_a = np.where(good, fit.straightened(np.where(good, sample.current_a, 0.0)) - ideal_a, 0.0)
-        inputs_v = np.concatenate([sample.voltage_v, np.ones((len(sample.voltage_v), 1))], axis=1)
+        constant_v = np.full((len(sample.voltage_v), 1), _CONSTANT_V)
+        inputs_v = np.concatenate([sample.voltage_v, constant_v], axis=1)
         if self._cells is not None and self._vectors >= 2 * len(self._square):
-            left_a = fit.slope(ideal_a) * (error_a - inputs_v @ self._cells)
+            left_a = fit.slope(ideal_a) * (error_a - times(inputs_v, self._cells))
             kept = np.linspace(0, int(good.sum()) - 1, min(int(good.sum()), 4 * _PER_BLOCK)).astype(np.int64)
             self._noise.append((np.abs(ideal_a[good][kept]), left_a[good][kept] ** 2))
             self._noise_count += kept.size
             while self._noise_count - self._noise[0][0].size >= _NOISE:
                 self._noise_count -= self._noise.popleft()[0].size
-        self._square += inputs_v.T @ inputs_v
-        self._cross += inputs_v.T @ error_a
+        self._square += times(inputs_v.T, inputs_v)
+        self._cross += times(inputs_v.T, error_a)
 
     def _solve_cells(self) -> FloatArray | None:
-        """Least-squares estimate of each cell's conductance beyond its target in S, and each column's offset in A.
+        """Least-squares estimate of each cell's conductance beyond its target in S.
 
+        The last row is the offset of each column, as the cell of a constant input.
         The gain that all columns share is in the fitted curve, not in the cells.
         """
         if self._square is None or self._cross is None or not np.trace(self._square) > 0.0:
             return None
         ridge = np.full(len(self._square), _RIDGE * float(np.trace(self._square)) / len(self._square))
         self._solved_at = self._vectors
-        self._cells = np.linalg.solve(self._square + np.diag(ridge), self._cross).astype(np.float64, copy=False)
+        start = np.zeros_like(self._cross) if self._cells is None else self._cells
+        self._cells = solved(self._square + np.diag(ridge), self._cross, start)
         return self._cells
 
     def _cells_drawn(self) -> dict[str, object] | None:
@@ -243,8 +252,8 @@ class ArrayView:
             "vectors": self._vectors,
             "writes": self._writes,
             "enough": self._vectors >= 2 * len(cells),
-            "target_s": packed(_coarse(self._target_s, per_pixel)),
-            "error_s": packed(_coarse(cells[:-1], per_pixel)),
+            "target_s": packed_coarsely(_coarse(self._target_s, per_pixel)),
+            "error_s": packed_coarsely(_coarse(cells[:-1], per_pixel)),
         }
 
     def _noise_bins(self) -> dict[str, object] | None:

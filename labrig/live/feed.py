@@ -14,6 +14,7 @@ from labrig.events import Alarm, BlockCommitted, Event, MeasuredBlock, RunFinish
 from labrig.live.array_view import Sample
 
 _SAMPLED_VECTORS = 64
+_UNWATCHED = 4.0
 _MOST_NUMBERS = 1 << 20
 """Numbers of one sample at most: a board with wide arrays has fewer vectors sampled."""
 
@@ -35,7 +36,8 @@ class LiveFeed:
     Args:
         most_events: Events that wait at most.
         most_samples: Samples of measured blocks that wait at most.
-        sample_every_s: Least time in s between two samples of one array; numbers in between are passed over.
+        sample_every_s: Least time in s between two samples of one array, and half of that between any two; numbers in
+            between are passed over. While nobody watches, four times as long.
         merge_supply: Whether only the latest reading of the supply is kept.
         clock: Time in s since 1970 UTC.
     """
@@ -44,7 +46,7 @@ class LiveFeed:
         self,
         most_events: int = 2000,
         most_samples: int = 8,
-        sample_every_s: float = 0.25,
+        sample_every_s: float = 1.0,
         *,
         merge_supply: bool = True,
         clock: Callable[[], float] = time.time,
@@ -54,6 +56,8 @@ class LiveFeed:
         self._supply: tuple[SupplyRead, float] | None = None
         self._samples: deque[Sample] = deque()
         self._next_sample_s: dict[int, float] = {}
+        self._next_of_all_s = 0.0
+        self.watched = False
         self._most_events, self._most_samples, self._sample_every_s = most_events, most_samples, sample_every_s
         self._merge_supply = merge_supply
         self._clock = clock
@@ -102,9 +106,10 @@ class LiveFeed:
     def take_block(self, block: MeasuredBlock) -> None:
         """Copies some vectors of a block, now and then."""
         now_s = self._clock()
-        if now_s < self._next_sample_s.get(block.array, 0.0):
+        if now_s < self._next_of_all_s or now_s < self._next_sample_s.get(block.array, 0.0):
             return
-        self._next_sample_s[block.array] = now_s + self._sample_every_s
+        every_s = self._sample_every_s * (1.0 if self.watched else _UNWATCHED)
+        self._next_sample_s[block.array], self._next_of_all_s = now_s + every_s, now_s + 0.5 * every_s
         batch, width = block.voltage_v.shape[0], block.voltage_v.shape[1] + block.result.current_a.shape[1]
         most = max(1, min(_SAMPLED_VECTORS, _MOST_NUMBERS // width))
         kept = np.linspace(0, batch - 1, min(batch, most)).astype(np.int64)

@@ -119,10 +119,12 @@ class Hub:
         queue = ViewerQueue()
         queue.put({"rig": self._rig_section(), "run": self._encoded("run"), **self._all_encoded(self._view.versions)})
         self._queues.add(queue)
+        self._feed.watched = True
         try:
             yield queue
         finally:
             self._queues.discard(queue)
+            self._feed.watched = bool(self._queues)
             self._dropped += queue.dropped
             self._gone.set()
 

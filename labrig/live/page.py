@@ -61,7 +61,7 @@ class Address:
 class LivePage:
     """Shows the events of a bus: `with LivePage(bus, ...) as page: print(page.url)`.
 
-    A run pays for an event about a microsecond, for the numbers of a block a copy of a few vectors four times a second,
+    A run pays for an event about a microsecond, for the numbers of a block a copy of some vectors twice a second,
     and never waits. Leaving takes half a second at most while viewers get the end, and ends every connection.
 
     Args:

@@ -18,6 +18,7 @@ from labrig.events import (
     SupplyRead,
 )
 from labrig.live.access import Access
+from labrig.live.feed import LiveFeed
 from labrig.live.hub import Rhythm
 from labrig.live.page import Address, LivePage
 from labrig.live.steering import ThisProgram
@@ -48,7 +49,14 @@ class Served:
         steering = ThisProgram(self.bus, "labrig sweep", self.control, lambda: self.stops.append(time.monotonic()))
         address = Address("127.0.0.1", port)
         self.page = LivePage(
-            self.bus, steering, access, title="bench", doing="MEASURING", address=address, rhythm=QUICK
+            self.bus,
+            steering,
+            access,
+            title="bench",
+            doing="MEASURING",
+            address=address,
+            rhythm=QUICK,
+            feed=LiveFeed(most_samples=50, sample_every_s=0.0),
         )
 
     @property
@@ -81,11 +89,11 @@ class Served:
                 )
                 self.publish(BlockCommitted(array, 0, 64, 64 * (6 * array + number + 1)))
                 self.bus.publish_block(MeasuredBlock(array, 0, target_s, voltage_v, result))
-                # The page takes numbers of an array four times a second.
                 if array == 0:
+                    # The power is drawn twice a second.
+                    time.sleep(0.26)
                     reading = Reading(1.2, 0.01 + 0.001 * number, in_compliance=False, time_s=float(number))
                     self.publish(SupplyRead(reading))
-                    time.sleep(0.26)
         for step in range(1, 31):
             self.publish(StepDone("in-loop", step, 40, 2.0 / step, step / 40, passes=2 * step, gap=0.2 / step))
             self.publish(StepDone("surrogate", step, 40, 3.0 / step))

@@ -42,10 +42,10 @@ export function clockTime(unixSeconds) {
 
 /** The numbers of a packed array. */
 export function unpack(packed) {
-  const text = atob(packed.f32);
+  const text = atob(packed.f32 ?? packed.i16);
   const bytes = new Uint8Array(text.length);
   for (let index = 0; index < text.length; index++) bytes[index] = text.charCodeAt(index);
-  return new Float32Array(bytes.buffer);
+  return packed.f32 === undefined ? Float32Array.from(new Int16Array(bytes.buffer), (code) => code * packed.scale) : new Float32Array(bytes.buffer);
 }
 
 /** The largest size among numbers, those that are not finite left out. */
