@@ -11,8 +11,8 @@ import numpy as np
 
 from labrig_drivers.crossbar import FloatArray
 
-# OpenBLAS computes a product of so many multiplications on the calling thread (four times 65,536). A product with one row
-# is another routine there, which begins to share its work much earlier.
+# OpenBLAS computes a product of so many multiplications on the calling thread (four times 65,536). A product with one
+# row is another routine there, which begins to share its work much earlier.
 _ALONE = 1 << 18
 _FEWEST_ROWS = 2
 
