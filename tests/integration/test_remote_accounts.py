@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from served_rig import MOCK, remote_rig, serving
+from served_rig import MOCK, ServedRig, remote_rig, serving
 
 from labrig.addresses import BrokerAddress
+from labrig.boards.remote import RemoteBoard
 from labrig.boards.remote_settings import remote_session
 from labrig.config import parse_rig
+from labrig.remote.direct import DirectSettings
+from labrig.remote.direct_line import DirectLine
 from labrig.remote.embedded import EmbeddedSettings, embedded_broker
 from labrig.rig import open_rig
 from labrig.telemetry.broker import Broker, connected
@@ -196,3 +199,50 @@ async def test_a_silent_connection_does_not_hold_the_embedded_broker_up() -> Non
         for _, one in silent:
             one.close()
             await one.wait_closed()
+
+
+async def test_encrypted_mosquitto_and_an_encrypted_direct_link(
+    broker_folder: Path, certificate: tuple[Path, Path]
+) -> None:
+    made, key = certificate
+    with mosquitto(broker_folder, "allow_anonymous true", f"certfile {made}", f"keyfile {key}") as running:
+        broker = Broker(BrokerAddress("127.0.0.1", running.port, tls=True), ca_file=str(made))
+        direct = DirectSettings(cert_file=made, key_file=key)
+        async with serving(MOCK, broker, direct=direct) as served:
+            assert await measures(using(served.address, f'ca_file = "{made}"'))
+            session = served.session()
+            async with RemoteBoard(session) as board:
+                assert session.goes_direct
+                await board.program(0, np.full((12, 9), 2e-5))
+            # A certificate that is not trusted is no way in; the broker is.
+            with pytest.raises(LinkLostError, match="no direct link"):
+                await DirectLine(direct_url(served), "token", None, print, print).open()
+
+
+def direct_url(served: ServedRig) -> str:
+    return str(served.service._direct.offer()["direct"])  # type: ignore[union-attr]
+
+
+def test_the_rig_file_of_the_page_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "remote.md").read_text(encoding="utf-8")
+    monkeypatch.setenv("LABRIG_PASSWORD", PASSWORD)
+    rig = open_rig(parse_rig(page.split("```toml\n")[1].split("```")[0], Path("rig.toml")))
+    assert list(rig.source_meters) == ["supply"]
+    board, supply = (rig._bare[name] for name in ("board", "supply"))
+    # One connection and one lease for both.
+    assert board._remote.session is supply._remote.session  # type: ignore[attr-defined]
+    assert board._remote.session.address.rig == "bench"  # type: ignore[attr-defined]
+
+
+def test_a_bench_that_serves_nothing_needs_neither_amqtt_nor_aiohttp() -> None:
+    program = (
+        "import sys; sys.modules['amqtt'] = sys.modules['aiohttp'] = None\n"
+        "import labrig.boards.remote, labrig.boards.remote_source_meter, labrig.commands.serve, labrig.remote.serving\n"
+        "import asyncio; from labrig.remote.embedded import EmbeddedSettings, embedded_broker\n"
+        "async def main():\n"
+        "    async with embedded_broker(EmbeddedSettings(), 'a', 'b'): pass\n"
+        "asyncio.run(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "ConfigError: the embedded broker needs amqtt" in done.stderr
+    assert "pip install 'labrig[remote]'" in done.stderr
