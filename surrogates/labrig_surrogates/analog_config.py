@@ -138,6 +138,8 @@ class AnalogConfig:
             yield f"slices are converted one by one: adc.range={adc.range!r} must be 'products'"
         if (of_weights or of_inputs) and output is not None and output.relative_to not in {"ofs", "products"}:
             yield f"slices are converted one by one: output_noise.relative_to={output.relative_to!r} has no meaning"
+        if (of_weights or of_inputs) and output is not None and output.law == "poisson":
+            yield "slices are converted one by one: output_noise.law='poisson' would need the mean size of each"
 
     def without(self, *effects: str) -> AnalogConfig:
         """A copy with some effects off, and with `weight_noise` what `backward` says of it.
@@ -194,6 +196,8 @@ def composed_only(config: AnalogConfig) -> list[str]:
         reasons += [name for name, on in _converter_extras("adc", adc.rounding, adc.range, adc.nonlinearity) if on]
     if quantization is not None and quantization.slice_bits is not None:
         reasons.append("weight_quantization.slice_bits")
+    if config.output_noise is not None and config.output_noise.law == "poisson":
+        reasons.append("output_noise.law='poisson'")
     return reasons
 
 

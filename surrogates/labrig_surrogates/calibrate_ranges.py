@@ -42,8 +42,8 @@ def calibrate_ranges(
     """Sets the ranges of all converters from a few batches, and the standard deviation that output noise refers to.
 
     First the ranges of the DACs: the quantile of the absolute inputs. Then, with DACs and levels of the weights on and
-    without noise, those of the ADCs of each tile (calibrated and learned ones) and `output_std`. Activations are those
-    of the digital twin.
+    without noise, those of the ADCs of each tile (calibrated and learned ones), `output_std` and `output_mean`.
+    Activations are those of the digital twin.
 
     Args:
         model: A model with analog layers.
@@ -110,3 +110,6 @@ def _set_outputs(core: AnalogCore, record: _Record, quantile: float) -> None:
     if core.output_std is not None:
         spreads = [max(float(torch.cat(record.outputs[tile]).std()), 1e-12) for tile in tiles]
         core.set_ranges(output_std=torch.tensor(spreads).reshape(-1, 1))
+    if core.output_mean is not None:
+        sizes = [max(float(torch.cat(record.outputs[tile]).abs().mean()), 1e-12) for tile in tiles]
+        core.set_ranges(output_mean=torch.tensor(sizes).reshape(-1, 1))

@@ -36,6 +36,7 @@ class TileState:
         output_max: Full scale of the ADC of each tile, `[tiles, 1]` or `[tiles, outputs]`, where it is calibrated.
         output_step: The parameter of an ADC with a learned range, `[tiles, 1]`, else None.
         output_std: Standard deviation of each tile's clean outputs, `[tiles, 1]`, where output noise needs it.
+        output_mean: Their mean size, likewise.
         normal: Normal numbers of a shape, new at every call; None switches noise off.
         uniform: Uniform numbers of a shape, new at every call; None rounds to the nearest.
         of_chip: Normal numbers of a shape that stay until the next `new_chip`, by name.
@@ -47,6 +48,7 @@ class TileState:
     output_max: Tensor | None
     output_step: Tensor | None
     output_std: Tensor | None
+    output_mean: Tensor | None
     normal: Callable[[Sequence[int]], Draw] | None
     uniform: Callable[[Sequence[int]], Draw] | None
     of_chip: Callable[[str, Sequence[int]], Tensor]
@@ -172,7 +174,10 @@ class _Tile:
             bound = torch.as_tensor(config.saturation.limit_products * limit * self.input_max).to(outputs)
             outputs = saturate(outputs, bound, config.saturation.shape)
         if config.output_noise is not None and self.state.normal is not None:
-            outputs = outputs + self._output_sigma(limit) * self.state.normal(outputs.shape).tensor()
+            sigma = self._output_sigma(limit)
+            if config.output_noise.law == "poisson":
+                sigma = sigma * self._signal_share(outputs)
+            outputs = outputs + sigma * self.state.normal(outputs.shape).tensor()
         return outputs if config.adc is None else self._adc(outputs, config.adc, limit)
 
     def _read_noise(self, x: Tensor, weights: Tensor, limit: Number, shape: Sequence[int]) -> Tensor:
@@ -224,6 +229,11 @@ class _Tile:
             return noise.level * self._full_scale(self.config.adc, limit)
         assert self.input_max is not None
         return noise.level * limit * self.input_max
+
+    def _signal_share(self, outputs: Tensor) -> Tensor:
+        """What the signal makes of the standard deviation; without a gradient, which would only make signals small."""
+        assert self.state.output_mean is not None
+        return torch.sqrt(outputs.detach().abs() / self._columns(self.state.output_mean[self.tile]))
 
     def _full_scale(self, adc: Adc, limit: Number) -> Number:
         if self.state.output_step is not None:

@@ -64,6 +64,7 @@ class AnalogCore(nn.Module):
     input_max: Tensor
     output_max: Tensor | None
     output_std: Tensor | None
+    output_mean: Tensor | None
     weight_step: nn.Parameter | None
     log_spread: nn.Parameter | None
     input_step: nn.Parameter | None
@@ -114,7 +115,7 @@ class AnalogCore(nn.Module):
 
     def note_ranges(self) -> None:
         """Looks which ranges have no value yet; whoever changes the buffers calls it."""
-        found = {"output_max": self.output_max, "output_std": self.output_std}
+        found = {name: getattr(self, name) for name in RANGES}
         self.unmeasured = [name for name, one in found.items() if one is not None and bool(torch.isnan(one).any())]
 
     @property
@@ -152,6 +153,7 @@ class AnalogCore(nn.Module):
         input_max: float | None = None,
         output_max: float | Tensor | None = None,
         output_std: float | Tensor | None = None,
+        output_mean: float | Tensor | None = None,
     ) -> None:
         """Sets ranges; what is None stays.
 
@@ -160,12 +162,13 @@ class AnalogCore(nn.Module):
             input_max: Input that uses the full range of the DAC, in the unit of the inputs.
             output_max: Full scale of the ADC in the unit of the outputs, one, or `[tiles, 1]`, or `[tiles, outputs]`.
             output_std: Standard deviation of the clean outputs, one or `[tiles, 1]`.
+            output_mean: Mean size of the clean outputs, likewise.
 
         Raises:
             SurrogateError: The config does not use such a range; every fault is listed.
         """
-        wanted = {"weight_max": weight_max, "input_max": input_max, "output_max": output_max, "output_std": output_std}
-        given = {name: torch.as_tensor(value) for name, value in wanted.items() if value is not None}
+        wanted = zip(RANGES, (weight_max, input_max, output_max, output_std, output_mean), strict=True)
+        given = {name: torch.as_tensor(value) for name, value in wanted if value is not None}
         in_use = {name: getattr(self, name) for name in RANGES}
         in_use["output_max"] = self.output_max if self.output_step is None else self.output_step
         if faults := range_faults(given, in_use):
@@ -344,6 +347,7 @@ class AnalogCore(nn.Module):
             output_max=self.output_max,
             output_step=self.output_step,
             output_std=self.output_std,
+            output_mean=self.output_mean,
             normal=normal,
             uniform=uniform,
             of_chip=self._memory.of_chip(values),

@@ -143,7 +143,10 @@ def _noise(config: AnalogConfig) -> str:
     if config.read_noise is not None:
         words.append(f"cells {_percent(config.read_noise.level)} of range (every vector)")
     if config.output_noise is not None:
-        words.append(f"outputs {_percent(config.output_noise.level)} of {config.output_noise.relative_to} per tile")
+        law = ", Poisson" if config.output_noise.law == "poisson" else ""
+        words.append(
+            f"outputs {_percent(config.output_noise.level)} of {config.output_noise.relative_to} per tile{law}"
+        )
     words += [type(effect).__name__ for effect in (*config.weight_effects, *config.output_effects)]
     return ", ".join(words) or "none"
 

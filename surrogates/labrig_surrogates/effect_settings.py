@@ -15,6 +15,7 @@ from typing import Literal
 
 from labrig_surrogates.converters import Nonlinearity
 from labrig_surrogates.draws import Source
+from labrig_surrogates.noise_levels import Law as NoiseLaw
 from labrig_surrogates.noise_levels import Timing
 from labrig_surrogates.noise_pool import WINDOW
 from labrig_surrogates.quantization import FEWEST_BITS, MOST_BITS, Rounding
@@ -242,16 +243,20 @@ class Saturation:
 
 @dataclass(frozen=True)
 class OutputNoise:
-    """Gaussian noise of every tile's output, fresh for every input vector, in front of the ADC.
+    """Noise of every tile's output, fresh for every input vector, in front of the ADC.
 
     Attributes:
         level: Standard deviation, relative to what `relative_to` names.
         relative_to: `ostd`: the standard deviation of the tile's clean outputs, which `calibrate_ranges` measures
             (buffer `output_std`). `ofs`: the full scale of the ADC. `products`: one product. `abs`: one.
+        law: `gaussian`: as wide for every output. `poisson`: with the same power in proportion to the signal, variance
+            `sigma**2 |y| / E|y|`, as the noise of counted charges; the mean size E|y| of the tile's clean outputs is
+            measured by `calibrate_ranges` (buffer `output_mean`).
     """
 
     level: float
     relative_to: OutputReference = "ostd"
+    law: NoiseLaw = "gaussian"
 
     def faults(self) -> Iterator[str]:
         """What is wrong with the values."""

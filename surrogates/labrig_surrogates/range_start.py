@@ -11,7 +11,7 @@ from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.cells import weight_limit
 from labrig_surrogates.quantization import largest, learned_step_start, wide
 
-RANGES = ("weight_max", "input_max", "output_max", "output_std")
+RANGES = ("weight_max", "input_max", "output_max", "output_std", "output_mean")
 """Names of the buffers of a core that hold ranges."""
 
 PARAMETERS = ("weight_step", "log_spread", "input_step", "output_step")
@@ -31,12 +31,14 @@ def first_ranges(weight: Tensor, config: AnalogConfig, tiles: int) -> dict[str, 
     fixed = config.mapping.weight_range == "fixed"
     calibrated = config.adc is not None and config.adc.range == "calibrated"
     by_std = config.output_noise is not None and config.output_noise.relative_to == "ostd"
+    by_signal = config.output_noise is not None and config.output_noise.law == "poisson"
     unknown = values.new_full((tiles, 1), float("nan"))
     return {
         "weight_max": largest(values, per_column=config.mapping.per_column) if fixed else None,
         "input_max": values.new_tensor(1.0 if config.dac is None else config.dac.input_max),
         "output_max": unknown.clone() if calibrated else None,
         "output_std": unknown.clone() if by_std else None,
+        "output_mean": unknown.clone() if by_signal else None,
     }
 
 
@@ -74,6 +76,7 @@ def range_faults(given: Mapping[str, Tensor], in_use: Mapping[str, Tensor | None
         "weight_max": "the mapping follows the weights (mapping.weight_range is not 'fixed')",
         "output_max": "the ADC counts products (adc.range='products'), or there is none",
         "output_std": "no output noise is relative to it",
+        "output_mean": "no output noise follows the signal (output_noise.law is not 'poisson')",
     }
     faults = [
         f"{name} must be positive and finite"

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.analog_effects import ProgrammedWeights, TileOutput
+from labrig_surrogates.calibrate_ranges import calibrate_ranges
+from labrig_surrogates.convert import to_analog
 from labrig_surrogates.core import AnalogCore
 from labrig_surrogates.draws import Source
 from labrig_surrogates.effect_settings import (
@@ -25,6 +27,9 @@ from labrig_surrogates.effect_settings import (
     WeightReference,
     WeightSpread,
 )
+from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.layers import AnalogLinear
+from labrig_surrogates.model_tools import noise_off
 from labrig_surrogates.products import ConvProduct, LinearProduct
 from labrig_surrogates.tilemap import ArrayGeometry
 
@@ -163,6 +168,31 @@ def test_output_noise(relative_to: OutputReference, source: Source) -> None:
             bare.set_ranges(output_std=3.0)
         with torch.no_grad():
             demand_normal(bare(torch.zeros((SIDE, 2)), weight), sigma)
+
+
+def test_poisson_noise_of_outputs_has_the_power_of_gaussian_noise_and_follows_the_signal() -> None:
+    torch.manual_seed(0)
+    config = AnalogConfig(output_noise=OutputNoise(0.1, "ostd", law="poisson"), draws=NoiseDraws("exact"))
+    model, x = to_analog(torch.nn.Linear(40, 40, bias=False), config), torch.randn(4000, 40)
+    assert isinstance(model, AnalogLinear)
+    assert model.core.path == "composed"
+    with pytest.raises(SurrogateError, match="no value for output_std, output_mean"):
+        model(x)
+    calibrate_ranges(model, [x])
+    with torch.no_grad(), noise_off(model):
+        clean = model(x)
+    errors = model(x).detach() - clean
+    demand_normal(errors, 0.1 * clean.std() * torch.sqrt(clean.abs() / clean.abs().mean()))
+    power = float(errors.square().mean()) / float((0.1 * clean.std()) ** 2)
+    assert power == pytest.approx(1.0, rel=0.03)
+    assert not bool(model(torch.zeros(3, 40)).any())
+    with pytest.raises(SurrogateError, match="does not serve output_noise\\.law='poisson'"):
+        replace(config, path="fused")
+    with pytest.raises(SurrogateError, match="would need the mean size of each"):
+        AnalogConfig(dac=Dac(slice_bits=2), output_noise=OutputNoise(0.1, "products", law="poisson"))
+    gaussian = AnalogLinear(4, 4, config=AnalogConfig(output_noise=OutputNoise(0.1, "abs")))
+    with pytest.raises(SurrogateError, match="output_mean: no output noise follows the signal"):
+        gaussian.core.set_ranges(output_mean=1.0)
 
 
 @pytest.mark.parametrize("tiles", [1, 4, 9])
