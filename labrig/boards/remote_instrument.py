@@ -10,7 +10,7 @@ from labrig.remote.faults import LeaseEndedError
 from labrig.remote.messages import Values
 from labrig.remote.results import identity_from, texts
 from labrig.remote.session import RemoteSession
-from labrig_drivers.errors import LabrigError, StateError
+from labrig_drivers.errors import LabrigError, LinkError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection, Identity
 
 
@@ -99,5 +99,10 @@ class RemoteInstrument:
             try:
                 with contextlib.suppress(harmless):
                     await self.session.ask("close", self.instrument, takes_s=60.0)
+            except LinkError as error:
+                lease_s = self.session.lease_s
+                raise type(error)(
+                    f"{error}; the rig itself switches it off when the lease ends, in {lease_s:g} s"
+                ) from error
             finally:
                 await self.session.leave()

@@ -132,8 +132,7 @@ class Carrier:
             return await future
         finally:
             self._forget(request.number)
-            if not sending.done():
-                await end_tasks(sending)
+            await end_tasks(sending)
 
     def _forget(self, number: int) -> None:
         future = self._waiting.pop(number)

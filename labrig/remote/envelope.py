@@ -224,4 +224,11 @@ def _read_arrays(packed: bytes) -> Arrays:
         raise ProtocolError(f"{len(arrays)} arrays, at most {MOST_ARRAYS} are taken")
     if strange := sorted(name for name, values in arrays.items() if values.dtype not in _DTYPES):
         raise ProtocolError(f"arrays of a type that is not taken here: {', '.join(strange)}")
+    if odd := sorted(name for name, values in arrays.items() if values.dtype == np.bool_ and _has_odd_truths(values)):
+        raise ProtocolError(f"truth values that are neither 0 nor 1: {', '.join(odd)}")
     return arrays
+
+
+def _has_odd_truths(values: NDArray[np.generic]) -> bool:
+    # numpy takes any byte for a truth value, and two that are true need not be equal.
+    return bool(values.size) and int(values.view(np.uint8).max()) > 1

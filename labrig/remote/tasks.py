@@ -17,7 +17,7 @@ async def end_tasks(*tasks: asyncio.Task[None]) -> None:
     Args:
         tasks: The tasks.
     """
-    left = set(tasks)
+    left = {task for task in tasks if not task.done()}
     while left:
         for task in left:
             task.cancel()

@@ -352,6 +352,24 @@ async def test_outputs_are_off_within_the_lease_when_their_user_is_killed(broker
     assert any("was not renewed" in text for text in rig.said)
 
 
+async def test_an_output_that_could_not_be_switched_off_from_here_is_told_and_goes_off_there(broker: Mosquitto) -> None:
+    async with (
+        source_meter_rig() as (bench, events),
+        serving(bench, broker_at(broker.port), Manners(lease_s=LEASE_S)) as rig,
+        FaultProxy(broker.port, answers=cut_pieces) as proxy,
+    ):
+        meter = RemoteSourceMeter(rig.session(broker_at(proxy.port), answer_s=0.3), "supply")
+        await meter.open()
+        await meter.configure(source="voltage", nplc=0.1)
+        await meter.set_limit(current_a=0.01)
+        await meter.set_level(voltage_v=0.5)
+        await meter.output_on()
+        await proxy.refuse()
+        with pytest.raises(LinkLostError, match="the rig itself switches it off when the lease ends, in 2 s"):
+            await meter.close()
+        await until(lambda: not events[-1].output_on)
+
+
 def test_ctrl_c_leaves_outputs_off_and_the_rig_disconnected(broker: Mosquitto, tmp_path: Path) -> None:
     (tmp_path / "rig.toml").write_text(MOCK)
     command = [sys.executable, "-m", "labrig", "serve", "rig.toml", "--broker", f"mqtt://127.0.0.1:{broker.port}"]

@@ -145,6 +145,9 @@ def test_versions_and_sizes_are_checked() -> None:
         read_body(body_bytes(b"{}", {"a": np.ones(3, dtype=np.complex64)}))
     with pytest.raises(ProtocolError, match="at most 16"):
         read_body(body_bytes(b"{}", {f"a{index}": np.ones(1) for index in range(17)}))
+    truths = body_bytes(b"{}", {"a": np.array([True, False, True])})
+    with pytest.raises(ProtocolError, match="neither 0 nor 1: a"):
+        read_body(damaged(truths, len(truths) - 2, 7))
     # A pickle is bytes like any others.
     with pytest.raises(ProtocolError, match="cannot be read"):
         read_body(body_bytes(b"{}", {}) + b"\x80\x04\x95")
