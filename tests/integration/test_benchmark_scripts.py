@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
         "links",
         "mvm_path",
         "recording",
+        "remote",
         "surrogates",
         "telemetry",
         "training",
