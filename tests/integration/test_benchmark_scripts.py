@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
         "calibration",
         "compaction",
         "links",
+        "live",
         "mvm_path",
         "recording",
         "remote",
