@@ -72,6 +72,7 @@ class LiveView:
         self._ended: str | None = None
         self._outputs: Outputs = "unknown"
         self._alarm: str | None = None
+        self._waits_for: str | None = None
 
     def note(self, event: Event, time_unix_s: float) -> None:
         """Takes an event in."""
@@ -106,14 +107,15 @@ class LiveView:
                 self._stopping = self._stopping or event.text.startswith("STOP by ")
                 self._say(time_unix_s, "alarm", event.text)
             case RunPaused():
-                self._outputs = "off"
+                self._outputs, self._waits_for = "off", clean_text(event.reason)[:_LONGEST_LINE]
                 self._forget_pace()
                 self._say(time_unix_s, "state", f"paused: {event.reason}")
             case RunResumed():
-                self._outputs = "on"
+                self._outputs, self._waits_for = "on", None
                 self._forget_pace()
                 self._say(time_unix_s, "state", f"goes on after {event.seconds:.1f} s")
             case RunFinished():
+                self._waits_for = None
                 self._say(time_unix_s, "state", f"{event.status}: {event.mvms} MVMs, {event.writes} writes")
 
     def note_sample(self, sample: Sample) -> None:
@@ -199,6 +201,7 @@ class LiveView:
             "word": self.word(),
             "outputs": None if self._of_file or document is None else self._outputs,
             "alarm": self._alarm,
+            "waits_for": self._waits_for,
             "ended": self._ended is not None,
             "run": None if document is None else document.model_dump(mode="json"),
             "progress": {
@@ -246,7 +249,7 @@ class LiveView:
         self._curves, self._planned_curves = 0, event.curves
         self._measured.clear()
         self._forget_pace()
-        self._outputs, self._stopping, self._alarm = "on", False, None
+        self._outputs, self._stopping, self._alarm, self._waits_for = "on", False, None, None
 
     def _step(self, event: StepDone, time_unix_s: float) -> None:
         new = event.phase not in self._phases

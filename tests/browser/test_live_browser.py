@@ -24,6 +24,7 @@ FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
+    "--disable-dev-shm-usage",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
@@ -264,6 +265,7 @@ def test_everybody_pauses_and_the_owner_goes_on(served: Served, open_page: Calla
     assert served.control.paused
     served.publish(RunPaused("paused: by somebody"))
     word(page, "PAUSED")
+    wait_for(page, "reason", "paused: by somebody")
     wait_for(page, "facts", "Outputsoff")
     assert page.is_disabled("#resume")
     owner = open_page(f"{served.page.url}#key={OWNER}")

@@ -93,6 +93,12 @@ def test_outputs_count_as_off_only_when_the_program_says_so() -> None:
     assert run_section(ill)["alarm"] == "2 instruments could not be made safe"
 
 
+def test_a_pause_says_why_until_it_ends() -> None:
+    assert run_section(view_of(START, RunPaused("the door is open")))["waits_for"] == "the door is open"
+    for last in (RunResumed(2.0), RunFinished("stopped", 1, 1, 1.0, None), START):
+        assert run_section(view_of(START, RunPaused("the door is open"), last))["waits_for"] is None
+
+
 def test_progress_and_time_left_come_from_the_pace() -> None:
     view = view_of(START, *(BlockCommitted(0, 0, 10, 10 * number) for number in range(1, 21)))
     progress = run_section(view)["progress"]

@@ -42,6 +42,7 @@ function showBanner() {
   else if (progress.done) parts.push(`${count(progress.done)} ${progress.unit}`);
   if (live && progress.rate_hz) parts.push(`${number(progress.rate_hz)} per second`);
   text("headline", parts.join(" · "));
+  text("reason", state.run.waits_for ?? "");
   $("bar").hidden = !progress.total;
   if (progress.total) {
     const done = Math.min(100, (100 * progress.done) / progress.total);
@@ -71,7 +72,7 @@ function showFacts() {
   const { run, outputs, supply, axes, missed } = state.run;
   const facts = outputs === null ? [] : [["Outputs", { on: "on", off: "off", unknown: "not known" }[outputs]]];
   if (state.rig?.lease !== undefined && (state.rig.can_stop || state.rig.lease)) facts.push(["Lease", leaseText(state.rig.lease)]);
-  if (supply) facts.push(["Array supply", `${quantity(supply.voltage_v, "V")}, ${quantity(supply.current_a, "A")}${supply.limit ? ", at its limit" : ""}`]);
+  if (supply && outputs !== "off") facts.push(["Array supply", `${quantity(supply.voltage_v, "V")}, ${quantity(supply.current_a, "A")}${supply.limit ? ", at its limit" : ""}`]);
   for (const [name, value] of Object.entries(axes)) facts.push([name, number(value, 5)]);
   if (run) {
     facts.push(["Started", clockTime(Date.parse(run.started_utc) / 1000)]);
