@@ -128,10 +128,11 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     cares = (False,) if settings.rig is not None else (False, True)
     kinds: list[dict[str, object]] = [{"part": "noise"}]
     kinds += [{"part": "machines", "care": care} for care in cares]
-    on_chip = repeat("ebm", settings, compute, report, kinds)
     count = 1 if settings.quick else _SEEDS_OF_REGULARISATION
     levels = [{"part": "regularisation", "level": level} for level in _LEVELS]
+    # The chip comes last: what a rig measured is forgotten once its parts are done.
     learnt = repeat("ebm", replace(settings, seeds=count, rig=None), compute, report, levels)
+    on_chip = repeat("ebm", settings, compute, report, kinds)
     with open_chip(settings.rig, _machine_chip(settings.seed, care=False)) as chip:
         name = chip.name
     parts = Parts(

@@ -128,7 +128,7 @@ def test_langevin_reaches_the_covariance_of_the_lyapunov_equation() -> None:
         stationary_covariance(torch.eye(2), torch.eye(2))
 
 
-def correlated_reads(seed: int = 7, lsb: float = 0.01) -> ReadNoise:
+def correlated_reads(seed: int = 7, lsb: float = 0.01, *, covariance: Tensor | None = None) -> ReadNoise:
     generator = seeded(seed)
     mixing = torch.tensor([[0.2, 0.0, 0.0], [0.1, 0.3, 0.0], [-0.1, 0.05, 0.15]], dtype=torch.float64)
     mean = torch.tensor([5.0, -2.0, 0.3], dtype=torch.float64)
@@ -137,7 +137,7 @@ def correlated_reads(seed: int = 7, lsb: float = 0.01) -> ReadNoise:
         drawn = mean + torch.randn((count, 3), generator=generator, dtype=torch.float64) @ mixing.T
         return torch.round(drawn / lsb) * lsb
 
-    return ReadNoise(read, lsb, characterise=200_000)
+    return ReadNoise(read, lsb, characterise=200_000, covariance=covariance)
 
 
 def test_differences_of_reads_become_independent_normal_numbers() -> None:
@@ -145,6 +145,27 @@ def test_differences_of_reads_become_independent_normal_numbers() -> None:
     report = judge_randomness(source.normal(20_000, 3))
     assert report.smallest_p > 1e-3, report
     assert not torch.equal(source.normal(4, 3), source.normal(4, 3))
+
+
+def test_a_covariance_that_was_calibrated_serves_and_that_of_another_chip_does_not() -> None:
+    measured = correlated_reads(seed=8).covariance
+    assert judge_randomness(correlated_reads(covariance=measured).normal(20_000, 3)).smallest_p > 1e-3
+    wrong = torch.diag(measured.diagonal())
+    assert judge_randomness(correlated_reads(covariance=wrong).normal(20_000, 3)).smallest_p < 1e-3
+
+
+def test_numbers_are_the_same_whatever_is_read_at_a_time() -> None:
+    drawn = torch.randn((4_000, 2), generator=seeded(3), dtype=torch.float64)
+
+    def source(block: int) -> ReadNoise:
+        rows = iter(drawn)
+        return ReadNoise(
+            lambda count: torch.stack([next(rows) for _ in range(count)]), 0.01, characterise=500, block=block
+        )
+
+    one, many = source(1), source(100)
+    for count in (5, 7, 90):
+        torch.testing.assert_close(one.normal(count, 3), many.normal(count, 3))
 
 
 @pytest.mark.parametrize("flaw", ["slow", "doubled", "heavy", "wide", "shifted", "shared"])

@@ -111,3 +111,19 @@ def test_what_cannot_settle_is_refused() -> None:
     with pytest.raises(SurrogateError, match="fewer than two layers"):
         EquilibriumPropagation((4,), seeded())
     assert isinstance(network(0.1).layers[0], nn.Module)
+
+
+def test_the_output_can_be_differentiated_through_the_settling() -> None:
+    network = EquilibriumPropagation((4, 6, 3), torch.Generator().manual_seed(1))
+    with torch.no_grad():  # so that units settle between their bounds
+        for name, parameter in network.named_parameters():
+            parameter.mul_(0.3).add_(0.2 if name.endswith("bias") else 0.0)
+    x = torch.rand((5, 4), generator=torch.Generator().manual_seed(2))
+    weight = network.get_parameter("layers.0.up.weight")
+    (slope,) = torch.autograd.grad(network(x).sum(), weight)
+    with torch.no_grad():
+        before = network(x).double().sum()
+        weight[0, 0] += 1e-2
+        moved = float(network(x).double().sum() - before)
+    assert moved == pytest.approx(1e-2 * float(slope[0, 0]), rel=0.02)
+    assert abs(moved) > 1e-5

@@ -55,3 +55,16 @@ def test_it_is_the_transposed_product_on_however_many_tiles() -> None:
     # What lies beyond the range is held at its end.
     torch.testing.assert_close(way(10.0 * u), (10.0 * u).clamp(-2.0, 2.0) @ layer.weight, rtol=1e-4, atol=1e-4)
     assert board.highest_v <= 0.3 + 1e-6
+
+
+def test_a_bias_is_added_digitally() -> None:
+    digital = nn.Linear(3, 2)
+    layer = analog_copy(digital, GEOMETRY)
+    assert isinstance(layer, AnalogLinear)
+    layer.core.set_ranges(weight_max=float(digital.weight.detach().abs().max()), input_max=1.0)
+    placement = {name: index for index, name in enumerate(tile_names(layer.core))}
+    bias = torch.tensor([0.5, -1.0, 2.0])
+    way = ReversedReads(layer, IdealBoard(layer), placement, input_max=1.0, bias=bias)
+    torch.testing.assert_close(way(torch.zeros((1, 2))), bias[None])
+    u = torch.tensor([[0.5, -0.25]])
+    torch.testing.assert_close(way(u), u @ layer.weight + bias, rtol=1e-4, atol=1e-4)

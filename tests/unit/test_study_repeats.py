@@ -69,10 +69,11 @@ def test_the_chip_of_a_rig_is_measured_anew_once_a_study_is_done(tmp_path: Path)
     rig = tmp_path / "rig.toml"
     rig.write_text("[board]\n")
     settings = StudySettings(seeds=1, rig=rig, cache=tmp_path / "parts", processes=2)
-    for _ in range(2):
-        compute = Counting()
-        found = repeat("tens", settings, compute, quiet, KINDS)
-        assert len(compute.asked) == 2  # in this process, whatever `processes` says: there is only one chip
+    first, second = Counting(), Counting()
+    repeat("tens", settings, first, quiet, KINDS)
+    found = repeat("tens", settings, second, quiet, KINDS)
+    # In this process, whatever `processes` says: there is only one chip.
+    assert len(first.asked) == len(second.asked) == 2
     assert rig_of(found.parts[0]) == rig
     assert list((tmp_path / "parts").iterdir()) == []
     with pytest.raises(ConfigError, match=r"none\.toml: cannot be read"):
