@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aiomqtt import Client
 
 _MOST_INCOMING: Final = 512
+_FIRST_ANSWER_S: Final = 2.0
 ANSWER_S: Final = 10.0
 """Longest wait in s for an answer of the broker itself."""
 KEEP_ALIVE_S: Final = 5
@@ -61,24 +62,34 @@ class Connection:
         if self.dialect.newest:
             entered = False
             newest = connected(
-                broker, client_id, will, ANSWER_S, KEEP_ALIVE_S, protocol=ProtocolVersion.V5, incoming=_MOST_INCOMING
+                broker,
+                client_id,
+                will,
+                _FIRST_ANSWER_S,
+                KEEP_ALIVE_S,
+                protocol=ProtocolVersion.V5,
+                incoming=_MOST_INCOMING,
             )
             try:
                 async with newest as client:
-                    entered = True
+                    entered, client.timeout = True, ANSWER_S
                     yield client
-            except BrokerRefusedError as error:
-                if entered or not _speaks_older(error):
+            except (BrokerAwayError, BrokerRefusedError) as error:
+                # Some brokers answer a version that they do not speak by silence, or by hanging up.
+                if entered or not (isinstance(error, BrokerAwayError) or _speaks_older(error)):
                     raise
                 self.dialect.newest = False
-            except BrokerAwayError:
-                # Some brokers answer a version that they do not speak by silence, or by hanging up.
-                self.dialect.newest = entered
-                raise
             else:
                 return
-        async with connected(broker, client_id, will, ANSWER_S, KEEP_ALIVE_S, incoming=_MOST_INCOMING) as client:
-            yield client
+        entered = False
+        try:
+            async with connected(broker, client_id, will, ANSWER_S, KEEP_ALIVE_S, incoming=_MOST_INCOMING) as client:
+                entered = True
+                yield client
+        except BrokerAwayError:
+            # Perhaps it was not the version.
+            self.dialect.newest = self.dialect.newest or not entered
+            raise
 
 
 def _speaks_older(error: BrokerRefusedError) -> bool:

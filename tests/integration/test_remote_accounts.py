@@ -188,6 +188,31 @@ def test_every_fault_of_a_rig_file_is_named_and_no_secret(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("answer", ["hangs up", "says nothing"])
+async def test_a_broker_that_does_not_even_refuse_another_version(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from labrig.remote import connection, embedded_door
+
+    monkeypatch.setattr(embedded_door, "_WRONG_VERSION", b"")
+    monkeypatch.setattr(connection, "_FIRST_ANSWER_S", 0.5)
+    if answer == "says nothing":
+        first_bytes = embedded_door.first_bytes
+
+        async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes | None:
+            found = await first_bytes(reader, writer)
+            if found is None:
+                await reader.read()
+            return found
+
+        monkeypatch.setattr(embedded_door, "first_bytes", slow)
+    async with (
+        embedded_broker(EmbeddedSettings(port=0), TOPIC, RIG_CLIENT) as broker,
+        serving(MOCK, broker, client_id=RIG_CLIENT) as served,
+        served.board() as board,
+    ):
+        assert served.side.protocol == "3.1.1"
+        assert board.info.rows == 12
+
+
 async def test_a_silent_connection_does_not_hold_the_embedded_broker_up() -> None:
     async with embedded_broker(EmbeddedSettings(port=0), TOPIC, RIG_CLIENT) as broker:
         silent = [await asyncio.open_connection("127.0.0.1", broker.address.port) for _ in range(3)]
