@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from labrig_surrogates.models import classifiers
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "analog-native-models.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 EQUILIBRIUM, PROPAGATION, ENERGY, DIFFUSION, RECURRENT = BLOCKS
@@ -28,6 +30,11 @@ def test_an_example_prints_what_the_page_shows(block: str) -> None:
     shown = re.findall(r"^print\(.*  # (.*)$", block, re.MULTILINE)
     assert shown
     assert run(block) == shown
+
+
+def test_every_model_of_a_training_file_is_there() -> None:
+    for name in re.findall(r"`(\w+)`", re.search(r"name it in a training file \((.*?)\)", PAGE).group(1)):  # type: ignore[union-attr]
+        assert getattr(classifiers, name)((64,), 10)(torch.zeros((2, 64))).shape == (2, 10)
 
 
 def test_matched_noise_gives_the_variance_of_the_data() -> None:
