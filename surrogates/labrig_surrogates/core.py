@@ -22,7 +22,7 @@ from labrig_surrogates.draws import Draw, DrawStream
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.fused import fused_outputs
 from labrig_surrogates.fused_plan import OutputNoiseDraw, Ranges, fused_plan, output_draws, stays_narrow
-from labrig_surrogates.passes import Number, a_backward_pass_may_follow, number
+from labrig_surrogates.passes import Number, a_backward_pass_may_follow, autocast_type, number
 from labrig_surrogates.products import ConvProduct, LinearProduct
 from labrig_surrogates.programming import (
     STREAMED_FROM,
@@ -145,6 +145,7 @@ class AnalogCore(nn.Module):
             raise SurrogateError(f"layer {self.name!r} cannot run on a backend:\n  " + "\n  ".join(faults))
         self.backend = backend
 
+    @torch.inference_mode(mode=False)  # what is set in inference mode is trained with later
     @torch.no_grad()
     def set_ranges(
         self,
@@ -286,10 +287,12 @@ class AnalogCore(nn.Module):
         elif any(getattr(effect, "carries_state", False) for effect in self.config.weight_effects):
             self.realise(weight)  # moves what goes on with the age, so that nothing has to in a compiled region
 
+    @torch.inference_mode(mode=False)
     def set_output_factor(self, factor: Tensor | None) -> None:
         """Multiplies all outputs, after their conversion and before the bias, until the next write; None: not."""
-        self._output_factor = factor
+        self._output_factor = None if factor is None else factor.clone()
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def program(self, weight: Tensor) -> None:
         """Programs the weights: in evaluation they stay as they are now, whatever happens to `weight`.
@@ -332,7 +335,8 @@ class AnalogCore(nn.Module):
         if factor is not None:
             outputs = outputs * (factor if factor.dim() == 0 else self.product.columns(factor))
             outputs = outputs if bias is None else outputs + self.product.columns(bias)
-        return outputs.to(torch.get_autocast_dtype(x.device.type)) if _autocast(x) else outputs
+        half = autocast_type(x)
+        return outputs if half is None else outputs.to(half)
 
     def _composed(self, x: Tensor, weights: list[ArrayWeights], bias: Tensor | None) -> Tensor:
         state = self._tile_state(x, *self._draws(x))
@@ -364,7 +368,7 @@ class AnalogCore(nn.Module):
 
     def _fused(self, x: Tensor, weights: ArrayWeights | StreamedWeights, bias: Tensor | None) -> Tensor:
         config, product = self.config, self.product
-        compute = torch.get_autocast_dtype(x.device.type) if _autocast(x) else None
+        compute = autocast_type(x)
         values = x.to(compute) if compute is not None and stays_narrow(config, product) else wide(x)
         flat = isinstance(product, ConvProduct) or values.dim() == 2
         rows = values if flat else values.reshape(-1, values.shape[-1])
@@ -385,10 +389,6 @@ class AnalogCore(nn.Module):
             return None, None
         values = wide(like.detach())
         return (lambda shape: self.stream.uniform(shape, values)), (lambda shape: self.stream.normal(shape, values))
-
-
-def _autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
 
 
 def _after_loading(module: nn.Module, incompatible_keys: object) -> None:

@@ -37,6 +37,12 @@ def a_backward_pass_may_follow(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
 
 
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """Type in which autocast computes products with `x`; None where it is off."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def largest_number(x: Tensor) -> Number:
     """Largest |x| of a whole tensor."""
     # Two reductions take less time than the one that looks for both, and the second finds its piece in the cache.

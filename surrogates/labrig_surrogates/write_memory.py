@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from labrig_surrogates.draws import DrawStream
@@ -48,7 +49,9 @@ class WriteMemory:
             values = wide(like.detach())
             found = where.get(name)
             if found is None or found.shape != tuple(shape):
-                found = where[name] = self._stream.normal(shape, values).tensor()
+                # What an evaluation in inference mode draws first is trained with later.
+                with torch.inference_mode(mode=False), torch.no_grad():
+                    found = where[name] = self._stream.normal(shape, values).tensor()
             return found.to(values)
 
         return kept
@@ -60,7 +63,8 @@ class WriteMemory:
             SurrogateError: The age is before the one at which it was last asked for.
         """
         if name not in self._carried:
-            self._carried[name] = (self.age_s, begin())
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._carried[name] = (self.age_s, begin())
         last_s, state = self._carried[name]
         if self.age_s < last_s:
             raise SurrogateError(
@@ -68,6 +72,7 @@ class WriteMemory:
                 "from one write to the next; `new_write` begins anew"
             )
         if self.age_s > last_s:
-            state = go_on(state, self.age_s - last_s)
+            with torch.inference_mode(mode=False), torch.no_grad():
+                state = go_on(state, self.age_s - last_s)
             self._carried[name] = (self.age_s, state)
         return state
