@@ -288,8 +288,7 @@ class RigService:
         self._answer(request, outlet, values)
 
     async def _turned_over(self, request: Request) -> Values:
-        reason = request.values.get("reason")
-        reason = reason[:_LONGEST_TEXT] if isinstance(reason, str) else ""
+        reason = _plain(request.values.get("reason"))
         if request.verb == "release":
             lease = self._book.check(request.lease)
             await self._end_lease("the lease was given back", "released", token=lease.token)
@@ -367,8 +366,14 @@ class RigService:
 
 
 def _who(request: Request) -> str:
-    who = request.values.get("who")
-    return who[:_LONGEST_TEXT] if isinstance(who, str) and who else request.client
+    return _plain(request.values.get("who")) or request.client
+
+
+def _plain(value: object) -> str:
+    """A text of somebody else as it may go to a terminal; empty where it is none."""
+    if not isinstance(value, str):
+        return ""
+    return "".join(letter if letter.isprintable() else "?" for letter in value[:_LONGEST_TEXT])
 
 
 async def _delivered(outlet: Outlet, message: bytes) -> None:

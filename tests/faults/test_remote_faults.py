@@ -20,6 +20,7 @@ from labrig.boards.remote_source_meter import RemoteSourceMeter
 from labrig.remote.envelope import Assembler, packets, read_body
 from labrig.remote.messages import Answer, Request, read_answer
 from labrig.remote.service import Manners
+from labrig.remote.stopping import stop_rig
 from labrig.telemetry.broker import connected
 from labrig.testing.fault_lane import cut_pieces
 from labrig.testing.fault_plan import Direction, Fault, FaultPlan, PlannedFault
@@ -298,11 +299,13 @@ async def test_whoever_may_come_in_may_stop_and_nobody_goes_on_without_a_lease(b
             await meter.set_level(voltage_v=0.5)
             await meter.output_on()
             assert events[-1].output_on
-            async with connected(served.broker, "viewer", None, 5.0, 5) as client:
-                stop = Request("stop", "viewer", 0, values={"who": "eve", "reason": "smoke"})
-                for packet in packets(stop.encoded(), 1):
-                    await client.publish(f"{served.address.topic}/cmd/stop", packet, qos=1)
-                await until(lambda: not events[-1].output_on)
+            with pytest.raises(ProtocolError, match="needs a reason"):
+                await stop_rig(served.address, served.broker, "eve", "")
+            assert events[-1].output_on
+            await stop_rig(served.address, served.broker, "eve", "smoke\x1b[2J")
+            assert not events[-1].output_on
+            # Nothing that a terminal would obey.
+            assert served.said[-1].endswith("eve switched the outputs off: smoke?[2J")
             with pytest.raises(StateError, match="eve switched the outputs off: smoke"):
                 await meter.measure()
 
