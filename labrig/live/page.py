@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Self
 
 from aiohttp import web
 
-from labrig.events import EventBus
+from labrig.events import EventBus, Message
 from labrig.live.access import Access
 from labrig.live.app import Site, make_app
 from labrig.live.feed import LiveFeed
@@ -20,6 +21,8 @@ from labrig.live.hub import Hub, Rhythm
 from labrig.live.steering import Steering
 from labrig.live.view import LiveView
 from labrig_drivers.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 PORT = 8600
 """Where the page is by default; the next free one of ten, where another run has it."""
@@ -160,8 +163,10 @@ class LivePage:
         except Exception as error:
             if not self._started.done():
                 self._started.set_exception(error)
-            else:
-                raise
+                return
+            # A run must not miss more than its page.
+            _log.warning("the live page ended", exc_info=error)
+            self._bus.publish(Message(f"the live page ended, the run goes on: {type(error).__name__}: {error}"))
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

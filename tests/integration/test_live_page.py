@@ -365,6 +365,21 @@ async def test_a_page_that_hangs_delays_no_run_and_its_feed_stays_bounded(
         await viewer.close()
 
 
+def test_a_page_that_breaks_says_so_once_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no more")
+
+    one, said = Served(OPEN), threading.Event()
+    monkeypatch.setattr("labrig.live.view.LiveView.note", broken)
+    one.bus.subscribe(lambda event: said.set() if "the live page ended" in str(event) else None)
+    with one.page:
+        one.bus.publish(Message("x"))
+        assert said.wait(10)
+        one.bus.publish(Message("y"))
+    texts = [event.text for event in one.heard if isinstance(event, Message)]
+    assert texts == ["x", "the live page ended, the run goes on: RuntimeError: no more", "y"]
+
+
 def asleep(page: LivePage) -> socket.socket:
     """A viewer that never reads."""
     host, port = "127.0.0.1", int(page.url.rsplit(":", 1)[1].rstrip("/"))
