@@ -22,7 +22,7 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="Which study: ablation, break-even, diffusion, ebm, energy, eqprop, equilibrium, recurrent, "
+            help="Which study: ablation, anchor, break-even, diffusion, ebm, energy, eqprop, equilibrium, recurrent, "
             "robustness or schedules."
         ),
     ],

@@ -13,6 +13,7 @@ from labrig_drivers.errors import ConfigError
 STUDIES: Final[dict[str, str]] = {
     "break-even": "how wrong must a surrogate be before training on the chip itself pays?",
     "robustness": "how much accuracy do networks of 4 bits keep on noisy chips, by how they were trained?",
+    "anchor": "does labrig reproduce the published noise table of NeuRRAM's ResNet-20?",
     "ablation": "what does each part of the training for noisy chips add?",
     "schedules": "does it matter how the noise of a training grows?",
     "energy": "does an analog inference take a fifth of a digital one, and against which machine?",

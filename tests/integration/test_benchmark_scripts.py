@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         "acquisition",
         "calibration",
+        "cifar",
         "compaction",
         "links",
         "live",

@@ -66,8 +66,9 @@ class Method:
 
     @property
     def analog(self) -> bool:
-        """Whether it trains for arrays at all."""
-        return self.weight_bits is not None
+        """Whether it trains for arrays at all, with levels or with noise."""
+        levels = (self.weight_bits, self.activation_bits)
+        return any(bits is not None for bits in levels) or self.weight_noise > 0.0 or self.output_noise > 0.0
 
     def schedule(self, level: float, steps: int) -> Schedule:
         """How a noise of `level` is reached in a training of so many steps."""

@@ -42,6 +42,9 @@ _STREAM: Final = 1_000_033
 OnStep = Callable[[int, int, float], None]
 """Called after each step with its number, the number of all steps, and the loss."""
 
+OnEpoch = Callable[[int, nn.Module], None]
+"""Called after each epoch with how many are done, and the network."""
+
 
 @dataclass(frozen=True)
 class DigitalJob:
@@ -106,7 +109,13 @@ def _digest(job: Job) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def train_digital(job: DigitalJob, task: ImageTask, checkpoint: Path, on_step: OnStep) -> nn.Module:
+def train_digital(
+    job: DigitalJob,
+    task: ImageTask,
+    checkpoint: Path,
+    on_step: OnStep,
+    on_epoch: OnEpoch = lambda _epoch, _network: None,
+) -> nn.Module:
     """Trains a digital network.
 
     Args:
@@ -114,6 +123,7 @@ def train_digital(job: DigitalJob, task: ImageTask, checkpoint: Path, on_step: O
         task: The images.
         checkpoint: File that each epoch leaves, from which an interrupted training goes on; deleted by the caller.
         on_step: Progress.
+        on_epoch: Looks at the network after each epoch.
 
     Returns:
         The network, in evaluation mode.
@@ -124,7 +134,9 @@ def train_digital(job: DigitalJob, task: ImageTask, checkpoint: Path, on_step: O
     network.to(look.device)
     run = _Run(network, job.rates, job.epochs, job, task, MovingAverage(0.0))
     loss = TaskLoss(job.label_smoothing)
-    run.go(lambda batch, _: loss(_outputs(network, batch.x), batch), lambda: None, checkpoint, on_step)
+    run.go(
+        lambda batch, _: loss(_outputs(network, batch.x), batch), lambda: None, checkpoint, on_step, on_epoch=on_epoch
+    )
     return network.eval()
 
 
@@ -211,6 +223,7 @@ class _Run:
         checkpoint: Path,
         on_step: OnStep,
         begin_epoch: Callable[[int], None] = lambda _epoch: None,
+        on_epoch: OnEpoch = lambda _epoch, _network: None,
     ) -> None:
         """Takes all steps that are left; an epoch depends on the seed and its number, and not on those before."""
         first = load_epoch(checkpoint, self.network, self.optimiser, self.average)
@@ -228,6 +241,7 @@ class _Run:
                 self.average.update(self.optimiser.parameters, self.step, self.steps)
                 on_step(self.step, self.steps, float(loss.detach()))
             save_epoch(checkpoint, epoch + 1, self.network, self.optimiser, self.average)
+            on_epoch(epoch + 1, self.network)
 
     def _begin(self, epoch: int) -> None:
         self.step = epoch * self.epoch_steps
