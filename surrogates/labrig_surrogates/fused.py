@@ -69,7 +69,7 @@ def _convert(
     noise: OutputNoiseDraw | None,
     bias: Tensor | None,
     target: Tensor,
-    clipped: Tensor | None,
+    inside: Tensor | None,
 ) -> None:
     """Noise, ADC and bias of one tile's outputs, in pieces.
 
@@ -79,8 +79,8 @@ def _convert(
         block: Which tile.
         noise: Noise of these outputs.
         bias: Shaped to go with the outputs, or None.
-        target: Takes the result; may be `outputs` where `clipped` is None.
-        clipped: Takes a one for each output that the ADC clipped, else a zero; int8. None: nobody asks.
+        target: Takes the result; may be `outputs` where `inside` is None.
+        inside: Takes a one for each output that the ADC did not clip, else a zero; int8. None: nobody asks.
     """
     lsb = None if plan.lsb is None else plan.lsb[block]
     if isinstance(lsb, Tensor):
@@ -91,7 +91,9 @@ def _convert(
         outputs.addcmul_(numbers, plan.product.columns(noise.sigma))
         noise = None
     first = 0 if noise is None else noise.first
-    marks = None if clipped is None else pieces(clipped, outputs)
+    marks = None if inside is None else pieces(inside, outputs)
+    one = None if inside is None else outputs.new_ones(())
+    bound = plan.highest + HALF_LEVEL
     for index, (part, result) in enumerate(zip(pieces(outputs), pieces(target, outputs), strict=True)):
         if noise is not None:
             noise.draw.add_to(part, noise.sigma, first=first)
@@ -102,12 +104,10 @@ def _convert(
             elif result.data_ptr() != part.data_ptr():
                 result.copy_(part)
             continue
-        if marks is None:
-            torch.round(part, out=result).clamp_(-plan.highest, plan.highest)
-        else:
-            torch.clamp(part.round_(), -plan.highest, plan.highest, out=result)
-            # Compared in floating point and then copied: many times faster than a comparison that yields bytes.
-            marks[index].copy_(part.ne_(result))
+        torch.round(part, out=result).clamp_(-plan.highest, plan.highest)
+        if marks is not None and one is not None:
+            # Found in floating point and then copied: many times faster than a comparison that yields bytes.
+            marks[index].copy_(inside_pass(one.expand_as(part), part, None, -bound, bound, target=part))
         if bias is not None and isinstance(lsb, int | float):
             torch.add(bias, result, alpha=lsb, out=result)
         else:
@@ -116,14 +116,13 @@ def _convert(
                 result.add_(bias)
 
 
-def _unconverted(grad: Tensor, clipped: Tensor | None) -> Tensor:
+def _unconverted(grad: Tensor, inside: Tensor | None) -> Tensor:
     """Gradient in front of the ADC: what was clipped passes none."""
-    if clipped is None:
+    if inside is None:
         return grad
-    passed = torch.empty_like(clipped, dtype=grad.dtype)
-    for part, marks, result in zip(pieces(grad, clipped), pieces(clipped), pieces(passed, clipped), strict=True):
-        result.copy_(marks)
-        torch.ops.aten.hardtanh_backward.grad_input(part, result, -HALF_LEVEL, HALF_LEVEL, grad_input=result)
+    passed = torch.empty_like(inside, dtype=grad.dtype)
+    for part, marks, result in zip(pieces(grad, inside), pieces(inside), pieces(passed, inside), strict=True):
+        inside_pass(part, result.copy_(marks), None, HALF_LEVEL, 1.0 + HALF_LEVEL, target=result)
     return passed
 
 
@@ -167,7 +166,7 @@ def _linear_forward(
     inputs, weights = plan.inputs(x), plan.typed(codes)
     keeps, many = plan.learns and plan.lsb is not None, len(plan.blocks) > 1
     total: Tensor | None = None
-    clipped: list[Tensor] = []
+    inside: list[Tensor] = []
     for block, (first, last) in enumerate(plan.blocks):
         a, b = (inputs[:, first:last], weights[:, first:last]) if many else (inputs, weights)
         draw = noise[block] if noise else None
@@ -181,10 +180,10 @@ def _linear_forward(
         # The digital side adds the bias once.
         _convert(outputs, plan, block, draw, bias if block == 0 else None, target, marks)
         if marks is not None:
-            clipped.append(marks)
+            inside.append(marks)
         total = target if total is None else total.add_(target)
     assert total is not None
-    return total, clipped
+    return total, inside
 
 
 def _streamed_forward(
@@ -220,10 +219,10 @@ class _Saved(NamedTuple):
 
 
 def _save(
-    ctx: FunctionCtx, x: Tensor, source: Tensor, weights: ArrayWeights, plan: FusedPlan, clipped: list[Tensor]
+    ctx: FunctionCtx, x: Tensor, source: Tensor, weights: ArrayWeights, plan: FusedPlan, inside: list[Tensor]
 ) -> None:
     codes = weights.codes if weights.backward is None else weights.backward
-    ctx.save_for_backward(x, source, codes.detach(), *clipped)
+    ctx.save_for_backward(x, source, codes.detach(), *inside)
     needs = cast("tuple[bool, ...]", ctx.needs_input_grad)  # type: ignore[attr-defined]
     # Tensors belong to autograd, which frees them as early as it can.
     nothing = source.new_empty(0)
@@ -232,9 +231,9 @@ def _save(
 
 
 def _saved(ctx: FunctionCtx) -> tuple[_Saved, Tensor, ArrayWeights, list[Tensor | None]]:
-    x, source, codes, *clipped = cast("tuple[Tensor, ...]", ctx.saved_tensors)  # type: ignore[attr-defined]
+    x, source, codes, *inside = cast("tuple[Tensor, ...]", ctx.saved_tensors)  # type: ignore[attr-defined]
     saved = cast("_Saved", ctx.saved)  # type: ignore[attr-defined]
-    return saved, x, saved.weights._replace(source=source, codes=codes), [*clipped]
+    return saved, x, saved.weights._replace(source=source, codes=codes), [*inside]
 
 
 class _FusedLinear(torch.autograd.Function):
@@ -248,13 +247,13 @@ class _FusedLinear(torch.autograd.Function):
         plan: FusedPlan,
         noise: Sequence[OutputNoiseDraw],
     ) -> Tensor:
-        total, clipped = _linear_forward(x, weights.codes.detach(), bias, plan, noise)
-        _save(ctx, x, source, weights, plan, clipped)
+        total, inside = _linear_forward(x, weights.codes.detach(), bias, plan, noise)
+        _save(ctx, x, source, weights, plan, inside)
         return total
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        saved, x, array, clipped = _saved(ctx)
+        saved, x, array, inside = _saved(ctx)
         plan, (need_x, need_weight, need_bias) = saved.plan, saved.needs
         (grad,) = grad_outputs
         weights = plan.typed(array.codes) if need_x else None
@@ -262,7 +261,7 @@ class _FusedLinear(torch.autograd.Function):
         grad_x = torch.empty_like(x) if need_x and many else None
         grad_weight = torch.empty_like(array.codes) if need_weight and many else None
         for block, (first, last) in enumerate(plan.blocks):
-            inner = plan.typed(_unconverted(grad, clipped[block] if clipped else None))
+            inner = plan.typed(_unconverted(grad, inside[block] if inside else None))
             if need_weight:
                 # The codes of the DAC are gone again before the other gradient asks for memory.
                 part = plan.untyped(_scaled_product(inner.T, plan.inputs(x[:, first:last]), input_step))
@@ -302,7 +301,7 @@ def _conv_forward(
     ]
     column_bias = None if bias is None else product.columns(bias)
     total: Tensor | None = None
-    clipped: list[Tensor] = []
+    inside: list[Tensor] = []
     for first in range(0, x.shape[0], size):
         last = min(first + size, x.shape[0])
         inputs = plan.inputs(x[first:last])
@@ -319,9 +318,9 @@ def _conv_forward(
             if block > 0:
                 goal.add_(target)
             if marks is not None:
-                clipped.append(marks)
+                inside.append(marks)
     assert total is not None
-    return total, clipped
+    return total, inside
 
 
 def _scaled(codes: Tensor, gain: Number) -> Tensor:
@@ -342,20 +341,20 @@ class _FusedConv(torch.autograd.Function):
         plan: FusedPlan,
         noise: Sequence[OutputNoiseDraw],
     ) -> Tensor:
-        total, clipped = _conv_forward(x, weights.codes.detach(), bias, plan, noise)
-        _save(ctx, x, source, weights, plan, clipped)
+        total, inside = _conv_forward(x, weights.codes.detach(), bias, plan, noise)
+        _save(ctx, x, source, weights, plan, inside)
         return total
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        saved, x, array, clipped = _saved(ctx)
+        saved, x, array, inside = _saved(ctx)
         plan, (need_x, need_weight, need_bias) = saved.plan, saved.needs
         product, count = cast("ConvProduct", plan.product), len(plan.blocks)
         (grad,) = grad_outputs
         kernels = [plan.typed(product.weights(array.codes * plan.unit, block, count)) for block in plan.blocks]
         grad_x = torch.empty_like(x) if need_x else None
         grad_weight = torch.zeros_like(array.codes) if need_weight else None
-        marks, size = iter(clipped), _batch_parts(x, plan)
+        marks, size = iter(inside), _batch_parts(x, plan)
         for first in range(0, x.shape[0], size):
             part = slice(first, min(first + size, x.shape[0]))
             inputs, parts_x = plan.inputs(x[part]), []

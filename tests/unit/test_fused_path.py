@@ -192,6 +192,19 @@ def test_a_second_backward_pass_gives_the_same_gradients() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("shape", ["linear", "conv2d"])
+def test_what_is_no_number_stays_none_in_outputs_and_gradients(shape: str) -> None:
+    product, x_shape, weight_shape, _ = SHAPES[shape]
+    x, weight, bias = made(x_shape, 1), made(weight_shape, 2), made(weight_shape[:1], 3)
+    x[0] = float("nan")
+    for path in ("fused", "composed"):
+        y, grad_x, grad_weight, _ = outcome(core_of(replace(RUNG, path=path), product, weight), x, weight, bias)
+        assert bool(y[0].isnan().all())
+        assert not bool(y[1:].isnan().any())
+        assert not bool(grad_x[1:].isnan().any())
+        assert bool(grad_weight.isnan().all()), path
+
+
 def test_in_single_precision_both_paths_differ_by_rare_single_levels_only() -> None:
     x, weight = made((64, 96), 1).float(), made((80, 96), 2).float()
     outputs = []
