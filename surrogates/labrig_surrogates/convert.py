@@ -130,6 +130,8 @@ def _faults(model: nn.Module, digital: set[str]) -> Iterator[str]:
             reason = "has hooks, which the analog layer would not have"
         elif plain and any(isinstance(p, nn.UninitializedParameter) for p in layer.parameters()):
             reason = "has no weights yet (a lazy layer): run the model once"
+        elif plain and any(p.is_meta for p in layer.parameters()):
+            reason = "has weights without values (the meta device): load them first"
         if reason is not None:
             where = name or "the model"
             yield f"{where} ({type(layer).__name__}) {reason}; leave it digital with digital=[{name!r}]"

@@ -366,6 +366,7 @@ def test_what_cannot_be_converted_is_named_all_at_once() -> None:
             "own": Own(2, 2),
             "hooked": hooked,
             "lazy": nn.LazyLinear(3),
+            "hollow": nn.Linear(2, 2, device="meta"),
             "fine": nn.Linear(2, 2),
             "done": AnalogLinear(2, 2),
         }
@@ -379,12 +380,13 @@ def test_what_cannot_be_converted_is_named_all_at_once() -> None:
         "own (Own) is a class of its own",
         "hooked (Linear) has hooks",
         "lazy (LazyLinear)",
+        "hollow (Linear) has weights without values",
         "done is analog already; to_digital makes it digital again",
     ):
         assert part in said, part
     assert "fine" not in said
     del model["done"]
-    analog = to_analog(model, AnalogConfig(), digital=["up", "own", "hooked", "lazy"])
+    analog = to_analog(model, AnalogConfig(), digital=["up", "own", "hooked", "lazy", "hollow"])
     assert [name for name, _ in analog_modules(analog)] == ["fine"]
 
 
