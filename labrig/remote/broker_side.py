@@ -148,16 +148,17 @@ class BrokerSide:
         reply_to = f"{self._topic}/reply/{request.client}"
 
         async def outlet(answer: bytes) -> None:
-            await self._send(reply_to, answer)
+            await self._send(reply_to, request.number, answer)
 
         self._service.take(request, outlet)
 
-    async def _send(self, reply_to: str, answer: bytes) -> None:
+    async def _send(self, reply_to: str, number: int, answer: bytes) -> None:
         client = self._client
         if client is None:
             raise BrokerAwayError("the broker is away")
+        about = self._dialect.about(number)
         for packet in packets(answer, next(self._numbers)):
-            await client.publish(reply_to, packet, qos=1)
+            await client.publish(reply_to, packet, qos=1, properties=about)
 
     async def _publish_notices(self, client: Client) -> None:
         while True:

@@ -123,7 +123,7 @@ class Carrier:
             finally:
                 self._on_direct.discard(request.number)
                 self._forget(request.number)
-        sending = asyncio.create_task(self._send(client, request.verb, message), name="labrig-remote-send")
+        sending = asyncio.create_task(self._send(client, request, message, within_s), name="labrig-remote-send")
         try:
             either: list[asyncio.Future[None] | asyncio.Future[Answer]] = [sending, future]
             await asyncio.wait(either, timeout=until_s - time.monotonic(), return_when="FIRST_COMPLETED")
@@ -152,12 +152,14 @@ class Carrier:
         if line is not None:
             await line.close()
 
-    async def _send(self, client: Client, verb: str, message: bytes) -> None:
+    async def _send(self, client: Client, request: Request, message: bytes, within_s: float) -> None:
         from aiomqtt import MqttError
 
+        verb = request.verb
+        about = self._dialect.about(request.number, f"{self._topic}/reply/{self._client_id}", within_s)
         try:
             for packet in packets(message, next(self._numbers)):
-                await client.publish(f"{self._topic}/cmd/{verb}", packet, qos=1)
+                await client.publish(f"{self._topic}/cmd/{verb}", packet, qos=1, properties=about)
         except MqttError as error:
             kind = LinkTimeoutError if str(error) == "Operation timed out" else LinkLostError
             raise kind(f"{self._address}: {verb} could not be sent: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from labrig.telemetry.broker import Broker, BrokerAwayError, BrokerRefusedError,
 
 if TYPE_CHECKING:
     from aiomqtt import Client
+    from paho.mqtt.properties import Properties
 
 _MOST_INCOMING: Final = 512
 _FIRST_ANSWER_S: Final = 2.0
@@ -29,6 +31,29 @@ class Dialect:
     """
 
     newest: bool = True
+
+    def about(self, number: int, reply_to: str | None = None, expires_s: float | None = None) -> Properties | None:
+        """What MQTT 5 says about a message besides its content, for tools that know no labrig; None for 3.1.1.
+
+        Nothing in labrig needs it: the same stands in the message.
+
+        Args:
+            number: Of the request, which its answer repeats.
+            reply_to: Topic of the answer; None for an answer.
+            expires_s: Time in s after which a broker that still holds it may forget it.
+        """
+        if not self.newest:
+            return None
+        from paho.mqtt.packettypes import PacketTypes
+        from paho.mqtt.properties import Properties
+
+        made = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        made.CorrelationData = number.to_bytes(8, "little")
+        if reply_to is not None:
+            made.ResponseTopic = reply_to
+        if expires_s is not None:
+            made.MessageExpiryInterval = max(1, math.ceil(expires_s))
+        return made
 
 
 @dataclass(frozen=True)

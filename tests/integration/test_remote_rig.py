@@ -8,9 +8,11 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from aiomqtt import Message, ProtocolVersion
 from served_rig import MOCK, ServedRig, broker_at, remote_rig, serving, source_meter_rig
 
 from labrig.acquisition import run_sweep
@@ -21,7 +23,7 @@ from labrig.plans import MvmCalibrationPlan
 from labrig.recording import Recording
 from labrig.remote.embedded import EmbeddedSettings, embedded_broker
 from labrig.remote.service import Manners
-from labrig.telemetry.broker import Broker
+from labrig.telemetry.broker import Broker, connected
 from labrig.testing.driver_contract import check_crossbar_board, check_source_meter
 from labrig.testing.mosquitto import Mosquitto, subscribed
 from labrig_drivers.errors import CapabilityError, IdentityError, LinkLostError, SafetyError, StateError
@@ -191,6 +193,29 @@ async def test_everybody_can_read_how_the_rig_stands(broker: Mosquitto) -> None:
     assert traffic[-1]["requests"] >= 3
     assert (traffic[-1]["refused"], traffic[-1]["dropped"]) == (0, 0)
     assert [(one["what"], one["who"]) for one in events] == [("granted", "ada@lab"), ("released", "ada@lab")]
+
+
+def words(message: Message) -> dict[str, Any]:
+    """What MQTT 5 says about a message."""
+    assert message.properties is not None
+    said: dict[str, Any] = message.properties.json()  # type: ignore[no-untyped-call]
+    return said
+
+
+async def test_on_mqtt_5_other_tools_see_whose_answer_is_whose(broker: Mosquitto) -> None:
+    far = broker_at(broker.port)
+    async with serving(MOCK, far) as rig, connected(far, "tool", None, 5.0, 5, protocol=ProtocolVersion.V5) as tool:
+        await tool.subscribe(f"{TOPIC}/cmd/mvm", qos=1)
+        await tool.subscribe(f"{TOPIC}/reply/#", qos=1)
+        async with rig.board(rig.session()) as board:
+            await board.program(0, np.full((12, 9), 2e-5))
+            await board.mvm(0, np.zeros((1, 12)))
+            seen = [await anext(aiter(tool.messages)) for _ in range(len(tool.messages))]
+    asked = next(one for one in seen if str(one.topic) == f"{TOPIC}/cmd/mvm")
+    told = {str(one.topic): words(one) for one in seen if one is not asked and one.properties}
+    wanted = words(asked)
+    assert told[wanted["ResponseTopic"]]["CorrelationData"] == wanted["CorrelationData"]
+    assert wanted["MessageExpiryInterval"] >= 1
 
 
 async def test_a_rig_that_nobody_serves_is_told_at_once(broker: Mosquitto) -> None:

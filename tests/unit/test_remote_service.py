@@ -140,7 +140,7 @@ class Served:
         self.assembler = Assembler()
         self.sent: list[tuple[str, bytes]] = []
 
-        async def send(reply_to: str, answer: bytes) -> None:
+        async def send(reply_to: str, number: int, answer: bytes) -> None:
             self.sent.append((reply_to, answer))
 
         self.side._send = send  # type: ignore[method-assign]
@@ -244,7 +244,7 @@ def test_requests_without_a_lease_are_refused_whatever_they_ask(
     asked: list[tuple[str, dict[str, object], dict[str, np.ndarray]]],
 ) -> None:
     def messages(_: Served) -> list[tuple[str, object]]:
-        made = []
+        made: list[tuple[str, object]] = []
         for number, (verb, values, content) in enumerate(asked):
             request = Request(verb, "eve", number, "guessed", None, "board", values, content)  # type: ignore[arg-type]
             made.append((verb, next(packets(request.encoded(), number + 1))))
