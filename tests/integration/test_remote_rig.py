@@ -18,11 +18,12 @@ from served_rig import MOCK, ServedRig, broker_at, remote_rig, serving, source_m
 from labrig.acquisition import run_sweep
 from labrig.boards.remote import RemoteBoard
 from labrig.config import parse_rig
-from labrig.events import EventBus
+from labrig.events import BlockCommitted, Event, EventBus
 from labrig.plans import MvmCalibrationPlan
 from labrig.recording import Recording
 from labrig.remote.embedded import EmbeddedSettings, embedded_broker
 from labrig.remote.service import Manners
+from labrig.remote.stopping import stop_rig
 from labrig.telemetry.broker import Broker, connected
 from labrig.testing.driver_contract import check_crossbar_board, check_source_meter
 from labrig.testing.mosquitto import Mosquitto, subscribed
@@ -82,6 +83,33 @@ async def test_a_sweep_from_afar_is_equal_to_one_on_the_rig(mock: ServedRig, tmp
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
             assert here.point_hashes(array) == there.point_hashes(array)
         assert there.header.identities["board"] == here.header.identities["board"]
+
+
+async def test_a_sweep_that_lost_its_rig_is_resumed_and_equal_to_one_that_did_not(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
+    plan = MvmCalibrationPlan(writes=1, batch=64)
+    await run_sweep(parse_rig(MOCK, tmp_path / "here.toml"), plan, tmp_path / "here.h5", EventBus())
+    async with serving(MOCK, broker_at(broker.port)) as rig:
+        far = parse_rig(remote_rig(rig.address), tmp_path / "far.toml")
+        bus, blocks, stops = EventBus(), list[Event](), list[asyncio.Task[None]]()
+
+        def count(event: Event) -> None:
+            blocks.extend([event] if isinstance(event, BlockCommitted) else [])
+            if len(blocks) >= 10 and not stops:
+                stops.append(asyncio.create_task(stop_rig(rig.address, rig.broker, "eve", "lunch")))
+
+        bus.subscribe(count)
+        with pytest.raises(StateError, match="eve switched the outputs off: lunch"):
+            await run_sweep(far, plan, tmp_path / "far.h5", bus)
+        await stops[0]
+        await run_sweep(far, plan, tmp_path / "far.h5", EventBus(), resume=True)
+    with Recording.open(tmp_path / "here.h5") as here, Recording.open(tmp_path / "far.h5") as there:
+        for array in here.arrays:
+            assert here.point_hashes(array) == there.point_hashes(array)
+            for name in ("voltage_v", "current_a", "target_conductance_s", "time_s"):
+                wanted, found = getattr(here.dataset(array), name), getattr(there.dataset(array), name)
+                np.testing.assert_array_equal(found, wanted)
 
 
 async def test_a_batch_of_megabytes_goes_in_parts_and_comes_back_whole(mock: ServedRig) -> None:
