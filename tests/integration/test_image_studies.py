@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -82,3 +83,13 @@ def test_what_a_study_needs_is_said_before_anything_is_done(tmp_path: Path) -> N
         with pytest.raises(ConfigError, match="give no --rig"):
             run_study(name, StudySettings(networks=tmp_path, rig=Path("rig.toml")), quiet)
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "robustness.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "robustness.md", "exec"), {})
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "mine at 0 % wmax/program",
+        "mine at 10 % wmax/program + 10 % ostd/read",
+    ]
