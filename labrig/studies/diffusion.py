@@ -66,6 +66,8 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Size:
+    """How large it is: updates without a chip, on it, and of what is digital alone; samples, and steps of each."""
+
     updates: int
     chip_updates: int
     digital_updates: int
@@ -117,7 +119,9 @@ def _of_chip(numbers: Numbers, times: float) -> Numbers:
 
 
 def _sized(*, quick: bool) -> _Size:
-    return _Size(200, 4, 4, 128, 500, 8) if quick else _Size(4_000, 80, 200, 128, 1_000, 16)
+    if quick:
+        return _Size(updates=200, chip_updates=4, digital_updates=4, batch=128, samples=500, steps=8)
+    return _Size(updates=4_000, chip_updates=80, digital_updates=200, batch=128, samples=1_000, steps=16)
 
 
 def _tasks() -> dict[str, _Task]:

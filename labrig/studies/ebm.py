@@ -21,6 +21,7 @@ from labrig.studies.cache import Numbers
 from labrig.studies.chip import StudyChip, open_chip, without_drift, without_noise
 from labrig.studies.ebm_findings import Parts, Shape, ebm_found
 from labrig.studies.machines import (
+    SIDE,
     Ascent,
     MachineOnChip,
     exact_divergence,
@@ -71,8 +72,10 @@ class _Size:
     randomness: int
 
 
-def _size(*, quick: bool) -> _Size:
-    return _Size(100, 60, 100, 5, 40, 20, 2_000) if quick else _Size(500, 400, 6_000, 600, 2_000, 400, 20_000)
+_QUICK = _Size(chains=100, steps=60, updates=100, chip_updates=5, digit_updates=40, sweeps=20, randomness=2_000)
+_USUAL = _Size(
+    chains=500, steps=400, updates=6_000, chip_updates=600, digit_updates=2_000, sweeps=400, randomness=20_000
+)
 
 
 class _CountedReads:
@@ -123,7 +126,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         SurrogateError: The steps of the chip's ADC exceed its noise.
     """
     started_s = time.monotonic()
-    size = _size(quick=settings.quick)
+    size = _QUICK if settings.quick else _USUAL
     # A chip of a rig is as it is; a simulated one can be written with more care.
     cares = (False,) if settings.rig is not None else (False, True)
     kinds: list[dict[str, object]] = [{"part": "noise"}]
@@ -157,7 +160,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
 
 def compute(part: Configuration) -> Numbers:
     """The numbers of one seed: of noise as a source of chance, of machines on a chip, or of one level of noise."""
-    seed, size = seed_of(part), _size(quick=bool(part["quick"]))
+    seed, size = seed_of(part), _QUICK if part["quick"] else _USUAL
     if part["part"] == "regularisation":
         machine, digits = learn_digits(seed, cast(float, part["level"]), size.digit_updates, _pseudo(seed))
         return _likelihoods("", machine, digits.train, digits.test)
@@ -315,7 +318,7 @@ def _machines(seed: int, size: _Size, chip: StudyChip) -> Numbers:
     found = {"divergence digital": sampled_divergence(machine, chain, size.sweeps, _pseudo(seed + 1))}
     on_chip = MachineOnChip(chip, machine)
     found["divergence deployed"] = sampled_divergence(on_chip.machine, chain, size.sweeps, source)
-    patterns = bars_and_stripes(3)
+    patterns = bars_and_stripes(SIDE)
     chain = on_chip.learn(lambda: patterns, chain, Ascent(size.chip_updates, 0.05, 0.05, sweeps=2), source)
     found["divergence learnt"] = sampled_divergence(on_chip.machine, chain, size.sweeps, source)
     found |= {"patterns mvms": float(on_chip.mvms), "patterns writes": float(on_chip.writes)}

@@ -118,8 +118,8 @@ def _noises(*, quick: bool) -> tuple[float, ...]:
 
 def _sized(*, quick: bool) -> tuple[_Size, ImageSet]:
     if quick:
-        return _Size(2, 1, 1), load_digits().first(200, 100)
-    return _Size(30, 6, 2), load_digits()
+        return _Size(epochs=2, noisy_epochs=1, chip_epochs=1), load_digits().first(200, 100)
+    return _Size(epochs=30, noisy_epochs=6, chip_epochs=2), load_digits()
 
 
 def _chip(seed: int) -> ChipSettings:

@@ -149,7 +149,7 @@ def compute(part: Configuration) -> Numbers:
 
 def _sized(*, quick: bool) -> tuple[_Size, ImageSet]:
     if quick:
-        return _Size(epochs=3, chips=2, settled=10), load_digits().first(400, 50)
+        return _Size(epochs=3, chips=2, settled=10), load_digits().first(400, 100)
     return _Size(epochs=40, chips=10, settled=100), load_digits()
 
 

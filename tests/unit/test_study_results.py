@@ -87,6 +87,9 @@ def test_the_page_shows_everything_and_escapes_it(tmp_path: Path) -> None:
     ):
         assert text in page
     assert "<work>" not in page
+    assert page.index("Holds: accuracy") < page.index("labels shuffled") < page.index("95.5</td>")
+    assert "http" not in page  # opens without a network: plotly lies beside it
+    assert (tmp_path / "out" / "plotly.min.js").is_file()
     stored = json.loads(pages.json.read_text())
     assert stored["findings"][0]["figure"]["low"] == 96.0
     failed = replace(result(), controls=(replace(result().controls[0], passed=False),))
