@@ -86,10 +86,13 @@ class ReadNoise:
                 f"(worst: {float(noise[worst] / step[worst]):.2g} steps): their numbers would be rounding, not noise. "
                 "Use columns with more noise, or a finer range of the ADC"
             )
-        measured = differences.T @ differences / differences.shape[0]
+        count, columns = differences.shape
+        measured = differences.T @ differences / count
         self.covariance = measured if covariance is None else covariance.to(measured.dtype)
         factor = torch.linalg.cholesky(self.covariance)
-        self._whiten = torch.linalg.inv(factor).T
+        # The inverse of an estimated covariance is too large on average, by count / (count - columns - 1) (Wishart).
+        unbiased = 1.0 if covariance is not None else (1.0 - (columns + 1) / count) ** 0.5
+        self._whiten = unbiased * torch.linalg.inv(factor).T
         self._kept: Tensor = differences.new_empty(0)
 
     def normal(self, count: int, size: int) -> Tensor:
