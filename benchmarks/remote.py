@@ -4,6 +4,9 @@ Each remote case is one `mvm` of a `RemoteBoard` on a rig that is served in the 
 answers at once. Beside it stands the bare line: aiomqtt at the same broker, or an aiohttp WebSocket, with requests and
 answers of as many bytes, both ways in the same loop too, without packing, checking, leases or queues. What the ratio
 shows is the price of those.
+
+The last cases are what a training epoch asks: batches of 64 KiB, the next one on its way while the board measures, on a
+board that takes 5 ms for each; the same board on this machine is their reference.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +41,12 @@ from labrig.remote.session import RemoteSession, Wishes
 from labrig.rig import Rig
 from labrig.telemetry.broker import Broker
 from labrig.testing.mosquitto import find_mosquitto, mosquitto
-from labrig_drivers.crossbar import BoardInfo
+from labrig_drivers.crossbar import BoardInfo, CrossbarBoard, FloatArray, MvmResult
 
 LINES = 128
 VECTORS = {"1 KiB": 1, "1 MiB": 1024}
 """Batches by the size of their voltages."""
+EPOCH_VECTORS, EPOCH_BATCHES, CHIP_S = 64, 20, 5e-3
 INFO = BoardInfo("BENCH", 1, LINES, LINES, 0.0, 1e-4, -0.3, 0.3, 8, 10, (1e-4,) * LINES, 0.0, 0.0)
 TOPIC = "labrig/1/lab/instant"
 RIG = """\
@@ -56,6 +61,49 @@ max_power_w = 0.4
 max_ramp_v_per_s = 10.0
 max_read_voltage_v = 0.3
 """
+
+
+@dataclass(frozen=True)
+class SlowBoard(InstantBoard):
+    """The same with the time that a chip takes for a batch."""
+
+    async def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
+        """Answers zeros, after `CHIP_S`."""
+        await asyncio.sleep(CHIP_S)
+        return await super().mvm(array, voltage_v)
+
+
+async def epoch(board: CrossbarBoard) -> None:
+    """Batches in order, two of them under way at a time."""
+    line_v = np.zeros((EPOCH_VECTORS, LINES))
+    under_way = [asyncio.ensure_future(board.mvm(0, line_v)) for _ in range(2)]
+    for number in range(EPOCH_BATCHES):
+        await under_way[number % 2]
+        if number + 2 < EPOCH_BATCHES:
+            under_way[number % 2] = asyncio.ensure_future(board.mvm(0, line_v))
+
+
+async def one_at_a_time(board: CrossbarBoard) -> None:
+    """The same batches on a board of this machine, which measures one after another."""
+    for _ in range(EPOCH_BATCHES):
+        await board.mvm(0, np.zeros((EPOCH_VECTORS, LINES)))
+
+
+async def epochs(broker: Broker, stack: AsyncExitStack) -> list[Case]:
+    """An epoch here, and one from afar, at a rig of its own."""
+    board = SlowBoard(INFO)
+    topic = TOPIC.replace("instant", "slow")
+    rig = Rig(parse_rig(RIG.replace("instant", "slow"), Path("rig.toml")), SlowBoard(INFO), {})
+    await stack.enter_async_context(rig)
+    _, side = await stack.enter_async_context(served(rig, broker, topic, lambda _: None))
+    await side.connected.wait()
+    session = RemoteSession(RigAddress(broker.address, "lab", "slow"), broker, Wishes("benchmark"))
+    far = await stack.enter_async_context(RemoteBoard(session))
+    local = f"{EPOCH_BATCHES} batches of 64 KiB, board of {1e3 * CHIP_S:g} ms, local"
+    return [
+        Case(local, lambda: one_at_a_time(board), EPOCH_BATCHES),
+        Case(local.replace("local", "remote"), lambda: epoch(far), EPOCH_BATCHES, local),
+    ]
 
 
 async def sizes(vectors: int) -> tuple[int, int]:
@@ -182,6 +230,7 @@ async def prepare(quick: bool) -> AsyncIterator[Suite]:
             cases += await bare_mqtt("mosquitto", broker, stack)
             await rig_at(broker, rig_client_id(), stack)
             cases += await remote("mosquitto", "bare aiomqtt, mosquitto", broker, False, stack)
+            cases += await epochs(broker, stack)
         for name, direct in (("embedded", False), ("direct", True)):
             client_id = rig_client_id()
             embedded = await stack.enter_async_context(embedded_broker(EmbeddedSettings(port=0), TOPIC, client_id))
