@@ -1,7 +1,8 @@
-"""What a bench crossbar says of itself, and its currents as codes."""
+"""What a bench crossbar says of itself and of a programming, and its currents as codes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,23 @@ SELECT_GATES: Final = "select-gates"
 
 # A source-meter's 200 mV range has steps of 5 uV (2400 Series manual 2400S-900-01 rev. K, specifications).
 _DAC_BITS: Final = 16
+
+
+@dataclass(frozen=True)
+class ProgramProgress:
+    """How far a programming is.
+
+    Attributes:
+        done: Cells that are finished.
+        cells: Cells in all.
+        pulses: Pulses spent so far.
+        failed: Cells that did not come within the tolerance.
+    """
+
+    done: int
+    cells: int
+    pulses: int
+    failed: int
 
 
 def bench_info(settings: BenchSettings, switch_s: float) -> BoardInfo:

@@ -15,14 +15,13 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
 from labrig_drivers.bench_cell_sweep import sweep_selected_cell
-from labrig_drivers.bench_codes import bench_info, bit_line_current_a, coded
+from labrig_drivers.bench_codes import ProgramProgress, bench_info, bit_line_current_a, coded
 from labrig_drivers.bench_lines import BenchLines
 from labrig_drivers.bench_settings import BenchSettings
 from labrig_drivers.capabilities import check_cell, check_cell_sweep_request
@@ -38,23 +37,6 @@ from labrig_drivers.errors import InstrumentError, SafetyError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection, Identity
 from labrig_drivers.source_meter import Reading, SourceMeter
 from labrig_drivers.switch_matrix import SwitchMatrix
-
-
-@dataclass(frozen=True)
-class ProgramProgress:
-    """How far a programming is.
-
-    Attributes:
-        done: Cells that are finished.
-        cells: Cells in all.
-        pulses: Pulses spent so far.
-        failed: Cells that did not come within the tolerance.
-    """
-
-    done: int
-    cells: int
-    pulses: int
-    failed: int
 
 
 class BenchCrossbar:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from labrig.testing.driver_contract import check_crossbar_board
 from labrig_drivers import bench_config
-from labrig_drivers.bench_crossbar import BenchCrossbar, ProgramProgress
+from labrig_drivers.bench_codes import ProgramProgress
+from labrig_drivers.bench_crossbar import BenchCrossbar
 from labrig_drivers.bench_lines import BenchLines
 from labrig_drivers.bench_settings import BenchGeometry, BenchSettings, CellRange, PulseSettings, ReadSettings
 from labrig_drivers.errors import (
