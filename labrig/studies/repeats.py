@@ -77,6 +77,7 @@ def repeat(
     report("parts", 0, len(parts))
     processes = 1 if settings.rig is not None else min(settings.processes, len(parts))
     numbers = computed(compute, parts, cache, processes, lambda done: report("parts", done, len(parts)))
+    report("parts", len(parts), len(parts))
     if settings.rig is not None:
         for part in parts:
             cache.forget(part)

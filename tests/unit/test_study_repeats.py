@@ -49,8 +49,9 @@ def test_an_interrupted_study_goes_on_where_it_was(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         repeat("tens", settings, Counting(), interrupting, KINDS)
-    again = Counting()
-    found = repeat("tens", settings, again, quiet, KINDS)
+    again, told = Counting(), list[tuple[int, int]]()
+    found = repeat("tens", settings, again, lambda _, done, total: told.append((done, total)), KINDS)
+    assert told[-1] == (4, 4)
     assert again.asked == [(1, "b")]
     assert [one["tenfold"] for one in found.numbers] == [0.0, 0.0, 10.0, 10.0]
     conditions = found.noted(Found((), (), (), (), {"data": "none"})).conditions
