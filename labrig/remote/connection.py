@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from labrig.telemetry.broker import Broker, BrokerAwayError, BrokerRefusedError, connected
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from paho.mqtt.properties import Properties
 
 _MOST_INCOMING: Final = 512
+_MOST_KEPT: Final = 16
 _FIRST_ANSWER_S: Final = 2.0
 ANSWER_S: Final = 10.0
 """Longest wait in s for an answer of the broker itself."""
@@ -31,6 +33,7 @@ class Dialect:
     """
 
     newest: bool = True
+    _made: dict[tuple[str | None, int | None], Properties] = field(default_factory=dict, init=False, repr=False)
 
     def about(self, number: int, reply_to: str | None = None, expires_s: float | None = None) -> Properties | None:
         """What MQTT 5 says about a message besides its content, for tools that know no labrig; None for 3.1.1.
@@ -47,13 +50,21 @@ class Dialect:
         from paho.mqtt.packettypes import PacketTypes
         from paho.mqtt.properties import Properties
 
-        made = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        made.CorrelationData = number.to_bytes(8, "little")
-        if reply_to is not None:
-            made.ResponseTopic = reply_to
-        if expires_s is not None:
-            made.MessageExpiryInterval = max(1, math.ceil(expires_s))
-        return made
+        seconds = None if expires_s is None else max(1, math.ceil(expires_s))
+        made = self._made.get((reply_to, seconds))
+        if made is None:
+            made = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            if reply_to is not None:
+                made.ResponseTopic = reply_to
+            if seconds is not None:
+                made.MessageExpiryInterval = seconds
+            self._made[reply_to, seconds] = made
+            for oldest in list(self._made)[:-_MOST_KEPT]:
+                del self._made[oldest]
+        # A copy, as a client may hold it back for a while; making it anew each time costs three times as much.
+        own = copy.copy(made)
+        own.CorrelationData = number.to_bytes(8, "little")
+        return own
 
 
 @dataclass(frozen=True)
