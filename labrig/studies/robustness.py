@@ -8,6 +8,7 @@ constants here. Definitions of noise: `labrig_surrogates.noise_levels`.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -28,6 +29,7 @@ QUESTION = "How much accuracy do networks of 4 bits keep on noisy chips, and wha
 _HEADLINE: Final = ("digital", "QAT", "QAT, clipped", "noise injection, distilled", "ours")
 _LEVELS: Final = (0.0, 0.05, 0.1, 0.2)
 _ALL_LEVELS: Final = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
+_COMPARED_AT: Final = Noise(0.1, 0.1)
 _USUAL: Final = Size()
 _QUICK: Final = Size("airbench-tiny", digital_epochs=1, epochs=1, chips=2, folds=1, batch=100, images=400)
 
@@ -55,10 +57,14 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     control = shuffled(replace(grid, methods=grid.methods[-1:]), Noise(0.1)).scores(
         place, cache, settings.processes, report, train=False
     )
-    return finished("robustness", QUESTION, settings, _found(grid, scores, control, place.data_name), started_s)
+    divergences = grid.divergences(place, cache, settings.processes, report, _COMPARED_AT)
+    found = _found(grid, scores, control, divergences, place.data_name)
+    return finished("robustness", QUESTION, settings, found, started_s)
 
 
-def _found(grid: Grid, scores: Scores, control: Scores, data: str) -> Found:
+def _found(
+    grid: Grid, scores: Scores, control: Scores, divergences: Mapping[str, tuple[float, float]], data: str
+) -> Found:
     return Found(
         findings=tuple(_findings(scores)),
         controls=tuple(chip_controls(grid, scores, control)),
@@ -66,6 +72,7 @@ def _found(grid: Grid, scores: Scores, control: Scores, data: str) -> Found:
             _table("Batch norm re-estimated on each chip", grid, scores, again=True),
             _table("Batch norm as trained", grid, scores, again=False),
             _summary(grid, scores),
+            _activations(divergences),
         ),
         plots=tuple(_plots(grid, scores)),
         conditions=chip_conditions(grid, scores, data, TRAINED_AT),
@@ -153,6 +160,12 @@ def _summary(grid: Grid, scores: Scores) -> Table:
         (*columns, "area (%)", "tolerance"),
         tuple(rows),
     )
+
+
+def _activations(divergences: Mapping[str, tuple[float, float]]) -> Table:
+    rows = tuple((name, f"{chip:.4f}", f"{itself:.4f}") for name, (chip, itself) in divergences.items())
+    title = f"Jensen-Shannon divergence of activations in bits, mean over layers, one chip a seed at {_COMPARED_AT}"
+    return Table(title, ("method", "chip from the network meant", "chip from itself"), rows)
 
 
 def _plots(grid: Grid, scores: Scores) -> list[Plot]:

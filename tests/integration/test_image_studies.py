@@ -43,6 +43,7 @@ def test_a_grid_trains_once_judges_once_and_says_what_is_missing(tmp_path: Path)
     assert (again, cache.taken) == (first, 2)
     control = shuffled(grid, Noise(0.0)).scores(place, cache, 1, quiet, train=False)
     assert control.as_trained["QAT", Noise(0.0)].mean < first.as_trained["QAT", Noise(0.0)].mean
+    assert grid.divergences(Place(ENLARGED_DIGITS, None, tmp_path / "none"), cache, 1, quiet, Noise(0.3, 0.3)) == {}
     # The network decides, not where it lies or what is trained beside it.
     networks = [*(tmp_path / "networks").iterdir()]
     assert sorted(one.suffix for one in networks) == [".safetensors"] * 2

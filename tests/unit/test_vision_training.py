@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from labrig.images.labelled import ImageSplits, LabelledImages
+from labrig.studies.vision.activations import layer_divergences
 from labrig.studies.vision.arrays import Noise, calibrate_inputs, on_arrays, on_chip, set_noise
 from labrig.studies.vision.chips import accuracy, score_chips
 from labrig.studies.vision.images import ImageTask
@@ -19,7 +20,7 @@ from labrig.studies.vision.store import NetworkStore
 from labrig.studies.vision.terms import PhysicsTerms, set_residuals, with_residuals, without_residuals
 from labrig.studies.vision.training import DigitalJob, MethodJob, train_digital, train_method
 from labrig_drivers.errors import ConfigError, StorageError
-from labrig_surrogates.layers import weight_matrices
+from labrig_surrogates.layers import analog_modules, weight_matrices
 from labrig_surrogates.stochastic_residual import StochasticResidual
 
 DEVICE = torch.device("cpu")
@@ -120,6 +121,23 @@ def test_chips_differ_by_their_errors_only_and_are_the_same_for_all(task: ImageT
     assert loud != others
     assert len(set(loud.as_trained)) > 1
     assert loud.as_trained == loud.re_estimated
+
+
+def test_activations_are_compared_with_those_meant_and_with_the_chip_itself(
+    task: ImageTask, digital: nn.Module
+) -> None:
+    method = METHODS["QAT"]
+    images = task.train
+    found = {
+        noise: layer_divergences(digital, method, noise, task, images, seed=0)
+        for noise in (Noise(0.0), Noise(0.3), Noise(0.3, 0.3))
+    }
+    quiet, frozen, loud = found.values()
+    assert set(quiet) == set(loud) == {name for name, _ in analog_modules(on_chip(digital, method, Noise(0.0), 0))}
+    assert all(chip <= 0.0 for chip, _ in quiet.values())  # nothing but the floor is left, and taken off
+    for layer in loud:
+        assert frozen[layer][0] > 0.005 > frozen[layer][1]  # an error that stays is not seen between two runs
+        assert abs(loud[layer][1]) < 0.02 < loud[layer][0]  # noise moves single values, not what they are drawn from
 
 
 def test_programming_errors_stay_for_a_chip_and_have_the_width_that_is_asked_for(digital: nn.Module) -> None:

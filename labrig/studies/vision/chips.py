@@ -41,6 +41,11 @@ class ChipScores:
     re_estimated: tuple[float, ...]
 
 
+def chip_seed(seed: int, number: int) -> int:
+    """Seed of the errors of chip number `number` among those of a seed."""
+    return _SEED * (seed + 1) + number
+
+
 def accuracy(network: nn.Module, task: ImageTask, images: Images) -> float:
     """Accuracy in % on some images, with products in bfloat16."""
     right = 0
@@ -83,7 +88,7 @@ def score_chips(
     seen = task.inputs(task.train.pixels[-NORM_IMAGES:])
     plain, renewed = [], []
     for number, part in enumerate(images):
-        seed_noise(chip, _SEED * (seed + 1) + number)
+        seed_noise(chip, chip_seed(seed, number))
         program(chip)
         plain.append(accuracy(chip, task, part))
         if re_estimate:

@@ -11,7 +11,7 @@ from labrig.studies.parts import computed
 from labrig.studies.running import Report
 from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.methods import Method
-from labrig.studies.vision.parts import Judgement, Place, compute, judging_part, training_part
+from labrig.studies.vision.parts import Judgement, Place, activations_part, compute, judging_part, training_part
 from labrig.studies.vision.store import NetworkStore
 from labrig.studies.vision.summary import CellScores
 from labrig.studies.vision.training import DigitalJob, MethodJob
@@ -120,6 +120,28 @@ class Grid:
         found = {(name, seed, noise): one for (name, seed, noise, _), one in zip(asked, numbers, strict=True)}
         return self._collected(found)
 
+    def divergences(
+        self, place: Place, cache: Cache, processes: int, report: Report, noise: Noise
+    ) -> Mapping[str, tuple[float, float]]:
+        """Divergence in bits of a chip's activations from those meant, and of the chip from itself, by method.
+
+        Means over the layers of a network, its first chip and the seeds; methods whose networks are missing are left
+        out. Arguments as those of `scores`.
+        """
+        store = NetworkStore(place.networks)
+        jobs = [self.size.job(place.data_name, seed, *one) for one in self.methods for seed in self.seeds]
+        jobs = [job for job in jobs if store.path(job).exists()]
+        parts = [activations_part(place, Judgement(job, noise, 1, seed=job.start.seed)) for job in jobs]
+        numbers = computed(
+            partial(compute, place), parts, cache, processes, _counted(report, "activations", len(parts))
+        )
+        found: dict[str, tuple[float, float]] = {}
+        for method, _ in self.methods:
+            mine = [one for job, one in zip(jobs, numbers, strict=True) if job.method.name == method.name]
+            if mine:
+                found[method.name] = (_mean_of(mine, "chip/"), _mean_of(mine, "itself/"))
+        return found
+
     def _judgement(self, job: MethodJob, noise: Noise) -> Judgement:
         quiet = noise == Noise(0.0)
         # Without noise all chips are one: two of them show that, and each part of the images is looked at once.
@@ -153,3 +175,8 @@ def shuffled(grid: Grid, noise: Noise) -> Grid:
 
 def _counted(report: Report, what: str, total: int) -> Callable[[int], None]:
     return lambda done: report(what, done, total)
+
+
+def _mean_of(numbers: Sequence[Numbers], start: str) -> float:
+    values = [value for one in numbers for name, value in one.items() if name.startswith(start)]
+    return sum(values) / len(values)

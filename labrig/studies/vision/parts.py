@@ -15,9 +15,11 @@ from typing import Final, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from labrig.images.labelled import ImageSplits, LabelledImages
 from labrig.images.registry import read_images
+from labrig.studies.vision.activations import layer_divergences
 from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.chips import score_chips
 from labrig.studies.vision.images import Images, ImageTask
@@ -30,6 +32,8 @@ from labrig_drivers.errors import ConfigError
 
 SCORING: Final = 1
 """Raised when judging the same network begins to mean something else."""
+
+_ACTIVATION_IMAGES: Final = 1000
 
 ENLARGED_DIGITS: Final = "digits-32"
 """Name of the set that needs no files: scikit-learn's digits, four times as large; it shows that everything works."""
@@ -101,6 +105,15 @@ def judging_part(place: Place, judgement: Judgement) -> dict[str, object]:
     }
 
 
+def activations_part(place: Place, judgement: Judgement) -> dict[str, object]:
+    """The part that compares a chip's activations with those meant; it looks at the images held out for choices.
+
+    Raises:
+        StorageError: The network is not there, or cannot be read.
+    """
+    return {**judging_part(place, judgement), "part": "activations"}
+
+
 def compute(place: Place, part: Part) -> dict[str, float]:
     """The numbers of a part: how many steps a training took, or the accuracy of each chip in %.
 
@@ -116,7 +129,8 @@ def compute(place: Place, part: Part) -> dict[str, float]:
     assert isinstance(job, MethodJob)
     noise = Noise(**cast("dict[str, float]", raw["noise"]))
     rest = {key: value for key, value in raw.items() if key not in {"job", "noise"}}
-    return judged(place, Judgement(job, noise, **cast("dict[str, int]", rest)))  # type: ignore[arg-type]
+    judgement = Judgement(job, noise, **cast("dict[str, int]", rest))  # type: ignore[arg-type]
+    return diverged(place, judgement) if part["part"] == "activations" else judged(place, judgement)
 
 
 def trained(place: Place, job: Job, on_step: Callable[[int, int, float], None]) -> int:
@@ -153,10 +167,7 @@ def judged(place: Place, judgement: Judgement) -> dict[str, float]:
     Raises:
         ConfigError: The network is not in the store.
     """
-    store, task = NetworkStore(place.networks), task_of(place)
-    network = store.load(judgement.job, task.classes, torch.device(place.device))
-    if network is None:
-        raise ConfigError(f"{store.path(judgement.job)} is not there: it was not trained yet")
+    task, network = task_of(place), _network(place, judgement.job)
     images = task.test if judgement.test else task.validation
     if judgement.shuffled:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(judgement.seed))
@@ -167,6 +178,28 @@ def judged(place: Place, judgement: Judgement) -> dict[str, float]:
     return {f"as trained/{chip}": value for chip, value in enumerate(scores.as_trained)} | {
         f"re-estimated/{chip}": value for chip, value in enumerate(scores.re_estimated)
     }
+
+
+def diverged(place: Place, judgement: Judgement) -> dict[str, float]:
+    """Divergences in bits of one chip by layer: `chip/LAYER` from the network meant, `itself/LAYER` of two runs.
+
+    Raises:
+        ConfigError: The network is not in the store.
+    """
+    task, network = task_of(place), _network(place, judgement.job)
+    images = task.validation.part(slice(0, _ACTIVATION_IMAGES))
+    found = layer_divergences(network, judgement.job.method, judgement.noise, task, images, judgement.seed)
+    return {f"chip/{layer}": one for layer, (one, _) in found.items()} | {
+        f"itself/{layer}": one for layer, (_, one) in found.items()
+    }
+
+
+def _network(place: Place, job: MethodJob) -> nn.Module:
+    store = NetworkStore(place.networks)
+    network = store.load(job, task_of(place).classes, torch.device(place.device))
+    if network is None:
+        raise ConfigError(f"{store.path(job)} is not there: it was not trained yet")
+    return network
 
 
 def job_of(content: Mapping[str, object]) -> Job:
