@@ -23,6 +23,7 @@ from labrig.config import parse_rig
 from labrig.events import Alarm, BlockCommitted, Event, EventBus, Message, RunStarted, StepDone
 from labrig.plans import MvmCalibrationPlan
 from labrig.recording import Recording
+from labrig.run_control import RunControl
 from labrig.telemetry import Broker, Pace, Telemetry
 from labrig.telemetry.documents import (
     DOCUMENTS,
@@ -240,8 +241,8 @@ def test_trainings_publish_where_their_rig_file_says(
     from labrig.commands.train import train
     from labrig.training import run
 
-    def short(config: TrainConfig, bus: EventBus, ranks: Ranks) -> run.RunResult:
-        del ranks
+    def short(config: TrainConfig, bus: EventBus, ranks: Ranks, control: RunControl | None) -> run.RunResult:
+        del ranks, control
         bus.publish(StepDone("digital", 1, 1, 0.5))
         return run.RunResult(config, 0.9, Ledger())
 
