@@ -29,7 +29,7 @@ FACTORS: Final = (
     Factor.of(BASE, "no distillation", distillation=0.0),
     Factor.of(BASE, "weights rounded to the nearest", rounding="nearest"),
     Factor.of(BASE, "no moving average", average=0.0),
-    Factor.of(BASE, "stochastic residual layers", residual=True, output_noise=1.0),
+    Factor.of(BASE, "stochastic residual layers", residual=True),
     Factor.of(BASE, "spread of the weights held by its prior", spread=True, kl=1.0),
     Factor.of(BASE, "statistics of the chip's activations", statistics=0.01),
     Factor.of(BASE, "asymmetric activation", activation="asymmetric"),

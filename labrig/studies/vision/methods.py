@@ -91,8 +91,8 @@ _NOISE: Final = Method("noise injection", weight_noise=1.0, output_noise=1.0)
 _OURS: Final = Method(
     "ours",
     clip_sigmas=2.0,
-    weight_noise=1.25,
-    output_noise=1.0,
+    weight_noise=0.75,
+    output_noise=0.75,
     distillation=0.7,
     average=0.99,
 )

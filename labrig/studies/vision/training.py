@@ -152,7 +152,7 @@ def train_method(job: MethodJob, digital: nn.Module, task: ImageTask, checkpoint
 
     Returns:
         The trained weights as a digital network, in evaluation mode, with the batch norm statistics that it has under
-        the noise that it was trained with.
+        the noise that it is trained for, where the method knows noise.
     """
     method, start = job.method, job.start
     network = copy.deepcopy(digital)
@@ -193,6 +193,8 @@ def train_method(job: MethodJob, digital: nn.Module, task: ImageTask, checkpoint
     run.average.put(network, run.optimiser.parameters)
     if method.clip_sigmas is not None:
         clip_to_sigmas(network, method.clip_sigmas)
+    if method.analog:
+        set_noise(network, job.level, job.level)
     with torch.autocast(task.mean.device.type, dtype=torch.bfloat16):
         reestimate_batch_norm(network, task.inputs(task.train.pixels[:_NORM_IMAGES]), start.batch)
     network = without_residuals(network).eval()
