@@ -11,9 +11,8 @@ from typing import Final
 
 from labrig.studies.result import StudyResult
 from labrig.studies.running import Report, StudySettings
-from labrig.studies.vision.comparison import Comparison, compared
+from labrig.studies.vision.comparison import Comparison, compared, size_of
 from labrig.studies.vision.factors import Factor
-from labrig.studies.vision.grid import Size
 from labrig.studies.vision.methods import METHODS
 
 QUESTION = "What does each part of the training for noisy chips add?"
@@ -36,10 +35,6 @@ FACTORS: Final = (
 )
 """What is changed; see `Method`."""
 
-_USUAL: Final = Size("airbench-half", digital_epochs=8, epochs=5)
-_FULL: Final = Size("airbench")
-_QUICK: Final = Size("airbench-tiny", digital_epochs=1, epochs=1, chips=2, folds=1, batch=100, images=400)
-
 
 def run(settings: StudySettings, report: Report) -> StudyResult:
     """Runs the study.
@@ -52,6 +47,5 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         ConfigError: A rig is named, or no folder with the data.
         StorageError: Data or networks cannot be read or written.
     """
-    size = _QUICK if settings.quick else _FULL if settings.full else _USUAL
     factors = FACTORS[:2] if settings.quick else FACTORS
-    return compared(Comparison("ablation", QUESTION, BASE, factors, size), settings, report)
+    return compared(Comparison("ablation", QUESTION, BASE, factors, size_of(settings)), settings, report)

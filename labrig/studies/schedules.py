@@ -11,9 +11,8 @@ from typing import Final
 from labrig.studies.result import StudyResult
 from labrig.studies.running import Report, StudySettings
 from labrig.studies.vision.arrays import Noise
-from labrig.studies.vision.comparison import Comparison, compared
+from labrig.studies.vision.comparison import Comparison, compared, size_of
 from labrig.studies.vision.factors import Factor
-from labrig.studies.vision.grid import Size
 from labrig.studies.vision.methods import METHODS
 
 QUESTION = "Does it matter how the noise of a training grows?"
@@ -30,9 +29,6 @@ SCHEDULES: Final = (
 """What stands in the place of the straight line."""
 
 _NOISES: Final = (Noise(0.0), Noise(0.1, 0.1), Noise(0.2, 0.2), Noise(0.3, 0.3))
-_USUAL: Final = Size("airbench-half", digital_epochs=8, epochs=5)
-_FULL: Final = Size("airbench")
-_QUICK: Final = Size("airbench-tiny", digital_epochs=1, epochs=1, chips=2, folds=1, batch=100, images=400)
 
 
 def run(settings: StudySettings, report: Report) -> StudyResult:
@@ -46,6 +42,5 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         ConfigError: A rig is named, or no folder with the data.
         StorageError: Data or networks cannot be read or written.
     """
-    size = _QUICK if settings.quick else _FULL if settings.full else _USUAL
     schedules = SCHEDULES[:1] if settings.quick else SCHEDULES
-    return compared(Comparison("schedules", QUESTION, BASE, schedules, size, _NOISES), settings, report)
+    return compared(Comparison("schedules", QUESTION, BASE, schedules, size_of(settings), _NOISES), settings, report)

@@ -43,6 +43,13 @@ class Comparison:
     noises: Sequence[Noise] = _NOISES
 
 
+def size_of(settings: StudySettings) -> Size:
+    """How large a comparison is: usually with a network of half the channels, in full with the whole one."""
+    if settings.quick:
+        return Size("airbench-tiny", digital_epochs=1, epochs=1, chips=2, folds=1, batch=100, images=400)
+    return Size() if settings.full else Size("airbench-half", digital_epochs=8, epochs=5)
+
+
 def compared(what: Comparison, settings: StudySettings, report: Report) -> StudyResult:
     """Runs a comparison.
 
