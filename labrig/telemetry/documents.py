@@ -182,6 +182,8 @@ class StepDocument(Numbered):
     steps: int
     loss: NumberOrNone
     accuracy: NumberOrNone
+    passes: int | None = None
+    gap: NumberOrNone = None
 
 
 class MessageDocument(Numbered):
@@ -303,7 +305,7 @@ def document_of(event: Event, stamp: Stamp) -> Numbered:
         case StepDone():
             kind = StepDocument
             fields = {"phase": clean_text(event.phase), "step": event.step, "steps": event.steps}
-            fields |= {"loss": event.loss, "accuracy": event.accuracy}
+            fields |= {"loss": event.loss, "accuracy": event.accuracy, "passes": event.passes, "gap": event.gap}
         case RunStarted():
             kind = StartDocument
             fields = {"plan": clean_text(event.plan), "planned_mvms": event.mvms, "planned_writes": event.writes}
@@ -347,7 +349,8 @@ def event_of(document: Document) -> Event | None:
                 )
             )
         case StepDocument():
-            return StepDone(document.phase, document.step, document.steps, document.loss, document.accuracy)
+            counted = (document.phase, document.step, document.steps)
+            return StepDone(*counted, document.loss, document.accuracy, document.passes, document.gap)
         case StartDocument():
             path = None if document.recording is None else Path(document.recording)
             planned = (document.plan, document.planned_mvms, document.planned_writes)

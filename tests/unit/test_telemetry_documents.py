@@ -117,7 +117,7 @@ def test_every_event_has_a_topic_of_its_own() -> None:
 
 def test_every_number_says_its_unit_or_counts_something() -> None:
     units = ("_s", "_v", "_a", "_j")
-    without_unit = {"accuracy", "loss"}
+    without_unit = {"accuracy", "loss", "gap"}
     for kind in DOCUMENTS:
         for name, field in kind.model_fields.items():
             if float in get_args(field.annotation) or field.annotation is float:
@@ -185,7 +185,7 @@ EXAMPLES: list[Event] = [
     PointMissed(0, 1, 8.0, 12.5),
     AxesArrived(2, {"temperature": 299.9}),
     SupplyRead(Reading(1.2, 0.01, in_compliance=False, time_s=1.0)),
-    StepDone("in-loop", 3, 9, 0.5, 0.25),
+    StepDone("in-loop", 3, 9, 0.5, 0.25, 12, 0.07),
     Message("hello"),
     Alarm("hot"),
     RunPaused("door"),
