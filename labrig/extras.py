@@ -12,6 +12,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "report": ("jinja2", "plotly"),
     "export": ("h5netcdf", "pyarrow"),
     "images": ("PIL",),
+    "cluster": ("submitit",),
     "live": ("aiohttp",),
     "remote": ("amqtt", "aiohttp"),
 }

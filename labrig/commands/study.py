@@ -43,6 +43,12 @@ def study(
         bool, typer.Option("--evaluate", help="Judge the networks that are there, train none.")
     ] = False,
     processes: Annotated[int, typer.Option(help="Processes for a study that has parts.", min=1)] = 2,
+    cluster: Annotated[str | None, typer.Option(help="Compute the parts as jobs: `slurm`, or `local`.")] = None,
+    jobs: Annotated[int, typer.Option(help="How many jobs the parts are shared among.", min=1)] = 8,
+    cluster_set: Annotated[
+        list[str] | None,
+        typer.Option("--cluster-set", help="An option of submitit, such as timeout_min=240 or slurm_partition=gpu."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     live: LiveOption = False,
     live_at: LiveAtOption = None,
@@ -55,6 +61,7 @@ def study(
     demand_extra("study", "train", "report")
     from labrig.events import EventBus, StepDone
     from labrig.progress import ProgressListener
+    from labrig.studies.cluster import cluster_of
     from labrig.studies.files import write_study
     from labrig.studies.registry import run_study
     from labrig.studies.running import StudySettings
@@ -83,6 +90,7 @@ def study(
                 images=images,
                 networks=networks or output / "networks",
                 evaluate=evaluate,
+                cluster=cluster_of(cluster, output / ".jobs", jobs, cluster_set or []),
             ),
             lambda what, done, total: bus.publish(StepDone(f"{name}, {what}", done, total, None)),
         )

@@ -63,9 +63,9 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     methods = [(one, TRAINED_AT) for one in (_QUIET, _NOISY, _BETTER)]
     grid = Grid(size, methods, [Noise(level) for level in LEVELS], tuple(settings.all_seeds))
     cache = Cache(settings.cache, by_code=False)
-    scores = grid.scores(place, cache, settings.processes, report, train=not settings.evaluate)
+    scores = grid.scores(place, cache, settings.workers, report, train=not settings.evaluate)
     permuted = shuffled(replace(grid, methods=methods[1:2]), Noise(0.1))
-    control = permuted.scores(place, cache, settings.processes, report, train=False)
+    control = permuted.scores(place, cache, settings.workers, report, train=False)
     outcome = Found(
         findings=tuple(_findings(scores)),
         controls=tuple(chip_controls(grid, scores, control)),

@@ -31,7 +31,7 @@ from labrig.studies.loop_methods import (
     prepare,
     trained_in_loop,
 )
-from labrig.studies.parts import computed
+from labrig.studies.parts import Workers, computed
 from labrig.studies.result import StudyResult
 from labrig.studies.running import Report, StudySettings, finished
 from labrig.studies.structured_chip import STRUCTURES, Structure, StructuredBoard, StructuredChip, another
@@ -99,7 +99,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     scale = _QUICK if settings.quick else _FULL if settings.full else _USUAL
     cache = Cache(settings.cache)
     shared: dict[str, object] = {"study": "break-even", "size": asdict(scale.size), "images": scale.images}
-    tuned = Tuned() if settings.quick else _tuned(shared, cache, settings.processes, report)
+    tuned = Tuned() if settings.quick else _tuned(shared, cache, settings.workers, report)
     shared |= {"tuned": asdict(tuned)}
     chips: list[tuple[Structure, float, float]] = []
     for drift in scale.drifts:
@@ -111,7 +111,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         parts += [{**shared, "part": "methods", "seed": seed, "chip": chip} for chip in chips]
         parts += [{**shared, "part": "controls", "seed": seed, "chip": ("columns", 0.3, 0.0)}]
     numbers = computed(
-        compute, parts, cache, settings.processes, lambda done: report("trainings on a chip", done, len(parts))
+        compute, parts, cache, settings.workers, lambda done: report("trainings on a chip", done, len(parts))
     )
     grid = Grid(scale.structures, scale.mismatches, scale.drifts, scale.size, tuned)
     results: dict[tuple[int, tuple[Structure, float, float]], Numbers] = {}
@@ -150,7 +150,7 @@ def compute(part: Mapping[str, object]) -> Numbers:
     }
 
 
-def _tuned(shared: Mapping[str, object], cache: Cache, processes: int, report: Report) -> Tuned:
+def _tuned(shared: Mapping[str, object], cache: Cache, workers: Workers, report: Report) -> Tuned:
     """The best of each method's candidates on chips of their own."""
     parts: list[dict[str, object]] = [
         {
@@ -168,7 +168,7 @@ def _tuned(shared: Mapping[str, object], cache: Cache, processes: int, report: R
     ]
     # Candidates of one seed follow each other, so that what they start from is trained once.
     parts.sort(key=lambda part: (cast(int, part["seed"]), str(cast(dict[str, float], part["tuned"])["offline"])))
-    numbers = computed(compute, parts, cache, processes, lambda done: report("tuning on other chips", done, len(parts)))
+    numbers = computed(compute, parts, cache, workers, lambda done: report("tuning on other chips", done, len(parts)))
     best = Tuned()
     for method, candidates in _CANDIDATES:
         scores = []

@@ -1,4 +1,4 @@
-"""The parts of a study that is made of many independent ones, on one process or several."""
+"""The parts of a study that is made of many independent ones: on one process, on several, or as jobs of a cluster."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from multiprocessing import get_context
 import torch
 
 from labrig.studies.cache import Cache, Numbers
+from labrig.studies.cluster import Cluster, computed_by_jobs
 
 Configuration = Mapping[str, object]
 Compute = Callable[[Configuration], Mapping[str, float]]
+Workers = int | Cluster
+"""What computes: so many processes, or a cluster."""
 
 
 def computed(
-    compute: Compute, parts: Sequence[Configuration], cache: Cache, processes: int, done: Callable[[int], None]
+    compute: Compute, parts: Sequence[Configuration], cache: Cache, workers: Workers, done: Callable[[int], None]
 ) -> list[Numbers]:
     """The numbers of all parts, in their order.
 
@@ -26,10 +29,12 @@ def computed(
         compute: Computes a part; a function of a module, so that another process can find it.
         parts: Their configurations.
         cache: Keeps what is done.
-        processes: How many compute at a time; with one it is this process.
+        workers: How many processes compute at a time, with one it is this process; or a cluster.
         done: Called with the number of finished parts.
     """
-    if processes == 1:
+    if isinstance(workers, Cluster):
+        return computed_by_jobs(compute, parts, cache, workers, done)
+    if workers == 1:
         found = []
         for number, part in enumerate(parts):
             found.append(cache.get(part, lambda part=part: compute(part)))  # type: ignore[misc]
@@ -43,7 +48,7 @@ def computed(
             missing.append(number)
         else:
             results[number] = kept
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     waiting: dict[Future[Mapping[str, float]], int] = {}
     try:
         waiting = {pool.submit(compute, parts[number]): number for number in missing}

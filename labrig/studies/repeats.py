@@ -75,8 +75,9 @@ def repeat(
     parts = [{**shared, "seed": seed, **kind} for seed in settings.all_seeds for kind in kinds]
     cache = Cache(settings.cache)
     report("parts", 0, len(parts))
-    processes = 1 if settings.rig is not None else min(settings.processes, len(parts))
-    numbers = computed(compute, parts, cache, processes, lambda done: report("parts", done, len(parts)))
+    workers = settings.workers if settings.rig is None else 1  # a rig has one user
+    workers = min(workers, len(parts)) if isinstance(workers, int) else workers
+    numbers = computed(compute, parts, cache, workers, lambda done: report("parts", done, len(parts)))
     report("parts", len(parts), len(parts))
     if settings.rig is not None:
         for part in parts:

@@ -53,11 +53,11 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     methods = [METHODS[name] for name in (METHODS if settings.full else _HEADLINE)]
     grid = Grid(size, [(one, TRAINED_AT) for one in methods], noises, tuple(settings.all_seeds))
     cache = Cache(settings.cache, by_code=False)
-    scores = grid.scores(place, cache, settings.processes, report, train=not settings.evaluate)
+    scores = grid.scores(place, cache, settings.workers, report, train=not settings.evaluate)
     control = shuffled(replace(grid, methods=grid.methods[-1:]), Noise(0.1)).scores(
-        place, cache, settings.processes, report, train=False
+        place, cache, settings.workers, report, train=False
     )
-    divergences = grid.divergences(place, cache, settings.processes, report, _COMPARED_AT)
+    divergences = grid.divergences(place, cache, settings.workers, report, _COMPARED_AT)
     found = _found(grid, scores, control, divergences, place.data_name)
     return finished("robustness", QUESTION, settings, found, started_s)
 

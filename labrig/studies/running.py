@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from labrig.recording.header import checkout_commit
+from labrig.studies.cluster import Cluster
+from labrig.studies.parts import Workers
 from labrig.studies.result import Control, Finding, Plot, StudyResult, Table
 
 Report = Callable[[str, int, int], None]
@@ -33,6 +35,7 @@ class StudySettings:
         images: Name of that set.
         networks: Folder of trained networks, for studies that keep them; None for the usual one.
         evaluate: Whether networks that are there are judged and none is trained.
+        cluster: Computes the parts in place of `processes`, by studies that have parts.
     """
 
     seeds: int = 5
@@ -46,6 +49,12 @@ class StudySettings:
     images: str = "cifar10"
     networks: Path | None = None
     evaluate: bool = False
+    cluster: Cluster | None = None
+
+    @property
+    def workers(self) -> Workers:
+        """What computes the parts of a study that has many."""
+        return self.processes if self.cluster is None else self.cluster
 
     @property
     def all_seeds(self) -> range:

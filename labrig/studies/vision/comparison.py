@@ -67,9 +67,9 @@ def compared(what: Comparison, settings: StudySettings, report: Report) -> Study
     methods = [what.base, *(one.method for one in what.factors)]
     grid = Grid(what.size, [(one, TRAINED_AT) for one in methods], what.noises, tuple(settings.all_seeds))
     cache = Cache(settings.cache, by_code=False)
-    scores = grid.scores(place, cache, settings.processes, report, train=not settings.evaluate)
+    scores = grid.scores(place, cache, settings.workers, report, train=not settings.evaluate)
     permuted = shuffled(replace(grid, methods=grid.methods[:1]), what.noises[-1])
-    control = permuted.scores(place, cache, settings.processes, report, train=False)
+    control = permuted.scores(place, cache, settings.workers, report, train=False)
     found = differences(what.base, what.factors, what.noises, scores)
     outcome = Found(
         findings=tuple(findings(what.factors, what.noises, found)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from labrig.studies.cache import Cache, Numbers
-from labrig.studies.parts import computed
+from labrig.studies.parts import Workers, computed
 from labrig.studies.running import Report
 from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.methods import Method
@@ -84,13 +84,13 @@ class Grid:
     seeds: Sequence[int]
     shuffled: bool = False
 
-    def scores(self, place: Place, cache: Cache, processes: int, report: Report, *, train: bool) -> Scores:
+    def scores(self, place: Place, cache: Cache, workers: Workers, report: Report, *, train: bool) -> Scores:
         """Accuracies of all cells.
 
         Args:
             place: Where images and networks are.
             cache: Keeps judgements.
-            processes: How many compute at a time.
+            workers: What computes.
             report: Progress.
             train: Whether networks that are missing are trained; else their cells stay empty.
 
@@ -108,7 +108,7 @@ class Grid:
             digital = [*dict.fromkeys(job.start for job in jobs.values())]
             for what, wanted in (("digital networks", digital), ("methods", [*jobs.values()])):
                 parts = [training_part(job) for job in wanted if not store.path(job).exists()]
-                computed(partial(compute, place), parts, Cache(None), processes, _counted(report, what, len(parts)))
+                computed(partial(compute, place), parts, Cache(None), workers, _counted(report, what, len(parts)))
         there = [key for key in jobs if store.path(jobs[key]).exists()]
         asked = [
             (name, seed, noise, self._judgement(jobs[name, seed], noise))
@@ -116,12 +116,12 @@ class Grid:
             for noise in self.noises
         ]
         parts = [judging_part(place, one) for *_, one in asked]
-        numbers = computed(partial(compute, place), parts, cache, processes, _counted(report, "chips", len(parts)))
+        numbers = computed(partial(compute, place), parts, cache, workers, _counted(report, "chips", len(parts)))
         found = {(name, seed, noise): one for (name, seed, noise, _), one in zip(asked, numbers, strict=True)}
         return self._collected(found)
 
     def divergences(
-        self, place: Place, cache: Cache, processes: int, report: Report, noise: Noise
+        self, place: Place, cache: Cache, workers: Workers, report: Report, noise: Noise
     ) -> Mapping[str, tuple[float, float]]:
         """Divergence in bits of a chip's activations from those meant, and of the chip from itself, by method.
 
@@ -132,9 +132,7 @@ class Grid:
         jobs = [self.size.job(place.data_name, seed, *one) for one in self.methods for seed in self.seeds]
         jobs = [job for job in jobs if store.path(job).exists()]
         parts = [activations_part(place, Judgement(job, noise, 1, seed=job.start.seed)) for job in jobs]
-        numbers = computed(
-            partial(compute, place), parts, cache, processes, _counted(report, "activations", len(parts))
-        )
+        numbers = computed(partial(compute, place), parts, cache, workers, _counted(report, "activations", len(parts)))
         found: dict[str, tuple[float, float]] = {}
         for method, _ in self.methods:
             mine = [one for job, one in zip(jobs, numbers, strict=True) if job.method.name == method.name]
