@@ -8,6 +8,7 @@ from importlib import import_module
 import typer
 
 from labrig.commands.config import config_app
+from labrig.commands.import_ import import_app
 from labrig_drivers.errors import LabrigError
 
 VERBS = (
@@ -56,6 +57,7 @@ for _verb in VERBS:
     _name = _verb.replace("-", "_")
     app.command(_verb)(getattr(import_module(f"labrig.commands.{_name}"), _name))
 app.add_typer(config_app, name="config")
+app.add_typer(import_app, name="import")
 
 
 def main() -> None:
