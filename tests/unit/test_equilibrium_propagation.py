@@ -31,7 +31,7 @@ def network(nudge: float, sizes: tuple[int, ...] = (5, 6, 3)) -> EquilibriumProp
 
 
 def settled_loss(made: EquilibriumPropagation, x: Tensor, target: Tensor) -> float:
-    return float(0.5 * (made.settle(x)[-1] - target).square().sum(dim=1).mean())
+    return float(0.5 * (made.settle(x)[-1] - target).square().sum(dim=1).mean().detach())
 
 
 def by_differences(made: EquilibriumPropagation, x: Tensor, target: Tensor) -> dict[str, Tensor]:
