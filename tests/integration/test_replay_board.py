@@ -16,11 +16,11 @@ from labrig.events import EventBus
 from labrig.plans import StreamCapacity
 from labrig.plans.mvm import MvmCalibrationPlan
 from labrig.portal import LoopPortal
+from labrig.portal_board import PortalBoard
 from labrig.recording import Recording, RecordingHeader, RecordingWriter, read_mvms
 from labrig.recording.rows import read_rows
 from labrig.rig import Rig
 from labrig.testing.driver_contract import check_crossbar_board
-from labrig.portal_board import PortalBoard
 from labrig_calibration.dataset import MvmDataset
 from labrig_drivers.crossbar import CrossbarBoard, MvmResult, ProgramReport
 from labrig_drivers.errors import CapabilityError, ConfigError, IdentityError, StateError, StorageError

@@ -11,6 +11,7 @@ from labrig.training.config import parse_training
 from labrig.training.datasets import load_images
 from labrig.training.models import build_model
 from labrig.training.plan import METHODS
+from labrig.training.task_loss import TaskLoss
 from labrig_surrogates.io import save_chip
 from labrig_surrogates.parameters import ChipParameters
 
@@ -27,7 +28,9 @@ def test_the_training_file_of_the_page_is_valid() -> None:
     recipe = config.file.recipe()
     assert recipe.in_loop.most_passes() == 40
     assert recipe.in_loop.noise.level(1000) == 1.5
-    assert recipe.in_loop.optimisation.loss.distillation == 0.5
+    loss = recipe.in_loop.optimisation.loss
+    assert isinstance(loss, TaskLoss)
+    assert loss.distillation == 0.5
     for method in METHODS:
         assert f"| `{method}` |" in PAGE
 

@@ -22,6 +22,7 @@ from labrig.training.optimisation import Optimisation
 from labrig.training.physical import BlockingBoard, FloatArray
 from labrig.training.plan import MethodName, Plan, PolicyPlan
 from labrig.training.session import Line, Session
+from labrig.training.task_loss import TaskLoss
 from labrig_drivers.crossbar import MvmResult, ProgramReport
 from labrig_drivers.errors import ConfigError
 from labrig_surrogates.backend import SurrogateBackend
@@ -122,7 +123,7 @@ def test_physics_aware_training_is_backpropagation_on_an_ideal_chip(chunks: int)
 def test_elsewhere_it_is_the_surrogates_gradient_at_the_measured_point() -> None:
     """In closed form: errors at the measured outputs, back through ideal arrays at the measured inputs."""
     session = session_on(MISMATCHED, calibrated=False)
-    session.bench.stepper.loss = replace(session.bench.stepper.loss, label_smoothing=0.0)
+    session.bench.stepper.loss = TaskLoss(label_smoothing=0.0)
     hidden, output = analog_layers(session.bench.stepper.network)
     seen = {}
     for layer in (hidden, output):

@@ -3,4 +3,4 @@
 from labrig_surrogates.models.airbench import Airbench, AirbenchShape, principal_filters
 from labrig_surrogates.models.resnet import ResNet, ResNetShape, resnet18, resnet20
 
-__all__ = ["Airbench", "AirbenchShape", "ResNet", "ResNetShape", "resnet18", "resnet20", "principal_filters"]
+__all__ = ["Airbench", "AirbenchShape", "ResNet", "ResNetShape", "principal_filters", "resnet18", "resnet20"]
