@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from labrig.recording.whole_files import WholeFiles
 from labrig_drivers.crossbar import FloatArray
 from labrig_drivers.errors import ConfigError, StorageError
 
@@ -146,13 +147,8 @@ def write_conductances(path: Path, arrays: Sequence[MeasuredArray], source: str)
         tensors[f"{index}/target_s"] = np.ascontiguousarray(one.target_s, dtype=np.float64)
         tensors[f"{index}/measured_s"] = np.ascontiguousarray(one.measured_s, dtype=np.float64)
     told = {"format": FORMAT, "names": [one.name for one in arrays], "source": source}
-    try:
-        with path.open("xb") as file:
-            file.write(save(tensors, {_HEADER: json.dumps(told)}))
-    except FileExistsError as error:
-        raise StorageError(f"{path}: is there already and was left as it is") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
+    with WholeFiles() as files:
+        files.part(path).write_bytes(save(tensors, {_HEADER: json.dumps(told)}))
 
 
 def read_conductances(path: Path) -> tuple[list[MeasuredArray], str, str]:

@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from labrig.conductance_files import MeasuredArray, read_conductances
+from labrig_drivers.bench_codes import coded
 from labrig_drivers.capabilities import READ_CONDUCTANCE
 from labrig_drivers.crossbar import (
     BoardInfo,
@@ -198,14 +198,11 @@ class ConductanceBoard:
         """Products of the measured cells; see `CrossbarBoard.mvm`."""
         line_v = np.asarray(voltage_v, dtype=np.float64)
         check_mvm_request(self.info, array, line_v)
-        cells_s, lsb_a = self._cells_s(array), self.info.adc_lsb_a
         levels = np.rint(line_v / self.info.dac_step_v)
-        steps = (levels * self.info.dac_step_v) @ cells_s / lsb_a
-        low, high = -(2 ** (self.info.adc_bits - 1)), 2 ** (self.info.adc_bits - 1) - 1
-        code: NDArray[np.int16] = np.clip(np.rint(steps), low, high).astype(np.int16)
+        current_a = (levels * self.info.dac_step_v) @ self._cells_s(array)
         time_s: FloatArray = self._time_s + _MVM_S * np.arange(1, len(line_v) + 1, dtype=np.float64)
         self._time_s = float(time_s[-1])
-        return MvmResult(code, code * lsb_a, (code == low) | (code == high), time_s, self._given[array] - 1)
+        return coded(self.info, current_a, time_s, self._given[array] - 1)
 
     async def read_conductance(self, array: int) -> FloatArray:
         """The measured conductances of the present write, `[rows, columns]` in S."""

@@ -12,13 +12,12 @@ import time
 from dataclasses import replace
 from typing import Final
 
-from labrig.studies.cache import Cache
 from labrig.studies.intervals import of_mean
 from labrig.studies.result import Curve, Finding, Plot, StudyResult, Table, at_least, at_most
 from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.conditions import chip_conditions, chip_controls
-from labrig.studies.vision.grid import Grid, Scores, Size, shuffled
+from labrig.studies.vision.grid import QUICK, Grid, Scores, Size, controlled_scores
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.place import place_of
 
@@ -43,7 +42,6 @@ _PUBLISHED: Final = {
     _NOISY.name: (87.56, 86.97, 85.61, 83.26),
 }
 _USUAL: Final = Size("resnet20", digital_epochs=20, epochs=15, batch=250)
-_QUICK: Final = Size("airbench-tiny", digital_epochs=1, epochs=1, chips=2, folds=1, batch=100, images=400)
 
 
 def run(settings: StudySettings, report: Report) -> StudyResult:
@@ -58,14 +56,11 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         StorageError: Data or networks cannot be read or written.
     """
     started_s = time.monotonic()
-    size = _QUICK if settings.quick else _USUAL
+    size = QUICK if settings.quick else _USUAL
     place = replace(place_of(settings, "anchor"), images=size.images)
     methods = [(one, TRAINED_AT) for one in (_QUIET, _NOISY, _BETTER)]
     grid = Grid(size, methods, [Noise(level) for level in LEVELS], tuple(settings.all_seeds))
-    cache = Cache(settings.cache, by_code=False)
-    scores = grid.scores(place, cache, settings.workers, report, train=not settings.evaluate)
-    permuted = shuffled(replace(grid, methods=methods[1:2]), Noise(0.1))
-    control = permuted.scores(place, cache, settings.workers, report, train=False)
+    scores, control = controlled_scores(grid, place, settings, report, _NOISY, Noise(0.1))
     outcome = Found(
         findings=tuple(_findings(scores)),
         controls=tuple(chip_controls(grid, scores, control)),

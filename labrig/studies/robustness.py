@@ -19,7 +19,7 @@ from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.comparison import TRAINED_AT
 from labrig.studies.vision.conditions import chip_conditions, chip_controls
-from labrig.studies.vision.grid import Grid, Scores, Size, shuffled
+from labrig.studies.vision.grid import QUICK, Grid, Scores, Size, controlled_scores
 from labrig.studies.vision.methods import METHODS, Method
 from labrig.studies.vision.place import place_of
 from labrig.studies.vision.summary import noise_tolerance, normalised_area
@@ -31,7 +31,6 @@ _LEVELS: Final = (0.0, 0.05, 0.1, 0.2)
 _ALL_LEVELS: Final = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 _COMPARED_AT: Final = Noise(0.1, 0.1)
 _USUAL: Final = Size()
-_QUICK: Final = Size("airbench-tiny", digital_epochs=1, epochs=1, chips=2, folds=1, batch=100, images=400)
 
 
 def run(settings: StudySettings, report: Report) -> StudyResult:
@@ -46,18 +45,14 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         StorageError: Data or networks cannot be read or written.
     """
     started_s = time.monotonic()
-    size = _QUICK if settings.quick else _USUAL
+    size = QUICK if settings.quick else _USUAL
     place = replace(place_of(settings, "robustness"), images=size.images)
     levels = _ALL_LEVELS if settings.full else _LEVELS
     noises = [Noise(0.0), *(Noise(n) for n in levels if n), *(Noise(n, n) for n in levels if n)]
     methods = [METHODS[name] for name in (METHODS if settings.full else _HEADLINE)]
     grid = Grid(size, [(one, TRAINED_AT) for one in methods], noises, tuple(settings.all_seeds))
-    cache = Cache(settings.cache, by_code=False)
-    scores = grid.scores(place, cache, settings.workers, report, train=not settings.evaluate)
-    control = shuffled(replace(grid, methods=grid.methods[-1:]), Noise(0.1)).scores(
-        place, cache, settings.workers, report, train=False
-    )
-    divergences = grid.divergences(place, cache, settings.workers, report, _COMPARED_AT)
+    scores, control = controlled_scores(grid, place, settings, report, METHODS["ours"], Noise(0.1))
+    divergences = grid.divergences(place, Cache(settings.cache, by_code=False), settings.workers, report, _COMPARED_AT)
     found = _found(grid, scores, control, divergences, place.data_name)
     return finished("robustness", QUESTION, settings, found, started_s)
 

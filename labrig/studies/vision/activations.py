@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from labrig.studies.vision.arrays import Noise, calibrate_inputs, on_chip
-from labrig.studies.vision.chips import RANGE_IMAGES, chip_seed
+from labrig.studies.vision.chips import chip_seed
 from labrig.studies.vision.images import Images, ImageTask
 from labrig.studies.vision.methods import Method
 from labrig_calibration.activation_divergence import compare_activations
@@ -41,14 +41,14 @@ def layer_divergences(
         seed: Of chip and positions.
     """
     chip = on_chip(network, method, noise, seed)
-    calibrate_inputs(chip, [task.inputs(task.train.pixels[:RANGE_IMAGES])])
+    calibrate_inputs(chip, [task.range_inputs()])
     chip.eval()
     seed_noise(chip, chip_seed(seed, 0))
     program(chip)
     x = task.inputs(images.pixels)
     first, second = (_outputs(chip, x, seed) for _ in range(2))
     ideal = on_chip(network, method, Noise(0.0), seed)
-    calibrate_inputs(ideal, [task.inputs(task.train.pixels[:RANGE_IMAGES])])
+    calibrate_inputs(ideal, [task.range_inputs()])
     with noise_off(ideal):
         meant = _outputs(ideal.eval(), x, seed)
     found: dict[str, tuple[float, float]] = {}

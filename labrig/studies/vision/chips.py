@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from labrig.studies.vision.arrays import Noise, calibrate_inputs, on_chip
 from labrig.studies.vision.images import Images, ImageTask
 from labrig.studies.vision.methods import Method
+from labrig.studies.vision.networks import outputs_of
 from labrig.training.normalisation import reestimate_batch_norm
 from labrig_surrogates.model_tools import program, seed_noise
-
-RANGE_IMAGES: Final = 1000
-"""Training images that set the converters, the same for every chip."""
 
 NORM_IMAGES: Final = 2000
 """Training images, without their classes, that the batch norm of a chip is re-estimated on."""
@@ -52,7 +50,7 @@ def accuracy(network: nn.Module, task: ImageTask, images: Images) -> float:
     with torch.no_grad():
         for first in range(0, len(images), _BATCH):
             part = images.part(slice(first, first + _BATCH))
-            right += int((_outputs(network, task.inputs(part.pixels)).argmax(dim=1) == part.labels).sum())
+            right += int((outputs_of(network, task.inputs(part.pixels)).argmax(dim=1) == part.labels).sum())
     return 100.0 * right / len(images)
 
 
@@ -82,7 +80,7 @@ def score_chips(
         done: Progress.
     """
     chip = on_chip(network, method, noise, seed)
-    calibrate_inputs(chip, [task.inputs(task.train.pixels[:RANGE_IMAGES])])
+    calibrate_inputs(chip, [task.range_inputs()])
     chip.eval()
     trained = {name: one.clone() for name, one in chip.state_dict().items()}
     seen = task.inputs(task.train.pixels[-NORM_IMAGES:])
@@ -98,9 +96,3 @@ def score_chips(
             chip.load_state_dict(trained)
         done(number + 1, len(images))
     return ChipScores(tuple(plain), tuple(renewed) if re_estimate else tuple(plain))
-
-
-def _outputs(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, dtype=torch.bfloat16):
-        outputs: Tensor = network(x)
-    return outputs

@@ -6,13 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from labrig.studies.cache import Cache
 from labrig.studies.result import StudyResult
 from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.conditions import chip_conditions, chip_controls
 from labrig.studies.vision.factors import Factor, differences, findings, plot, table
-from labrig.studies.vision.grid import Grid, Size, shuffled
+from labrig.studies.vision.grid import QUICK, Grid, Size, controlled_scores
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.place import place_of
 
@@ -46,7 +45,7 @@ class Comparison:
 def size_of(settings: StudySettings) -> Size:
     """How large a comparison is: usually with a network of half the channels, in full with the whole one."""
     if settings.quick:
-        return Size("airbench-tiny", digital_epochs=1, epochs=1, chips=2, folds=1, batch=100, images=400)
+        return QUICK
     return Size() if settings.full else Size("airbench-half", digital_epochs=8, epochs=5)
 
 
@@ -66,10 +65,7 @@ def compared(what: Comparison, settings: StudySettings, report: Report) -> Study
     place = replace(place_of(settings, what.name), images=what.size.images)
     methods = [what.base, *(one.method for one in what.factors)]
     grid = Grid(what.size, [(one, TRAINED_AT) for one in methods], what.noises, tuple(settings.all_seeds))
-    cache = Cache(settings.cache, by_code=False)
-    scores = grid.scores(place, cache, settings.workers, report, train=not settings.evaluate)
-    permuted = shuffled(replace(grid, methods=grid.methods[:1]), what.noises[-1])
-    control = permuted.scores(place, cache, settings.workers, report, train=False)
+    scores, control = controlled_scores(grid, place, settings, report, what.base, what.noises[-1])
     found = differences(what.base, what.factors, what.noises, scores)
     outcome = Found(
         findings=tuple(findings(what.factors, what.noises, found)),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 from labrig.studies.cache import Cache, Numbers
 from labrig.studies.parts import Workers, computed
-from labrig.studies.running import Report
+from labrig.studies.running import Report, StudySettings
 from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.parts import Judgement, Place, activations_part, compute, judging_part, training_part
@@ -49,6 +50,10 @@ class Size:
     def job(self, data: str, seed: int, method: Method, level: float) -> MethodJob:
         """A method's training."""
         return MethodJob(self.digital(data, seed, method.activation), method, level, self.epochs)
+
+
+QUICK: Final = Size("airbench-tiny", digital_epochs=1, epochs=1, chips=2, folds=1, batch=100, images=400)
+"""Shows that everything works."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,25 @@ class Grid:
                     )
                     ones[method.name, noise] = CellScores(values)
         return Scores(cells["as trained"], cells["re-estimated"], tuple(missing))
+
+
+def controlled_scores(
+    grid: Grid, place: Place, settings: StudySettings, report: Report, method: Method, noise: Noise
+) -> tuple[Scores, Scores]:
+    """Accuracies of all cells, and those of one method at one noise with permuted labels.
+
+    Args:
+        grid: What is run.
+        place: Where images and networks are.
+        settings: How it is run; `evaluate` trains nothing.
+        report: Progress.
+        method: The method of the control.
+        noise: Of its chips.
+    """
+    cache = Cache(settings.cache, by_code=False)
+    scores = grid.scores(place, cache, settings.workers, report, train=not settings.evaluate)
+    one = replace(grid, methods=[pair for pair in grid.methods if pair[0] == method])
+    return scores, shuffled(one, noise).scores(place, cache, settings.workers, report, train=False)
 
 
 def shuffled(grid: Grid, noise: Noise) -> Grid:

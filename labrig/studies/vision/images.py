@@ -19,6 +19,9 @@ HELD_OUT: Final = 5000
 _SPLIT_SEED: Final = 20
 
 
+_RANGE_IMAGES: Final = 1000
+
+
 @dataclass(frozen=True)
 class Images:
     """Images of one split.
@@ -91,6 +94,10 @@ class ImageTask:
     def inputs(self, pixels: Tensor) -> Tensor:
         """Normalised images `[N, channels, height, width]`, channels last in memory, of some pixels."""
         return ((pixels.to(self.mean.dtype) - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def range_inputs(self) -> Tensor:
+        """The inputs that set converters and first layers: a thousand training images, always the same ones."""
+        return self.inputs(self.train.pixels[:_RANGE_IMAGES])
 
 
 def epoch_batches(task: ImageTask, size: int, seed: int, epoch: int, *, shift: int = 2) -> Iterator[Batch]:

@@ -88,3 +88,10 @@ def channels_last(network: nn.Module) -> nn.Module:
     # torch's stubs know this argument of tensors only.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def outputs_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Logits of a batch in float32, with products in bfloat16."""
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        outputs: torch.Tensor = network(x)
+    return outputs.float()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from labrig.studies.vision.arrays import set_noise
 from labrig.studies.vision.methods import Method
+from labrig.studies.vision.networks import outputs_of
 from labrig_surrogates.activation_statistics import (
     LayerStatistics,
     RecordedStatistics,
@@ -52,8 +53,8 @@ class PhysicsTerms:
         if not self._method.statistics:
             return
         set_noise(self._network, self._level, self._level)
-        with record_statistics(self._network, self._layers) as chip, torch.autocast(x.device.type, torch.bfloat16):
-            self._network(x)
+        with record_statistics(self._network, self._layers) as chip:
+            outputs_of(self._network, x)
         self._hardware = chip.recorded(float(at_epoch))
 
     @contextmanager

@@ -17,7 +17,7 @@ from labrig.studies.vision.arrays import calibrate_inputs, on_arrays, set_noise
 from labrig.studies.vision.checkpoint import load_epoch, save_epoch
 from labrig.studies.vision.images import ImageTask, epoch_batches
 from labrig.studies.vision.methods import Method
-from labrig.studies.vision.networks import build_network
+from labrig.studies.vision.networks import build_network, outputs_of
 from labrig.studies.vision.optimiser import ImageOptimiser, Rates
 from labrig.studies.vision.terms import PhysicsTerms, set_residuals, with_residuals, without_residuals
 from labrig.training.averaging import MovingAverage
@@ -33,7 +33,6 @@ from labrig_surrogates.stochastic_residual import reseed
 FORMAT: Final = 1
 """Part of every job's name: raised when the same settings begin to mean something else."""
 
-_CALIBRATION_IMAGES: Final = 1000
 _NORM_IMAGES: Final = 8000
 _CLIP_START: Final = 4.0
 _CLIP_PART: Final = 0.15
@@ -128,14 +127,14 @@ def train_digital(
     Returns:
         The network, in evaluation mode.
     """
-    look = task.inputs(task.train.pixels[:_CALIBRATION_IMAGES])
+    look = task.range_inputs()
     generator = torch.Generator().manual_seed(job.seed)
     network = build_network(job.network, task.classes, generator, activation=job.activation, images=look)
     network.to(look.device)
     run = _Run(network, job.rates, job.epochs, job, task, MovingAverage(0.0))
     loss = TaskLoss(job.label_smoothing)
     run.go(
-        lambda batch, _: loss(_outputs(network, batch.x), batch), lambda: None, checkpoint, on_step, on_epoch=on_epoch
+        lambda batch, _: loss(outputs_of(network, batch.x), batch), lambda: None, checkpoint, on_step, on_epoch=on_epoch
     )
     return network.eval()
 
@@ -169,7 +168,7 @@ def train_method(job: MethodJob, digital: nn.Module, task: ImageTask, checkpoint
     terms = PhysicsTerms(network, method, job.level, len(task.train))
 
     def begin_epoch(epoch: int) -> None:
-        terms.measure(task.inputs(task.train.pixels[:_CALIBRATION_IMAGES]), epoch)
+        terms.measure(task.range_inputs(), epoch)
 
     def batch_loss(batch: Batch, step: int) -> Tensor:
         weights, outputs = (float(one.draw(step, 1, run.generator)) for one in schedules)
@@ -179,9 +178,9 @@ def train_method(job: MethodJob, digital: nn.Module, task: ImageTask, checkpoint
             set_noise(network, weights, 0.0 if method.residual else outputs)
         if method.distillation > 0.0:
             with torch.no_grad():
-                batch = Batch(batch.x, batch.y, batch.indices, _outputs(digital, batch.x))
+                batch = Batch(batch.x, batch.y, batch.indices, outputs_of(digital, batch.x))
         with terms.watching():
-            found = loss(_outputs(network, batch.x), batch)
+            found = loss(outputs_of(network, batch.x), batch)
         beside = terms.value(weights)
         return found if beside is None else found + beside
 
@@ -252,14 +251,8 @@ class _Run:
         if analog_modules(self.network):
             seed_noise(self.network, seed)
             reseed(self.network, torch.Generator().manual_seed(seed))
-            calibrate_inputs(self.network, [self.task.inputs(self.task.train.pixels[:_CALIBRATION_IMAGES])])
+            calibrate_inputs(self.network, [self.task.range_inputs()])
             self.network.train()
-
-
-def _outputs(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, dtype=torch.bfloat16):
-        outputs: Tensor = network(x)
-    return outputs.float()
 
 
 def _clip(end: float, step: int, steps: int) -> float:
