@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from small_rig import RIG
 
 from labrig.acquisition import run_sweep
 from labrig.config import parse_rig
@@ -15,23 +16,6 @@ from labrig.live.file_watch import FileWatch
 from labrig.plans import MvmCalibrationPlan
 from labrig.recording import Recording
 from labrig.run_control import RunControl
-
-RIG = """\
-[rig]
-name = "small"
-[board]
-driver = "mock-board"
-[board.settings]
-arrays = 2
-rows = 8
-columns = 4
-[safety]
-max_voltage_v = 2.0
-max_current_a = 0.2
-max_power_w = 0.4
-max_ramp_v_per_s = 10.0
-max_read_voltage_v = 0.3
-"""
 
 
 class Seen:

@@ -20,6 +20,7 @@ import pytest
 from aiohttp import WSMsgType
 from command_line import labrig
 from live_served import KEYS, OPEN, OWNER, VIEWER, Served
+from small_rig import RIG
 
 from labrig.acquisition import run_sweep
 from labrig.config import parse_rig, shipped_rig
@@ -275,22 +276,6 @@ async def test_viewers_get_the_end_before_the_page_goes(client: aiohttp.ClientSe
         await client.get(one.page.url)
 
 
-RIG = """\
-[rig]
-name = "small"
-[board]
-driver = "mock-board"
-[board.settings]
-arrays = 2
-rows = 8
-columns = 4
-[safety]
-max_voltage_v = 2.0
-max_current_a = 0.2
-max_power_w = 0.4
-max_ramp_v_per_s = 10.0
-max_read_voltage_v = 0.3
-"""
 PLAN = MvmCalibrationPlan(writes=6, seed=1, batch=64)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_rig import RIG
 
 from labrig.acquisition import RunSummary, run_sweep
 from labrig.config import RigConfig, parse_rig
@@ -18,23 +19,6 @@ from labrig.run_control import Condition, RunControl
 from labrig_drivers.errors import InstrumentError
 
 PLAN = MvmCalibrationPlan(writes=2, seed=1, batch=64)
-
-RIG = """\
-[rig]
-name = "small"
-[board]
-driver = "mock-board"
-[board.settings]
-arrays = 2
-rows = 8
-columns = 4
-[safety]
-max_voltage_v = 2.0
-max_current_a = 0.2
-max_power_w = 0.4
-max_ramp_v_per_s = 10.0
-max_read_voltage_v = 0.3
-"""
 
 
 def rig() -> RigConfig:
