@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from labrig.events import Message
+from labrig.json_numbers import finite_json
 from labrig.live.feed import LiveFeed
 from labrig.live.steering import Steering
 from labrig.live.view import LiveView
@@ -184,7 +185,7 @@ class Hub:
     def _encoded(self, name: str) -> bytes:
         content = self._view.section(name, self._clock(), self._feed.missed)
         # Numbers that are not finite are no JSON; the packed ones may be.
-        return json.dumps(_finite(content), separators=(",", ":"), allow_nan=False).encode()
+        return json.dumps(finite_json(content), separators=(",", ":"), allow_nan=False).encode()
 
     def _all_encoded(self, names: Iterable[str]) -> dict[str, bytes]:
         """Sections as JSON, without those that cannot be drawn: whoever watches needs all the others, and STOP."""
@@ -211,13 +212,3 @@ class Hub:
             "lease": None if lease is None else asdict(lease),
         }
         return json.dumps(content, separators=(",", ":")).encode()
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if value - value == 0.0 else None
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return value

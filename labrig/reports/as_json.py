@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from labrig.json_numbers import finite_json
 from labrig.reports.changes import change_json
 from labrig.reports.past import Past
 from labrig.reports.reported import ReportedArray
@@ -32,7 +33,7 @@ def calibration_json(
         },
         "next": None if ahead is None else dict(ahead),
     }
-    return json.dumps(_finite(document), indent=2)
+    return json.dumps(finite_json(document), indent=2)
 
 
 def _array(one: ReportedArray) -> dict[str, object]:
@@ -58,14 +59,3 @@ def _array(one: ReportedArray) -> dict[str, object]:
 
 def _estimate(estimate: Estimate) -> dict[str, object]:
     return {"unit": estimate.unit, "value": estimate.value.tolist(), "error": estimate.error.tolist()}
-
-
-def _finite(value: object) -> object:
-    """The same with null for what JSON has no number for."""
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return value

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import plotly.graph_objects as go
 
+from labrig.json_numbers import finite_json
 from labrig.reports.page import embedded, new_figure, write_page
 from labrig.studies.result import Plot, StudyResult
 from labrig_drivers.errors import StorageError
@@ -44,7 +44,9 @@ def write_study(folder: Path, result: StudyResult) -> StudyFiles:
     unfinished = files.json.with_name(files.json.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(_plain(result.as_dict()), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        unfinished.write_text(
+            json.dumps(finite_json(result.as_dict()), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
         unfinished.replace(files.json)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
@@ -70,12 +72,3 @@ def _figure(plot: Plot) -> go.Figure:
     if plot.log_y:
         figure.update_yaxes(type="log")
     return figure
-
-
-def _plain(value: object) -> object:
-    """JSON has no infinity and no NaN: such numbers become null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
