@@ -50,6 +50,14 @@ async def acquire(
     When cancelled, or when anything fails, blocks in hand are committed or left out as a whole, a
     `RunFinished` with the status `aborted` is published, and the error goes on. The caller closes the writer.
 
+    Args:
+        rig: Open, and powered where it has an array supply.
+        plan: What to measure.
+        writer: The recording, created with the plan's capacity.
+        bus: Gets the events of the run.
+        progress: What an interrupted run has committed; None for a new one.
+        control: Holds or stops the run from outside; None where nobody does.
+
     Raises:
         LabrigError: The board, the supply or the recording failed.
     """

@@ -263,6 +263,9 @@ class RigConfig:
 def load_rig(path: Path | str) -> RigConfig:
     """Reads and checks a rig file.
 
+    Args:
+        path: The rig file (TOML).
+
     Raises:
         ConfigError: The file cannot be read, or is wrong; every fault is listed as `file:line: key: reason`.
     """
@@ -304,6 +307,9 @@ def rig_schema() -> dict[str, object]:
 
 def shipped_rig(name: str) -> Path:
     """The path of a rig file that comes with labrig, such as `mock` or `simulated_bench`.
+
+    Args:
+        name: The file's name without `.toml`.
 
     Raises:
         ConfigError: There is no such file; the message lists those that exist.

@@ -126,7 +126,12 @@ def design_cusum(false_alarm_reads: float, *, canaries: int = 1, shift: float = 
 
 
 def watch(z: FloatArray, scheme: Cusum) -> CusumTrace:
-    """Runs a scheme over standardised surprises `[reads, canaries]`; a missing one (NaN) changes nothing."""
+    """Runs a scheme over standardised surprises `[reads, canaries]`; a missing one (NaN) changes nothing.
+
+    Args:
+        z: Standardised surprises, `[reads, canaries]`, such as `innovations` gives (transposed).
+        scheme: When to raise an alarm.
+    """
     reads, canaries = z.shape
     high, low = np.zeros((reads + 1, canaries)), np.zeros((reads + 1, canaries))
     for read in range(reads):

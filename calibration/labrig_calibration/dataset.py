@@ -79,6 +79,9 @@ class MvmDataset:
         array: Which array of the chip.
         temperature_k: Temperature of the chip in K at each MVM, `[N]`, NaN where it was not known; None where it
             was never measured.
+
+    Raises:
+        DatasetError: Shapes, writes or values do not fit together; every fault in one error.
     """
 
     voltage_v: FloatArray

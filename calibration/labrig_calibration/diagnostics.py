@@ -102,7 +102,13 @@ def through_adc(parameters: ArrayParameters, current_a: FloatArray) -> FloatArra
 
 
 def diagnose(parameters: ArrayParameters, heldout: MvmDataset, *, rng: np.random.Generator) -> Diagnostics:
-    """Judges a fit on held-out data; saturated outputs do not count."""
+    """Judges a fit on held-out data; saturated outputs do not count.
+
+    Args:
+        parameters: The fit.
+        heldout: Data that it was not fitted to.
+        rng: Source of the draws that predictions are made with.
+    """
     prediction = predict_recorded(parameters, heldout)
     nominal_a = predict_nominal(heldout)
     kept = ~heldout.saturated

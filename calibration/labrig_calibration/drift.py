@@ -151,6 +151,11 @@ def innovations(model: DriftModel, age_s: FloatArray, conductance_s: FloatArray)
     Where the model holds these are independent standard normal numbers, in spite of each cell's own level and exponent:
     what alarms (`alarms`) need. Readings must be in the order of time; NaN where there is none.
 
+    Args:
+        model: How cells of this kind drift.
+        age_s: Time in s since programming of each reading, `[times]` or `[cells, times]`.
+        conductance_s: Readings in S, `[cells, times]`.
+
     Raises:
         JudgementError: Values without a logarithm, or shapes that do not fit.
     """

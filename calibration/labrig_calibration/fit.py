@@ -116,6 +116,10 @@ def fit(
 def chip_parameters(fits: Sequence[CalibrationResult], provenance: dict[str, str | float | int]) -> ChipParameters:
     """Joins the fitted arrays of one chip.
 
+    Args:
+        fits: One for each array.
+        provenance: What is kept with the parameters: recordings, dates, versions, hashes.
+
     Raises:
         CalibrationError: The fits belong to different chips, or one array was fitted twice.
     """

@@ -63,6 +63,9 @@ class Axis(Instrument, Protocol):
         One move at a time. A cancelled move ends at once and leaves the axis on its way to the last set point that was
         sent; the next move starts from wherever it is then. Set points are never sent a second time.
 
+        Args:
+            value: Where to, in the axis' unit.
+
         Returns:
             The reading that ended the wait.
 

@@ -59,6 +59,10 @@ class TransposedMvm(Protocol):
         An ideal one is `current_a[b, i] = sum_j voltage_v[b, j] * conductance_s[i, j]`. Codes and currents of the
         result are `[batch, rows]`; voltages, bits and errors are those of `CrossbarBoard.mvm`.
 
+        Args:
+            array: Which array, from 0.
+            voltage_v: Voltages of the bit lines in V, `[batch, columns]`.
+
         Raises:
             CapabilityError: The board does not declare `transposed-mvm`, no such array, or wrong shape.
             SafetyError: A voltage lies outside the board's range, or is not finite.
@@ -75,6 +79,11 @@ class FloatingLines(Protocol):
         """Like `CrossbarBoard.mvm`, but drives only the word lines where `driven[rows]` is true.
 
         The others are open; their voltages in `voltage_v[batch, rows]` must be 0.
+
+        Args:
+            array: Which array, from 0.
+            voltage_v: Voltages of the word lines in V, `[batch, rows]`.
+            driven: The word lines that are driven, `[rows]`.
 
         Raises:
             CapabilityError: The board does not declare `floating-lines`, no such array, or wrong shape.

@@ -113,6 +113,10 @@ class CrossbarBoard(Instrument, Protocol):
     async def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
         """Programs one array to `conductance_s[rows, columns]`. Never repeated by a driver on its own.
 
+        Args:
+            array: Which array, from 0.
+            conductance_s: Targets in S, `[rows, columns]`.
+
         Raises:
             SafetyError: A target lies outside the board's conductance range, or is not finite.
             CapabilityError: No such array, or wrong shape.
@@ -122,6 +126,10 @@ class CrossbarBoard(Instrument, Protocol):
     async def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
         """Applies `voltage_v[batch, rows]` to one array, one vector after another.
 
+        Args:
+            array: Which array, from 0.
+            voltage_v: Voltages of the word lines in V, `[batch, rows]`.
+
         Raises:
             SafetyError: A voltage lies outside the board's range, or is not finite.
             CapabilityError: No such array, or wrong shape.
@@ -130,12 +138,25 @@ class CrossbarBoard(Instrument, Protocol):
         ...
 
     async def read_conductance(self, array: int) -> FloatArray:
-        """Reads every cell by the board's own small-signal read, `[rows, columns]` in S (slow, noisy)."""
+        """Reads every cell by the board's own small-signal read, `[rows, columns]` in S (slow, noisy).
+
+        Args:
+            array: Which array, from 0.
+
+        Raises:
+            CapabilityError: No such array, or the board cannot read single cells.
+            StateError: The array was never programmed, or its supply is off.
+        """
         ...
 
 
 def check_program_request(info: BoardInfo, array: int, conductance_s: FloatArray) -> None:
     """Refuses a programming request that the board cannot carry out; every fault in one error.
+
+    Args:
+        info: What the board says of itself.
+        array: Which array, from 0.
+        conductance_s: Targets in S, `[rows, columns]`.
 
     Raises:
         CapabilityError: No such array, or wrong shape.
@@ -149,6 +170,11 @@ def check_program_request(info: BoardInfo, array: int, conductance_s: FloatArray
 
 def check_mvm_request(info: BoardInfo, array: int, voltage_v: FloatArray) -> None:
     """Refuses an MVM request that the board cannot carry out; every fault in one error.
+
+    Args:
+        info: What the board says of itself.
+        array: Which array, from 0.
+        voltage_v: Voltages in V, `[batch, rows]`.
 
     Raises:
         CapabilityError: No such array, or wrong shape.

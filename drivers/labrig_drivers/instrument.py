@@ -11,7 +11,14 @@ from labrig_drivers.errors import IdentityError, ProtocolError
 
 @dataclass(frozen=True)
 class Identity:
-    """Who an instrument says it is (IEEE 488.2 `*IDN?`: manufacturer, model, serial, firmware)."""
+    """Who an instrument says it is (IEEE 488.2 `*IDN?`: manufacturer, model, serial, firmware).
+
+    Attributes:
+        manufacturer: Maker.
+        model: Model, as reported.
+        serial: Serial number.
+        firmware: Version of the firmware, and whatever follows it.
+    """
 
     manufacturer: str
     model: str
@@ -39,6 +46,10 @@ class ExpectedIdentity:
     """What a rig file demands of an instrument; `None` demands nothing.
 
     `model` must occur in the reported model (reports differ in prefixes such as `MODEL 2400`); `serial` must be equal.
+
+    Attributes:
+        model: Text that the reported model must contain.
+        serial: Serial number that must be reported.
     """
 
     model: str | None = None
@@ -50,6 +61,10 @@ class ExpectedIdentity:
 
     def check(self, identity: Identity, address: str) -> None:
         """Compares with what the instrument at `address` says.
+
+        Args:
+            identity: What the instrument said.
+            address: Where it is, for the message.
 
         Raises:
             IdentityError: Model or serial differ.

@@ -42,6 +42,9 @@ _BLOCK = BlockFraming()
 def format_float(value: float) -> str:
     """Text of a number that reads back as the same double.
 
+    Args:
+        value: The number, in whatever unit the command takes.
+
     Raises:
         ValueError: The number is not finite; no instrument has a text for that.
     """
@@ -52,6 +55,9 @@ def format_float(value: float) -> str:
 
 def parse_float(text: str) -> float:
     """Reads one number strictly; 9.91e37 becomes NaN, plus or minus 9.9e37 becomes infinite.
+
+    Args:
+        text: The answer; space around the number is ignored.
 
     Raises:
         ProtocolError: The text is not one decimal number.

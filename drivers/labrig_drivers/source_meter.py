@@ -34,19 +34,40 @@ class SourceMeter(Instrument, Protocol):
     """A source-meter. The order is always: configure, limit, level, output on."""
 
     async def configure(self, *, source: SourceKind, nplc: float = 1.0, wires: Literal[2, 4] = 2) -> None:
-        """Sets source function, integration time (power line cycles) and sense wiring; the output stays off."""
+        """Sets source function, integration time (power line cycles) and sense wiring; the output stays off.
+
+        Args:
+            source: The quantity that is sourced.
+            nplc: Integration time in power line cycles.
+            wires: Sense wiring: 2 or 4.
+        """
         ...
 
     async def set_limit(self, *, current_a: float | None = None, voltage_v: float | None = None) -> None:
-        """Sets the compliance limit of the quantity that is not sourced."""
+        """Sets the compliance limit of the quantity that is not sourced.
+
+        Args:
+            current_a: Largest current in A, when a voltage is sourced.
+            voltage_v: Largest voltage in V, when a current is sourced.
+        """
         ...
 
     async def set_ranges(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
-        """Fixes the range of the source (the sourced quantity) and of the meter (the other one); None is automatic."""
+        """Fixes the range of the source (the sourced quantity) and of the meter (the other one); None is automatic.
+
+        Args:
+            voltage_v: Range of voltage in V; None is automatic.
+            current_a: Range of current in A; None is automatic.
+        """
         ...
 
     async def set_level(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
-        """Sets the source level; refused with `StateError` before a limit was set."""
+        """Sets the source level; refused with `StateError` before a limit was set.
+
+        Args:
+            voltage_v: Level in V, when a voltage is sourced.
+            current_a: Level in A, when a current is sourced.
+        """
         ...
 
     async def output_on(self) -> None:
@@ -71,6 +92,10 @@ class SourceMeter(Instrument, Protocol):
         """Takes one reading at each level of the sourced quantity, in the given order; the last level stays.
 
         In the instrument where it has sweeps and the steps are within the ramp rate, else point by point.
+
+        Args:
+            voltage_v: Levels in V, when a voltage is sourced.
+            current_a: Levels in A, when a current is sourced.
         """
         ...
 

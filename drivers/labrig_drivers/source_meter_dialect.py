@@ -56,7 +56,14 @@ class Abilities:
 
 @dataclass(frozen=True)
 class RawReading:
-    """One reading as the instrument gives it; the fields are those of `Reading` without the host's time."""
+    """One reading as the instrument gives it; the fields are those of `Reading` without the host's time.
+
+    Attributes:
+        voltage_v: Voltage at the output in V.
+        current_a: Current out of the instrument in A.
+        in_compliance: True when the limit, not the level, determines the output.
+        instrument_time_s: The instrument's own stamp in s; None where it gives none.
+    """
 
     voltage_v: float
     current_a: float
@@ -95,7 +102,13 @@ class Channel(Protocol):
         ...
 
     async def query(self, text: str, *, timeout_s: float | None = None, idempotent: bool = False) -> str:
-        """Sends one query and returns its answer without the line end."""
+        """Sends one query and returns its answer without the line end.
+
+        Args:
+            text: The query, without its line end.
+            timeout_s: Longest wait in s; None takes the channel's own.
+            idempotent: Asking twice gives the same answer, so that it may be asked again after a fault.
+        """
         ...
 
     async def identify(self) -> Identity:
@@ -143,23 +156,49 @@ class Dialect(Protocol):
         ...
 
     async def set_up(self, source: SourceKind, nplc: float, wires: Literal[2, 4]) -> None:
-        """Resets the instrument and sets everything but limit, level and output; ranges are automatic after it."""
+        """Resets the instrument and sets everything but limit, level and output; ranges are automatic after it.
+
+        Args:
+            source: The quantity that is sourced.
+            nplc: Integration time in power line cycles.
+            wires: Sense wiring: 2 or 4.
+        """
         ...
 
     async def write_limit(self, limited: SourceKind, limit: float) -> None:
-        """Sets the compliance limit in V or A of the quantity that is not sourced."""
+        """Sets the compliance limit in V or A of the quantity that is not sourced.
+
+        Args:
+            limited: The quantity that is limited.
+            limit: The limit in V or A, a magnitude.
+        """
         ...
 
     async def write_ranges(self, source: SourceKind, voltage_v: float | None, current_a: float | None) -> None:
-        """Fixes the source's range (of `source`) and the meter's (of the other quantity); None is automatic."""
+        """Fixes the source's range (of `source`) and the meter's (of the other quantity); None is automatic.
+
+        Args:
+            source: The quantity that is sourced.
+            voltage_v: Range of voltage in V.
+            current_a: Range of current in A.
+        """
         ...
 
     async def write_level(self, source: SourceKind, level: float) -> None:
-        """Sets the source level in V or A, at once."""
+        """Sets the source level in V or A, at once.
+
+        Args:
+            source: The quantity that is sourced.
+            level: The level in V or A.
+        """
         ...
 
     async def read_level(self, source: SourceKind) -> float:
-        """Asks for the source level in V or A."""
+        """Asks for the source level in V or A.
+
+        Args:
+            source: The quantity that is sourced.
+        """
         ...
 
     async def read_source(self) -> SourceKind:
@@ -167,7 +206,11 @@ class Dialect(Protocol):
         ...
 
     async def switch(self, on: bool) -> None:
-        """Switches the output, nothing else."""
+        """Switches the output, nothing else.
+
+        Args:
+            on: Whether it shall be on.
+        """
         ...
 
     async def output_is_on(self) -> bool:
@@ -183,7 +226,11 @@ class Dialect(Protocol):
         ...
 
     async def read(self, timeout_s: float) -> RawReading:
-        """Takes one reading of both quantities; the output is on."""
+        """Takes one reading of both quantities; the output is on.
+
+        Args:
+            timeout_s: Longest wait in s.
+        """
         ...
 
     async def run_sweep(
@@ -192,6 +239,12 @@ class Dialect(Protocol):
         """Takes one reading at each level inside the instrument, waiting `settle_s` at each; the last level stays.
 
         The output is on, at the first level. Called only for `2 <= len(levels) <= abilities.sweep_points`.
+
+        Args:
+            source: The quantity that is sourced.
+            levels: Levels in V or A.
+            settle_s: Time in s before each reading.
+            timeout_s: Longest wait in s for all of them.
         """
         ...
 
@@ -199,5 +252,9 @@ class Dialect(Protocol):
         """Ends a sweep that was interrupted; the output stays within one step of where it is.
 
         Called also when the sweep never began, or has ended meanwhile.
+
+        Args:
+            source: The quantity that is sourced.
+            levels: Those of the sweep, in V or A.
         """
         ...

@@ -51,6 +51,9 @@ class SwitchMatrix(Instrument, Protocol):
     async def close_points(self, points: Collection[Point]) -> None:
         """Closes relays; those that are closed already stay so, all others stay as they are.
 
+        Args:
+            points: Relays as (row, column), both from 1.
+
         Raises:
             CapabilityError: A point does not exist; nothing was sent.
             InstrumentError: The instrument refused, or a relay is not in the state that was asked for.
@@ -58,7 +61,11 @@ class SwitchMatrix(Instrument, Protocol):
         ...
 
     async def open_points(self, points: Collection[Point]) -> None:
-        """Opens relays; all others stay as they are. Raises as `close_points`."""
+        """Opens relays; all others stay as they are. Raises as `close_points`.
+
+        Args:
+            points: Relays as (row, column), both from 1.
+        """
         ...
 
     async def open_all(self) -> None:
@@ -77,6 +84,9 @@ class SwitchMatrix(Instrument, Protocol):
         """Makes exactly these points closed, break before make: what must open has opened before anything closes.
 
         Raises as `close_points`.
+
+        Args:
+            points: Relays as (row, column), both from 1.
         """
         ...
 

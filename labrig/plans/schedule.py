@@ -124,6 +124,10 @@ def chosen_arrays(info: BoardInfo, arrays: Sequence[int] | None) -> list[int]:
 def read_amplitude_v(info: BoardInfo, max_voltage_v: float | None) -> float:
     """The largest magnitude in V that inputs of both signs may have.
 
+    Args:
+        info: The board.
+        max_voltage_v: The rig's own limit in V; None where it has none.
+
     Raises:
         CapabilityError: There is none: the board takes one sign only, or the limit is zero.
     """

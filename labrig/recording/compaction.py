@@ -87,6 +87,10 @@ def compact(source: Path, target: Path, progress: Progress = lambda *_: None) ->
 def content_sha256(path: Path, progress: Progress = lambda *_: None) -> str:
     """SHA-256 of everything that counts in a recording: values, types, attributes, axes; the same for a compact copy.
 
+    Args:
+        path: The recording.
+        progress: Called with a name, bytes done and bytes in all.
+
     Raises:
         StorageError: It cannot be read, or is being written.
     """

@@ -287,6 +287,9 @@ class TrainConfig:
 def load_training(path: Path) -> TrainConfig:
     """Reads and checks a training file.
 
+    Args:
+        path: The training file (TOML); paths in it start from its folder.
+
     Raises:
         ConfigError: The file cannot be read or is wrong; the message lists every fault as `file:line: key: reason`.
     """

@@ -58,6 +58,9 @@ class NominalBackend:
     """The array of the data sheet: exact conductances behind the real converters.
 
     This is all that can be known of a chip that was never measured; it serves to choose ranges.
+
+    Args:
+        converters: Converters and conductance range of the data sheet.
     """
 
     def __init__(self, converters: ConverterRange) -> None:

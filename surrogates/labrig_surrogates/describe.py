@@ -89,7 +89,11 @@ class ModelDescription:
 
 
 def describe(model: nn.Module) -> ModelDescription:
-    """Describes the analog layers of a model; print what it returns."""
+    """Describes the analog layers of a model; print what it returns.
+
+    Args:
+        model: With analog layers.
+    """
     matrices = weight_matrices(model)
     described = tuple(_describe(matrix.core) for matrix in matrices)
     analog = sum(matrix.weight.numel() for matrix in matrices)

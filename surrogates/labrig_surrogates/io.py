@@ -31,6 +31,10 @@ _RESIDUAL = ("hidden", "bias", "out", "scale_a")
 def save_chip(path: Path, chip: ChipParameters) -> None:
     """Writes a chip's parameters; the file appears under its name only when it is complete.
 
+    Args:
+        path: The `.safetensors` file; what has this name is replaced.
+        chip: The parameters.
+
     Raises:
         SurrogateError: The folder cannot be written.
     """
@@ -77,6 +81,9 @@ def save_chip(path: Path, chip: ChipParameters) -> None:
 
 def load_chip(path: Path) -> ChipParameters:
     """Reads a chip's parameters.
+
+    Args:
+        path: The `.safetensors` file.
 
     Raises:
         SurrogateError: No such file, not a chip file, a newer schema, or parts are missing.

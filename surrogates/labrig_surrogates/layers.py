@@ -199,6 +199,10 @@ class AnalogLinear(nn.Module):
 def set_backend(model: nn.Module, backend: Backend | None) -> None:
     """Has a backend compute the products of every analog layer; None: the models of their configs.
 
+    Args:
+        model: With analog layers.
+        backend: What computes `y = W x`.
+
     Raises:
         SurrogateError: A layer has effects on that only the model of its config knows; nothing is changed.
     """
@@ -214,5 +218,9 @@ def set_backend(model: nn.Module, backend: Backend | None) -> None:
 
 
 def analog_layers(model: nn.Module) -> list[AnalogLinear]:
-    """The linear analog layers of a model, in the order of its modules."""
+    """The linear analog layers of a model, in the order of its modules.
+
+    Args:
+        model: Any module.
+    """
     return [module for module in model.modules() if isinstance(module, AnalogLinear)]

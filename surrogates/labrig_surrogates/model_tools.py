@@ -16,6 +16,9 @@ def noise_off(model: nn.Module) -> Iterator[None]:
     """Switches all noise off for a while; stochastic rounding becomes rounding to the nearest.
 
     Noise is otherwise on in training and in evaluation alike, as on a chip.
+
+    Args:
+        model: With analog layers.
     """
     cores = [matrix.core for matrix in weight_matrices(model)]
     before = [core.noise for core in cores]
@@ -55,6 +58,10 @@ def seed_noise(model: nn.Module, seed: int) -> None:
     """Begins the noise of all layers anew: two models seeded alike draw alike. Programming errors are drawn anew.
 
     In a data-parallel training give every process a seed of its own.
+
+    Args:
+        model: With analog layers.
+        seed: Seed of every draw.
     """
     for stream, matrix in enumerate(weight_matrices(model)):
         matrix.core.stream.restart(seed, stream)
@@ -62,13 +69,21 @@ def seed_noise(model: nn.Module, seed: int) -> None:
 
 
 def new_write(model: nn.Module) -> None:
-    """Draws all errors of programming (`timing="program"`) anew, as writing the chip again does."""
+    """Draws all errors of programming (`timing="program"`) anew, as writing the chip again does.
+
+    Args:
+        model: With analog layers.
+    """
     for matrix in weight_matrices(model):
         matrix.core.new_write(matrix.weight)
 
 
 def new_chip(model: nn.Module) -> None:
-    """Puts another chip of the same kind in place: what belongs to a chip, such as its stuck cells, is drawn anew."""
+    """Puts another chip of the same kind in place: what belongs to a chip, such as its stuck cells, is drawn anew.
+
+    Args:
+        model: With analog layers.
+    """
     for matrix in weight_matrices(model):
         matrix.core.new_chip(matrix.weight)
 
@@ -94,13 +109,20 @@ def program(model: nn.Module) -> None:
 
     That is what a chip does, and it saves quantising the weights at every pass. Training goes on with the layers'
     own weights; `erase` undoes it, and so does loading a checkpoint.
+
+    Args:
+        model: With analog layers.
     """
     for matrix in weight_matrices(model):
         matrix.core.program(matrix.weight)
 
 
 def erase(model: nn.Module) -> None:
-    """Undoes `program`."""
+    """Undoes `program`.
+
+    Args:
+        model: With analog layers.
+    """
     for matrix in weight_matrices(model):
         matrix.core.erase()
 
@@ -110,6 +132,9 @@ def clip_weights(model: nn.Module) -> None:
 
     Only mappings with a range of their own (`fixed`, `sigma`) clip anything. Without it weights beyond the range stay
     there without a gradient.
+
+    Args:
+        model: With analog layers.
     """
     for matrix in weight_matrices(model):
         matrix.core.clip(matrix.weight)

@@ -200,8 +200,15 @@ class AnalogRecurrent(nn.Module):
     def forward(self, x: Tensor, state: Tensor | State | None = None) -> tuple[Tensor, Tensor | State]:
         """A sequence `[time, batch, input]` (with `batch_first` `[batch, time, input]`) or one without a batch.
 
+        Args:
+            x: The sequence.
+            state: The first state, as the digital layer takes it; None is zero.
+
         Returns:
             Outputs of all steps, and the last state, as the digital layer returns them.
+
+        Raises:
+            SurrogateError: `x` is not a tensor.
         """
         if not isinstance(x, Tensor):
             raise SurrogateError(f"an analog {self.digital_type.__name__} takes tensors, not {type(x).__name__}")

@@ -23,6 +23,9 @@ class Framing(Protocol):
     def take(self, buffer: bytearray) -> bytes | None:
         """Removes the first complete message from `buffer` and returns its payload.
 
+        Args:
+            buffer: What has arrived and was not taken yet; changed in place.
+
         Returns:
             The payload without its framing, or None while the message is incomplete (the buffer is then unchanged).
 
@@ -51,11 +54,20 @@ class Link(Protocol):
         ...
 
     async def open(self, *, timeout_s: float = 5.0) -> None:
-        """Connects; `LinkLostError` or `LinkTimeoutError` say why not."""
+        """Connects; `LinkLostError` or `LinkTimeoutError` say why not.
+
+        Args:
+            timeout_s: Longest wait in s.
+        """
         ...
 
     async def exchange(self, request: bytes, framing: Framing | None, *, timeout_s: float = 5.0) -> bytes:
         """Sends `request` and waits for one message in `framing`; with None, sends only and returns `b""`.
+
+        Args:
+            request: The bytes to send.
+            framing: Where the answer ends; None where there is no answer.
+            timeout_s: Longest wait in s for the whole answer.
 
         Raises:
             LinkTimeoutError: No complete message before the deadline; the link is desynchronised now.
@@ -95,7 +107,11 @@ class Link(Protocol):
         ...
 
     async def reopen(self, *, timeout_s: float = 5.0) -> None:
-        """Throws the old connection and everything in it away and connects anew. The driver checks the identity."""
+        """Throws the old connection and everything in it away and connects anew. The driver checks the identity.
+
+        Args:
+            timeout_s: Longest wait in s.
+        """
         ...
 
     async def close(self) -> None:

@@ -32,6 +32,9 @@ class LineFraming:
     Attributes:
         terminator: Bytes that end a line.
         max_bytes: Longest line that is believed, without its terminator.
+
+    Raises:
+        ValueError: The terminator is empty.
     """
 
     terminator: bytes = b"\n"

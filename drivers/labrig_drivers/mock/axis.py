@@ -142,7 +142,11 @@ class MockAxis:
         await self.close()
 
     async def open(self) -> None:
-        """Checks the expected identity; moves nothing."""
+        """Checks the expected identity; moves nothing.
+
+        Raises:
+            StateError: It is open already.
+        """
         if self._is_open:
             raise StateError(f"{self._name}: open already")
         self._is_open = True

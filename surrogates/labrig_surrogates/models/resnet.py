@@ -41,7 +41,13 @@ def resnet20(
     generator: torch.Generator | None = None,
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> ResNet:
-    """ResNet-20 (0.27 million weights)."""
+    """ResNet-20 (0.27 million weights).
+
+    Args:
+        classes: Outputs.
+        generator: Source of the initial weights; None takes torch's own.
+        activation: Makes the nonlinearities.
+    """
     return ResNet(ResNetShape((3, 3, 3), (16, 32, 64), classes), generator, activation)
 
 
@@ -50,7 +56,13 @@ def resnet18(
     generator: torch.Generator | None = None,
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> ResNet:
-    """ResNet-18 in its CIFAR form (11.2 million weights)."""
+    """ResNet-18 in its CIFAR form (11.2 million weights).
+
+    Args:
+        classes: Outputs.
+        generator: Source of the initial weights; None takes torch's own.
+        activation: Makes the nonlinearities.
+    """
     return ResNet(ResNetShape((2, 2, 2, 2), (64, 128, 256, 512), classes), generator, activation)
 
 
