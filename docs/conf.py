@@ -18,6 +18,9 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "linked_contents",
+    "generated_pages",
+    "docstring_markup",
+    "public_alias",
 ]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 
@@ -27,3 +30,11 @@ html_show_sourcelink = False
 
 # Links to headings (`page.md#heading`) are checked like links to pages.
 myst_heading_anchors = 3
+
+toc_object_entries = False  # a page of the API has a heading for each name; their members would fill the sidebar
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+python_maximum_signature_line_length = 100
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True

@@ -42,7 +42,7 @@ def contents_of(text: str) -> list[tuple[str, list[str]]]:
 def toctree(title: str, pages: list[str]) -> str:
     """A hidden table of contents, in MyST's spelling."""
     caption = [f":caption: {title}"] if title else []
-    return "\n".join(["```{toctree}", ":hidden:", *caption, "", *pages, "```", ""])
+    return "\n".join(["```{toctree}", ":hidden:", ":titlesonly:", *caption, "", *pages, "```", ""])
 
 
 def add_contents(_app: Sphinx, docname: str, source: list[str]) -> None:
