@@ -17,8 +17,9 @@ from labrig.training.datasets import ImageSet
 from labrig.training.ledger import Ledger
 from labrig.training.methods.base import Method
 from labrig.training.methods.dual_adaptive import ResidualBackend, ResidualSettings, dual_adaptive
+from labrig.training.methods.in_flight import overlapped, stale_by_one
 from labrig.training.methods.model_free import spsa
-from labrig.training.methods.output_errors import output_errors, stale_by_one
+from labrig.training.methods.output_errors import output_errors
 from labrig.training.methods.plain import digital_only, offline_then_calibrated, physics_aware, surrogate_only
 from labrig.training.methods.staged import layer_by_layer
 from labrig.training.optimisation import Stepper
@@ -133,6 +134,8 @@ def _method(plan: Plan, network: nn.Module, bench: TrainingBench, placement: dic
             return dual_adaptive(ResidualBackend(bench.surrogate, placement, ResidualSettings()))
         case "asyt":
             return output_errors()
+        case "in-loop-overlapped":
+            return overlapped()
         case "in-loop-stale":
             return stale_by_one()
         case "spsa":

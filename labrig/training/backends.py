@@ -33,6 +33,12 @@ class Backends:
         if unknown := sorted(set(self._fixed) - set(self._cores)):
             raise ConfigError(f"there are no analog layers {unknown}; there are {sorted(self._cores)}")
 
+    def of_copy(self, network: nn.Module) -> Backends:
+        """The same for a copy of the network: it has the same fixed layers, and meets the same backends."""
+        other = Backends(network, self._fixed)
+        other._known = dict(self._known)
+        return other
+
     def offer(self, kind: Kind, backend: Backend) -> None:
         """Says what computes a kind; one that was offered before is replaced."""
         self._known[kind] = backend

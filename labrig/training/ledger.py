@@ -19,6 +19,9 @@ class Ledger:
         joules: Energy in J from the array supply; None where the rig has no supply meter.
         cell_writes: Cells whose target changed, over all programmings.
         stale_steps: Steps that used a physical pass of weights older than those they changed.
+        overlapped_steps: Surrogate steps among them that were taken while a pass was under way.
+        corrected_steps: Steps that joined the surrogate's gradient at the weights of the step to what the chip said
+            against it at earlier ones.
         canary_mvms: Products among `mvms` that only looked for drift.
         recalibrations: Times that the surrogate was fitted anew.
         reconnects: Times that the rig was lost and opened again.
@@ -32,6 +35,8 @@ class Ledger:
     joules: float | None = None
     cell_writes: int = 0
     stale_steps: int = 0
+    overlapped_steps: int = 0
+    corrected_steps: int = 0
     canary_mvms: int = 0
     recalibrations: int = 0
     reconnects: int = 0

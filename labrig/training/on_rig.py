@@ -131,6 +131,7 @@ def _on_rig(
     assert job.rig is not None
     segments = _segments(job)
     session: Session | None = None
+    watch: _Watch | None = None
     lost = 0
     while True:
         run = LiveRun(
@@ -145,7 +146,8 @@ def _on_rig(
         try:
             with LiveRig(run, bus) as board:
                 session, restored = _attached(job, start, board, session)
-                segments.begin(run.path, session.step, fresh=not restored, restored=restored)
+                step = session.step if watch is None else watch.lost_at
+                segments.begin(run.path, step, fresh=not restored, restored=restored)
                 watch = _Watch(job, session, board, segments, flush)
                 try:
                     session.run(journal, watch.after_step)
@@ -219,16 +221,19 @@ class _Watch:
         self._session, self._board, self._segments, self._flush = session, board, segments, flush
         self._counts = board.counts
         self._version = session.version
+        self._launched_at = session.step
+        session.bench.chip.launches[:] = [self._launched]
 
     def after_step(self) -> None:
         session = self._session
-        self._counts = self._board.counts
+        if not session.bench.chip.holding:
+            self._counts = self._board.counts
         if session.version != self._version:
             assert session.chip is not None
             save_chip(_chip_path(self._folder, session.version), session.chip.parameters)
             self._version = session.version
         if self._every and session.step % self._every == 0:
-            session.method.learned.state()  # a pass that is under way ends before the board is asked where it is
+            session.method.settle(session.bench)  # a pass that is under way ends before the board says where it is
             position = self._board.position()
             self._flush()
             self._segments.counted(position.rows, position.writes)
@@ -238,6 +243,15 @@ class _Watch:
     def end(self) -> None:
         position = self._board.position()
         self._segments.counted(position.rows, position.writes)
+
+    @property
+    def lost_at(self) -> int:
+        """Steps before the first one whose requests another recording has; the pass under way is made again."""
+        return self._launched_at if self._session.bench.chip.holding else self._session.step
+
+    def _launched(self) -> None:
+        # What the pass measures counts when it has arrived: the rig may be lost before.
+        self._counts, self._launched_at = self._board.counts, self._session.step
 
     def failed(self) -> None:
         self._segments.counted(*self._counts)

@@ -8,7 +8,7 @@ vector-Jacobian product is that of the noiseless surrogate at the measured input
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -89,6 +89,14 @@ class Observation:
     result: MvmResult
 
 
+@dataclass
+class _Kept:
+    """What a pass on another thread measured, for later."""
+
+    observations: list[Observation] = field(default_factory=list)
+    gaps: dict[TileName, float] = field(default_factory=dict)
+
+
 class PhysicalBackend:
     """Asks the chip for every product and programs an array whenever its target changed.
 
@@ -106,6 +114,7 @@ class PhysicalBackend:
         wear: Writes of each cell.
         observers: Called with every measured batch.
         gaps: Root mean square of measured less modelled over that of the measured, of each tile's last pass.
+        launches: Called before each pass that goes on while its caller does something else.
     """
 
     def __init__(
@@ -125,7 +134,33 @@ class PhysicalBackend:
         self.wear = Wear()
         self.observers: list[Callable[[Observation], None]] = []
         self.gaps: dict[TileName, float] = {}
+        self.launches: list[Callable[[], None]] = []
         self._rule = rule or WriteRule()
+        self._kept: _Kept | None = None
+
+    @property
+    def holding(self) -> bool:
+        """Whether what is measured is kept back, because a pass is on another thread."""
+        return self._kept is not None
+
+    def hold_back(self) -> None:
+        """Keeps back what is measured from now on, so that observers hear of it when their own thread wants to.
+
+        What an earlier pass measured and nobody had delivered, because it failed, is forgotten.
+        """
+        for one in self.launches:
+            one()
+        self._kept = _Kept()
+
+    def deliver(self) -> None:
+        """Shows the observers what was kept back, and keeps back nothing any more."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return
+        self.gaps.update(kept.gaps)
+        for observation in kept.observations:
+            for observer in self.observers:
+                observer(observation)
 
     def new_write(self) -> None:
         """Has every array programmed anew at its next use, also where the target is the same."""
@@ -159,7 +194,8 @@ class PhysicalBackend:
             mean = modelled()
         measured = torch.as_tensor(result.current_a, dtype=voltage_v.dtype)
         apart = (measured - mean).detach()
-        self.gaps[tile] = float(apart.square().mean().sqrt() / measured.square().mean().sqrt().clamp_min(1e-30))
+        gaps = self.gaps if self._kept is None else self._kept.gaps
+        gaps[tile] = float(apart.square().mean().sqrt() / measured.square().mean().sqrt().clamp_min(1e-30))
         return mean + apart
 
     def measure(self, array: int, voltage_v: FloatArray, tile: TileName | None = None) -> MvmResult:
@@ -169,6 +205,9 @@ class PhysicalBackend:
     def _seen(self, array: int, voltage_v: FloatArray, tile: TileName | None, result: MvmResult) -> MvmResult:
         self.ledger.mvms += voltage_v.shape[0]
         observation = Observation(tile, array, self.held[array], voltage_v, result)
+        if self._kept is not None:
+            self._kept.observations.append(observation)
+            return result
         for observer in self.observers:
             observer(observation)
         return result

@@ -19,6 +19,7 @@ MethodName = Literal[
     "in-loop",
     "dat",
     "asyt",
+    "in-loop-overlapped",
     "in-loop-stale",
     "spsa",
     "progressive",

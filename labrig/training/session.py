@@ -166,7 +166,7 @@ class Session:
         reasons = ["gradient cosine"] if wanted else []
         canaries = self.recalibration.canaries
         if canaries is not None and canaries.due(self.now_s):
-            self.method.learned.state()  # a pass that is still under way has the board first
+            self.method.settle(self.bench)  # a pass that is still under way has the board first
             looks, alarms = canaries.look(self.bench.chip, self.chip.parameters.arrays, self.looked_s)
             self.looked_s = self.now_s
             line["canaries"] = [vars(look) for look in looks]
@@ -177,6 +177,7 @@ class Session:
         if recorded is not None:
             reasons = ["recorded"] if self.step in recorded else []
         if reasons:
+            self.method.settle(self.bench)
             line["recalibration"] = {"reasons": reasons, **self._recalibrate(self.recalibration.refit)}
         return line
 

@@ -1,105 +1,46 @@
 """Every method on a chip of two small arrays whose truth is known: gradients in closed form, and what each spends."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from known_training import (
+    DATA,
+    MISMATCHED,
+    cosine,
+    gradients,
+    network_on,
+    run,
+    session_on,
+    stepped_gradients,
+    whole_batch,
+)
 from torch import Tensor, nn
 
 from labrig.testing.known_chip import KnownBoard, KnownChip
 from labrig.training.assembly import assemble
-from labrig.training.batches import Batch
 from labrig.training.bench import analog_weights
 from labrig.training.chip_model import ChipModel
-from labrig.training.datasets import ImageSet
-from labrig.training.deployment import analog_copy, observed_inputs
 from labrig.training.methods.model_free import spsa_gradient
-from labrig.training.models import accuracy, digital_network
-from labrig.training.optimisation import Optimisation
-from labrig.training.physical import BlockingBoard, FloatArray
+from labrig.training.models import accuracy
+from labrig.training.optimisation import Optimisation, Stepper
+from labrig.training.physical import FloatArray
 from labrig.training.plan import MethodName, Plan, PolicyPlan
 from labrig.training.session import Line, Session
 from labrig.training.task_loss import TaskLoss
 from labrig_drivers.crossbar import MvmResult, ProgramReport
 from labrig_drivers.errors import ConfigError
 from labrig_surrogates.backend import SurrogateBackend
-from labrig_surrogates.layers import analog_layers, set_backend, weight_matrices
-
-MISMATCHED = KnownChip(gain_sigma=0.25, offset_sigma=0.1, cell_sigma=0.25, compression=0.3)
-
-
-def blobs(count: int = 96) -> ImageSet:
-    """Three classes around three corners of the unit cube in four dimensions."""
-    generator = torch.Generator().manual_seed(4)
-    corners = torch.tensor([[0.8, 0.2, 0.2, 0.5], [0.2, 0.8, 0.2, 0.5], [0.2, 0.2, 0.8, 0.5]])
-    y = torch.arange(2 * count) % 3
-    x = (corners[y] + 0.12 * torch.randn((2 * count, 4), generator=generator)).clamp(0.0, 1.0)
-    return ImageSet("blobs", x[:count], y[:count], x[count:], y[count:], 3)
-
-
-DATA = blobs()
-
-
-def network_on(chip: KnownChip, seed: int = 0) -> tuple[nn.Module, nn.Module]:
-    """A digital network, and the same on the chip's arrays with ranges that clip nothing."""
-    digital = digital_network(4, 8, 3, torch.Generator().manual_seed(seed))
-    analog = analog_copy(digital, ChipModel.of(chip.calibration()).geometry)
-    inputs = observed_inputs(analog, DATA.train_x)
-    for matrix in weight_matrices(analog):
-        matrix.core.set_ranges(
-            weight_max=4.0 * float(matrix.weight.detach().abs().max()),
-            input_max=2.0 * float(inputs[matrix.core.name].max()),
-        )
-    return digital, analog
-
-
-def session_on(
-    chip: KnownChip,
-    method: MethodName = "in-loop",
-    *,
-    calibrated: bool = True,
-    plan: Plan | None = None,
-    data: ImageSet = DATA,
-    board: BlockingBoard | None = None,
-    seed: int = 0,
-) -> Session:
-    """A session on a chip that is calibrated perfectly, or known from its data sheet only."""
-    _, analog = network_on(chip, seed)
-    model = ChipModel.of(chip.calibration() if calibrated else chip.nominal())
-    used = plan or Plan(steps=12, policy=PolicyPlan(surrogate_steps=1))
-    used = replace(used, method=method)
-    return assemble(analog, model, data, used, 3, board=board or KnownBoard(chip))
-
-
-def run(session: Session) -> list[Line]:
-    lines: list[Line] = []
-    session.run(lines.append)
-    return lines
+from labrig_surrogates.layers import analog_layers, set_backend
 
 
 def without_time(line: Line) -> Line:
     ledger = line.get("ledger")
     return line if not isinstance(ledger, dict) else {**line, "ledger": {**ledger, "seconds": 0.0}}
-
-
-def whole_batch() -> Batch:
-    return Batch(DATA.train_x, DATA.train_y, torch.arange(len(DATA.train_y)))
-
-
-def gradients(session: Session) -> dict[str, Tensor]:
-    found = {}
-    for name, one in session.bench.stepper.parameters.items():
-        assert one.grad is not None
-        found[name] = one.grad.clone()
-    return found
-
-
-def cosine(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    mine, theirs = (torch.cat([values[name].flatten() for name in sorted(one)]) for values in (one, other))
-    return float(torch.nn.functional.cosine_similarity(mine, theirs, dim=0))
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
@@ -269,6 +210,7 @@ def test_output_errors_are_backpropagation_on_an_ideal_chip() -> None:
     chip = KnownChip()
     digital, _ = network_on(chip)
     session = session_on(chip, "asyt")
+    session.method.begin(session.bench)
     taken = stepped_gradients(session)
     assert session.method.physical_step is not None
     outcome = session.method.physical_step(session.bench, whole_batch(), probe=True)
@@ -281,35 +223,53 @@ def test_output_errors_are_backpropagation_on_an_ideal_chip() -> None:
     assert session.bench.ledger.passes == 1
 
 
-def stepped_gradients(session: Session) -> list[dict[str, Tensor]]:
-    """Collects the gradients that each step is taken with."""
+def test_asyt_has_a_digital_copy_which_both_errors_go_back_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In closed form: half of the digital copy's own gradient, half of what the measured error gives in its place."""
+    plan = Plan(
+        policy=PolicyPlan(surrogate_steps=0), optimisation=Optimisation(96, 3e-2, TaskLoss(label_smoothing=0.0))
+    )
+    session = session_on(MISMATCHED, "asyt", calibrated=False, plan=plan)
+    session.method.begin(session.bench)
     taken: list[dict[str, Tensor]] = []
-    apply = session.bench.stepper.apply
+    networks: list[nn.Module] = []
+    apply = Stepper.apply
 
-    def spy() -> None:
-        taken.append(gradients(session))
-        apply()
+    def spy(self: Stepper) -> None:
+        networks.append(copy.deepcopy(self.network.state_dict()))  # type: ignore[arg-type]
+        taken.append({name: one.grad.double() for name, one in self.parameters.items() if one.grad is not None})
+        apply(self)
 
-    session.bench.stepper.apply = spy  # type: ignore[method-assign]
-    return taken
+    for _ in range(4):
+        session.advance(lambda _: None)
+    outputs: list[Tensor] = []
+    analog_layers(session.bench.stepper.network)[1].register_forward_hook(lambda *seen: outputs.append(seen[2]))
+    monkeypatch.setattr(Stepper, "apply", spy)
+    assert session.method.physical_step is not None
+    session.method.physical_step(session.bench, whole_batch(), probe=False)
+    classes = torch.eye(3, dtype=torch.float64)[DATA.train_y]
 
+    def closed_form(weights: Mapping[str, Tensor], shares: tuple[float, float]) -> dict[str, Tensor]:
+        """Gradients of an ideal two-layer network from shares of its own error and of the measured one."""
+        found = {name: one.double() for name, one in weights.items()}
+        x = DATA.train_x.double()
+        hidden = torch.relu(found["hidden.scale"] * (x @ found["hidden.weight"].T) + found["hidden.bias"])
+        own = found["output.scale"] * (hidden @ found["output.weight"].T) + found["output.bias"]
+        errors = [(torch.softmax(one.double(), dim=1) - classes) / len(classes) for one in (own, outputs[0])]
+        error = shares[0] * errors[0] + shares[1] * errors[1]
+        back = ((error * found["output.scale"]) @ found["output.weight"]) * (hidden > 0.0)
+        return {
+            "output.weight": (error * found["output.scale"]).T @ hidden,
+            "hidden.weight": (back * found["hidden.scale"]).T @ x,
+        }
 
-def test_a_stale_step_is_that_of_the_weights_before_and_the_ledger_shows_it() -> None:
-    plan = Plan(steps=4, policy=PolicyPlan(surrogate_steps=0), optimisation=Optimisation(96, 1e-2))
-    stale, fresh = session_on(MISMATCHED, "in-loop-stale", plan=plan), session_on(MISMATCHED, plan=plan)
-    first = copy.deepcopy(stale.bench.stepper.network.state_dict())
-    taken, exact = stepped_gradients(stale), stepped_gradients(fresh)
-    run(stale)
-    run(fresh)
-    assert (stale.bench.ledger.stale_steps, stale.bench.ledger.passes) == (3, 4)
-    assert fresh.bench.ledger.stale_steps == 0
-    # The first gradient belongs to the first weights; it is used one step later.
-    for name, one in taken[0].items():
-        torch.testing.assert_close(one, exact[0][name], rtol=1e-4, atol=1e-6)
-    assert len(taken) == 3
-    # The second pass was measured before the first step was taken: on the first weights as well.
-    fresh.bench.stepper.network.load_state_dict(first)
-    assert cosine(taken[1], taken[0]) > 0.99
+    physical, digital = (dict(one) for one in networks)  # type: ignore[call-overload]
+    assert not torch.allclose(physical["hidden.weight"], digital["hidden.weight"], atol=1e-3)
+    for gradients_found, shares in ((taken[0], (0.5, 0.5)), (taken[1], (1.0, 0.0))):
+        for name, expected in closed_form(digital, shares).items():
+            torch.testing.assert_close(gradients_found[name], expected, rtol=2e-3, atol=2e-6)
+    # One copy of the parameters would have given another step.
+    alone = closed_form(physical, (0.5, 0.5))
+    assert not torch.allclose(taken[0]["hidden.weight"], alone["hidden.weight"], rtol=2e-3, atol=2e-6)
 
 
 @pytest.mark.parametrize(("method", "writes"), [("progressive", 1), ("head", 1)])
@@ -348,7 +308,9 @@ def on_chip(session: Session, chip: KnownChip) -> float:
     return accuracy(network, DATA.test_x, DATA.test_y)
 
 
-@pytest.mark.parametrize("method", ["surrogate", "offline-calibrated", "in-loop", "dat", "asyt", "spsa"])
+@pytest.mark.parametrize(
+    "method", ["surrogate", "offline-calibrated", "in-loop", "in-loop-overlapped", "dat", "asyt", "spsa"]
+)
 def test_every_method_learns_the_task_on_the_chip(method: MethodName) -> None:
     steps, between = (150, 0) if method == "spsa" else (60, 1)
     plan = Plan(steps=steps, policy=PolicyPlan(surrogate_steps=between), optimisation=Optimisation(48, 3e-2))

@@ -293,7 +293,10 @@ def test_the_ingredients_of_surrogate_steps_are_at_work() -> None:
     assert not same(last, weights(session))
 
 
-@pytest.mark.parametrize("method", ["in-loop", "dat", "in-loop-stale", "spsa", "progressive", "offline-calibrated"])
+@pytest.mark.parametrize(
+    "method",
+    ["in-loop", "dat", "asyt", "in-loop-overlapped", "in-loop-stale", "spsa", "progressive", "offline-calibrated"],
+)
 def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path: Path, method: MethodName) -> None:
     plan = replace(RECALIBRATE, method=method, steps=14, policy=PolicyPlan(surrogate_steps=1), average_decay=0.5)
     whole = session_on(CHIP, plan)
@@ -303,7 +306,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path: Path, method:
     first.method.begin(first.bench)
     for _ in range(9):
         first.advance(lambda _: None)
-    first.method.learned.state()
+    first.method.settle(first.bench)
     save_checkpoint(tmp_path, first, BoardPosition({}, {}, 0.0, ()), ["training.h5"])
     found = latest_checkpoint(tmp_path)
     assert found is not None
@@ -341,7 +344,7 @@ def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
         restore_session(other, *load_checkpoint(tmp_path / "step-00000003.safetensors"))
 
 
-@pytest.mark.parametrize("method", ["in-loop", "dat", "spsa", "asyt"])
+@pytest.mark.parametrize("method", ["in-loop", "dat", "spsa", "asyt", "in-loop-overlapped", "in-loop-stale"])
 def test_a_step_that_fails_is_taken_once_and_from_fresh_writes(method: MethodName) -> None:
     chip = replace(CHIP, noise=0.0)
     plan = Plan(method=method, steps=10, policy=PolicyPlan(surrogate_steps=1), optimisation=Optimisation(32, 5e-3))
@@ -364,6 +367,7 @@ def test_a_step_that_fails_is_taken_once_and_from_fresh_writes(method: MethodNam
             interruptions += 1
             assert same(kept, weights(session))
             session.bench.chip.new_write()
+    session.method.finish(session.bench)
     assert interruptions == 4
     assert [line["step"] for line in lines] == list(range(1, 11))
     assert same(weights(whole), weights(session))

@@ -104,6 +104,7 @@ class Method:
         surrogate_step: One step without the chip.
         begin: What comes before the first step, and again when a run goes on.
         finish: What comes after the last step.
+        settle: Waits for a pass that is still under way, so that the board is free and everything measured is known.
         learned: What it keeps beside the weights.
         needs_rig: Whether it asks the chip at all.
     """
@@ -113,5 +114,6 @@ class Method:
     surrogate_step: SurrogateStep = noisy_step
     begin: Callable[[TrainingBench], None] = _nothing
     finish: Callable[[TrainingBench], None] = _nothing
+    settle: Callable[[TrainingBench], None] = _nothing
     learned: Learned = field(default_factory=Nothing)
     needs_rig: bool = True

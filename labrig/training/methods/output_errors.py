@@ -1,122 +1,117 @@
-"""Two methods that do not wait for the chip layer by layer.
+"""AsyT: a physical pass of which only the outputs are read, beside a digital one (Nature Communications 16, 2025).
 
-`asyt`: a physical pass of which only the outputs are read, beside a digital one; both output errors go back through
-the digital model, half each (AsyT, Nature Communications 2025).
-
-`in-loop-stale`: physics-aware steps that are one behind: while the chip measures a batch at the present weights, the
-step of the batch before is taken. The ledger counts every such step.
+There are two copies of the parameters. The digital one trains by itself, on the model alone. The physical one, which is
+programmed and judged, takes half of the digital copy's gradient, and half of what the error that was measured at its
+outputs gives when it goes back through the digital copy: `dW = (dW_digital + dW_pseudo) / 2`. Nothing inside the chip
+is read, and every backward pass happens where all values are known.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from labrig.training.batches import Batch
 from labrig.training.bench import TrainingBench, gradient_cosine
 from labrig.training.methods.base import Method, StepOutcome
-from labrig_surrogates.layers import weight_matrices
+from labrig.training.optimisation import Stepper
+from labrig.training.snapshot import snapshot
+from labrig_surrogates.layers import set_backend
+
+
+class _DigitalCopy:
+    """The parameters that never see the chip, with an optimiser of their own."""
+
+    def __init__(self) -> None:
+        self._stepper: Stepper | None = None
+
+    def begin(self, bench: TrainingBench) -> None:
+        """Takes the copy, where there is none yet: at the start both are alike."""
+        if self._stepper is not None:
+            return
+        physical = bench.stepper
+        network = snapshot(physical.network)
+        self._stepper = Stepper(network, physical.optimisation, physical.steps, physical.step_number)
+
+    @property
+    def stepper(self) -> Stepper:
+        """The copy with its optimiser."""
+        assert self._stepper is not None, "a step before the method has begun"
+        return self._stepper
+
+    def bench(self, bench: TrainingBench) -> TrainingBench:
+        """What its surrogate steps work with; the account is that of the training."""
+        return replace(bench, stepper=self.stepper, backends=bench.backends.of_copy(self.stepper.network))
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and moments, for a checkpoint; nothing before the first step."""
+        if self._stepper is None:
+            return {}
+        stepper = self._stepper
+        found = {f"network/{name}": one.detach().clone() for name, one in stepper.network.state_dict().items()}
+        found |= {f"moments/{name}": one for name, one in stepper.state().items()}
+        return found | {"steps": torch.tensor(stepper.step_number)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a checkpoint."""
+        if not state:
+            return
+        stepper = self.stepper
+        stepper.network.load_state_dict(_part(state, "network"))
+        stepper.load_state(_part(state, "moments"), int(state["steps"]))
 
 
 def output_errors() -> Method:
-    """See the module: both output errors through the digital model."""
+    """See the module."""
+    digital = _DigitalCopy()
 
     def physical_step(bench: TrainingBench, batch: Batch, *, probe: bool) -> StepOutcome:
-        stepper = bench.stepper
         bench.backends.use("physical")
         with torch.no_grad():
-            measured = stepper.network(batch.x)
+            measured = bench.stepper.network(batch.x)
         bench.ledger.passes += 1
-        stepper.zero_grad()
-        with bench.backends.using(bench.mean_surrogate):
-            modelled = stepper.network(batch.x)
-            errors = []
-            for outputs in (measured, modelled.detach()):
-                leaf = outputs.clone().requires_grad_()
-                loss = stepper.loss(leaf, batch)
-                errors.append((torch.autograd.grad(loss, leaf)[0], float(loss.detach())))
-            modelled.backward(0.5 * (errors[0][0] + errors[1][0]))
+        set_backend(digital.stepper.network, bench.mean_surrogate)
+        modelled = digital.stepper.network(batch.x)
+        physical_error, loss = _error(bench, measured, batch)
+        digital_error, _ = _error(bench, modelled.detach(), batch)
+        parameters = list(digital.stepper.parameters.values())
+        own = torch.autograd.grad(modelled, parameters, digital_error, retain_graph=True, allow_unused=True)
+        pseudo = torch.autograd.grad(modelled, parameters, physical_error, allow_unused=True)
+        for mine, theirs, one, other in zip(parameters, bench.stepper.parameters.values(), own, pseudo, strict=True):
+            mine.grad = one
+            theirs.grad = None if one is None or other is None else 0.5 * (one + other)
         cosine = gradient_cosine(bench, bench.gradient_through(bench.surrogate, batch)) if probe else None
-        stepper.apply()
+        _apply(bench)
         right = float((measured.argmax(dim=1) == batch.y).float().mean())
-        return StepOutcome(errors[0][1], cosine, right)
+        return StepOutcome(loss, cosine, right)
 
-    return Method("asyt", physical_step)
-
-
-class _InFlight:
-    """The pass that the chip is busy with, on a copy of the network as it was."""
-
-    def __init__(self) -> None:
-        self.waiting: Future[tuple[dict[str, Tensor], float]] | None = None
-        self.ready: dict[str, Tensor] = {}
-
-    def state(self) -> dict[str, Tensor]:
-        """The gradient of the pass that is under way; waits for it."""
-        if self.waiting is not None:
-            gradients, loss = self.waiting.result()
-            self.ready = {**gradients, "loss": torch.tensor(loss)}
-            self.waiting = None
-        return dict(self.ready)
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on with the gradient of a checkpoint."""
-        self.ready, self.waiting = dict(state), None
-
-
-def stale_by_one() -> Method:
-    """See the module: each step uses the pass of the weights before the last step."""
-    flight = _InFlight()
-
-    def physical_step(bench: TrainingBench, batch: Batch, *, probe: bool) -> StepOutcome:
-        del probe  # the gradient belongs to other weights than the ones at hand
-        arrived = flight.state()
-        flight.ready = {}
-        network = _snapshot(bench.stepper.network)
-        for matrix in weight_matrices(network):
-            matrix.core.use_backend(bench.chip)
-        ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="labrig-stale-pass")
-        flight.waiting = ahead.submit(_gradients, bench, network, batch)
-        ahead.shutdown(wait=False)  # the thread ends with its pass
-        if not arrived:
-            return StepOutcome(flight.waiting.result()[1])
-        loss = float(arrived.pop("loss"))
-        bench.stepper.zero_grad()
-        for name, parameter in bench.stepper.parameters.items():
-            parameter.grad = arrived.get(name)
-        bench.stepper.apply()
-        bench.ledger.stale_steps += 1
+    def surrogate_step(bench: TrainingBench, batch: Batch) -> StepOutcome:
+        # Without a pass there is no second error: both copies take the gradient of the digital one.
+        loss = digital.bench(bench).surrogate_gradient(batch)
+        pairs = zip(digital.stepper.parameters.values(), bench.stepper.parameters.values(), strict=True)
+        for mine, theirs in pairs:
+            theirs.grad = None if mine.grad is None else mine.grad.clone()
+        _apply(bench)
+        bench.ledger.surrogate_steps += 1
         return StepOutcome(loss)
 
-    def finish(bench: TrainingBench) -> None:
-        del bench
-        flight.state()
+    def _apply(bench: TrainingBench) -> None:
+        bench.stepper.apply()
+        digital.stepper.apply()
 
-    return Method("in-loop-stale", physical_step, finish=finish, learned=flight)
-
-
-def _snapshot(network: nn.Module) -> nn.Module:
-    """A copy with the values of now, without the backends, which are not copied."""
-    cores = [matrix.core for matrix in weight_matrices(network)]
-    backends = [core.backend for core in cores]
-    try:
-        for core in cores:
-            core.backend = None
-        taken = copy.deepcopy(network)
-        taken.zero_grad()  # a copy has the gradients of the last step, too
-        return taken
-    finally:
-        for core, backend in zip(cores, backends, strict=True):
-            core.backend = backend
+    return Method("asyt", physical_step, surrogate_step, begin=digital.begin, learned=digital)
 
 
-def _gradients(bench: TrainingBench, network: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], float]:
-    loss = bench.stepper.loss(network(batch.x), batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    bench.ledger.passes += 1
-    found = {name: one.grad for name, one in network.named_parameters() if one.grad is not None}
-    return found, float(loss.detach())
+def _error(bench: TrainingBench, outputs: Tensor, batch: Batch) -> tuple[Tensor, float]:
+    """Gradient of the loss at some outputs, and the loss."""
+    leaf = outputs.clone().requires_grad_()
+    loss = bench.stepper.loss(leaf, batch)
+    return torch.autograd.grad(loss, leaf)[0], float(loss.detach())
+
+
+def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): one for key, one in state.items() if key.startswith(prefix)}
