@@ -164,7 +164,10 @@ def same_weights(one: Path, other: Path) -> bool:
     ("method", "most_kills"),
     [
         ("in-loop", 1),
+        ("in-loop-overlapped", 1),
         pytest.param("in-loop", 4, marks=pytest.mark.nightly),
+        pytest.param("in-loop-overlapped", 4, marks=pytest.mark.nightly),
+        pytest.param("asyt", 3, marks=pytest.mark.nightly),
         pytest.param("dat", 3, marks=pytest.mark.nightly),
         pytest.param("spsa", 3, marks=pytest.mark.nightly),
     ],
