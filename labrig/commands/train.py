@@ -83,7 +83,6 @@ def _trained(
     from labrig.config import load_rig
     from labrig.run_control import RunControl
     from labrig.training.config import load_training
-    from labrig.training.plan import WITHOUT_RIG
     from labrig.training.run import resume_run, train_run
     from labrig.training.run_folder import load_origin
 
@@ -92,8 +91,8 @@ def _trained(
     else:
         assert resume is not None
         config = load_origin(resume)
-    on_rig = config.rig is not None and config.file.training.method not in WITHOUT_RIG
-    control = RunControl() if on_rig else None
+    # Several processes wait for each other in every step, and only the first one is told to pause.
+    control = RunControl() if ranks.size == 1 else None
     title = str(file or resume)
     with (
         published(None if config.rig is None else load_rig(config.rig), bus),

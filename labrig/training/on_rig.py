@@ -21,6 +21,7 @@ from labrig.training.chip_model import ChipModel
 from labrig.training.config import TrainConfig
 from labrig.training.datasets import ImageSet
 from labrig.training.live_rig import LiveRig, LiveRun
+from labrig.training.pausing import wait_between_steps
 from labrig.training.plan import Plan
 from labrig.training.ranks import ALONE, Ranks
 from labrig.training.replay_backend import RecordedWrite, recorded_writes
@@ -50,7 +51,7 @@ class Job:
         teacher: Outputs of a teacher, where the loss has one.
         checkpoint: Tensors and numbers that the session goes on from; None for a new one.
         ranks: Which of several processes this is.
-        control: Pauses the training on a rig; None where nobody does.
+        control: Pauses the training; None where nobody does.
     """
 
     config: TrainConfig
@@ -79,7 +80,7 @@ def run_session(
     Raises:
         LabrigError: The rig or a file failed, the rig more often than it is opened again.
     """
-    return _on_rig(job, start, bus, journal, flush) if job.rig is not None else _alone(job, start, journal, flush)
+    return _on_rig(job, start, bus, journal, flush) if job.rig is not None else _alone(job, start, bus, journal, flush)
 
 
 def versioned_chip(folder: Path, chip: ChipModel, version: int) -> ChipModel:
@@ -101,7 +102,9 @@ def recorded_passes(config: TrainConfig, chip: ChipModel) -> dict[int, list[Reco
     return None if passes is None else recorded_writes(config.base / passes, chip.chip_id, sorted(chip.surrogates))
 
 
-def _alone(job: Job, start: nn.Module, journal: Callable[[Line], None], flush: Callable[[], None]) -> Session:
+def _alone(
+    job: Job, start: nn.Module, bus: EventBus, journal: Callable[[Line], None], flush: Callable[[], None]
+) -> Session:
     folder, every = job.config.folder, job.config.file.run.checkpoint_every
     session = assemble(
         start,
@@ -120,6 +123,7 @@ def _alone(job: Job, start: nn.Module, journal: Callable[[Line], None], flush: C
         if every and session.step % every == 0:
             flush()
             save_checkpoint(folder / CHECKPOINTS, session, None, [])
+        wait_between_steps(bus, job.control, flush)
 
     session.run(journal, after_step)
     return session

@@ -1,16 +1,37 @@
-"""Where a training on a rig waits while it is paused, with the array supply off."""
+"""Where a training waits while it is paused: on a rig with the array supply off, else between two steps."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from labrig.energy_meter import EnergyMeter
-from labrig.events import EventBus
+from labrig.events import EventBus, RunPaused, RunResumed
 from labrig.interlock import wait_until_clear
 from labrig.rig import Rig
 from labrig.run_control import RunControl
+
+_LOOK_EVERY_S = 0.1
+
+
+def wait_between_steps(bus: EventBus, control: RunControl | None, flush: Callable[[], None]) -> None:
+    """Returns at once, or, while the training is paused, when it may go on; for steps that ask no rig.
+
+    Args:
+        bus: Gets `RunPaused` and `RunResumed`.
+        control: Says when to wait; None where nobody does.
+        flush: Called before the training counts as paused, so that its log is complete then.
+    """
+    if control is None or not control.paused:
+        return
+    started_s = time.monotonic()
+    flush()
+    bus.publish(RunPaused(f"{'; '.join(asyncio.run(control.reasons()))}; the run waits"))
+    while control.paused:
+        time.sleep(_LOOK_EVERY_S)
+    bus.publish(RunResumed(time.monotonic() - started_s))
 
 
 class PauseGate:

@@ -22,6 +22,7 @@ from labrig.training.deployment import analog_copy
 from labrig.training.ledger import Ledger
 from labrig.training.models import accuracy
 from labrig.training.on_rig import Job, run_session, versioned_chip
+from labrig.training.pausing import wait_between_steps
 from labrig.training.plan import WITHOUT_RIG
 from labrig.training.ranks import ALONE, Ranks
 from labrig.training.recipe import Recipe
@@ -76,6 +77,7 @@ class _Run:
     data: ImageSet
     recipe: Recipe
     metrics: MetricsFile
+    control: RunControl | None
 
     @property
     def seed(self) -> int:
@@ -84,6 +86,7 @@ class _Run:
     def on_step(self, phase: str, step: int, steps: int, loss: float) -> None:
         self.metrics.write({"phase": phase, "step": step, "steps": steps, "loss": loss})
         self.bus.publish(StepDone(phase, step, steps, loss))
+        wait_between_steps(self.bus, self.control, self.metrics.flush)
 
     def journal(self, line: Line) -> None:
         self.metrics.write(line)
@@ -119,7 +122,7 @@ def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = ALONE, control:
         config: The training file.
         bus: Gets the progress.
         ranks: Which of several processes this is. All train; what the others than the first write is dropped.
-        control: Pauses the training on a rig, with the array supply off.
+        control: Pauses the training, on a rig with the array supply off.
 
     Raises:
         ConfigError: The method needs something that the file does not name, or cannot be shared between processes.
@@ -152,7 +155,7 @@ def resume_run(config: TrainConfig, bus: EventBus, control: RunControl | None = 
     Args:
         config: The run folder's own training file; see `load_origin`.
         bus: Gets the progress.
-        control: Pauses the training on a rig, with the array supply off.
+        control: Pauses the training, on a rig with the array supply off.
 
     Raises:
         StorageError: The run has ended already, or its files cannot be read.
@@ -190,7 +193,7 @@ def _train(
     control: RunControl | None = None,
 ) -> RunResult:
     with closing(MetricsFile(config.folder)) as metrics:
-        run = _Run(config, bus, data, config.file.recipe(), metrics)
+        run = _Run(config, bus, data, config.file.recipe(), metrics, control)
         network = _digital(run)
         digital_accuracy = accuracy(network, data.test_x, data.test_y)
         ledger, geometry, chip_id = Ledger(), None, None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from labrig.config import RigConfig, load_rig, shipped_rig
-from labrig.events import Event, EventBus, Message, RunFinished, RunPaused, RunResumed
+from labrig.events import Event, EventBus, Message, RunFinished, RunPaused, RunResumed, StepDone
 from labrig.plans.base import StreamCapacity
 from labrig.recording import Recording
 from labrig.run_control import RunControl
@@ -21,7 +21,27 @@ from labrig_drivers.crossbar import FloatArray
 from labrig_drivers.mock.event_log import read_events
 
 pytest.importorskip("torch")
+from labrig.testing.known_chip import KnownChip
+from labrig.training.config import load_training
 from labrig.training.live_rig import LiveRig, LiveRun
+from labrig.training.run import train_run
+from labrig.training.run_folder import load_metrics
+from labrig_surrogates.io import save_chip
+
+WITHOUT_RIG = """
+[run]
+folder = "{folder}"
+
+[chip]
+calibration = "chip.safetensors"
+
+[training]
+method = "surrogate"
+hidden = 6
+digital_steps = 12
+surrogate_steps = 12
+batch = 16
+"""
 
 
 @pytest.fixture
@@ -149,3 +169,46 @@ def test_a_paused_training_that_is_interrupted_leaves_the_supply_off(bench: Runn
     assert len(failed) == 1
     assert outputs(bench) == [True, False]
     assert not any(isinstance(event, Message) for event in run.events)
+
+
+@pytest.mark.parametrize("phase", ["digital", "surrogate"])
+def test_a_training_without_a_rig_waits_between_two_steps_and_goes_on_as_if_it_had_not(
+    tmp_path: Path, phase: str
+) -> None:
+    save_chip(tmp_path / "chip.safetensors", KnownChip(rows=64, columns=16).calibration())
+    control, bus, paused = RunControl(), EventBus(), threading.Event()
+    events: list[Event] = []
+
+    def hear(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, StepDone) and (event.phase, event.step) == (phase, 7):
+            control.pause("by Anna")
+        if isinstance(event, RunPaused):
+            paused.set()
+
+    bus.subscribe(hear)
+    seen: list[int] = []
+
+    def go_on() -> None:
+        assert paused.wait(20)
+        for _ in range(2):
+            seen.append(sum(isinstance(event, StepDone) for event in events))
+            time.sleep(0.3)
+        seen.append(len([line for line in load_metrics(tmp_path / "paused") if line["phase"] == phase]))
+        control.resume()
+
+    files = {}
+    for folder in ("paused", "straight"):
+        files[folder] = tmp_path / f"{folder}.toml"
+        files[folder].write_text(WITHOUT_RIG.format(folder=folder))
+    waiting = threading.Thread(target=go_on)
+    waiting.start()
+    train_run(load_training(files["paused"]), bus, control=control)
+    waiting.join()
+    train_run(load_training(files["straight"]), EventBus())
+    before = 7 if phase == "digital" else 12 + 7
+    assert seen == [before, before, 7]
+    assert [event.reason for event in events if isinstance(event, RunPaused)] == ["paused: by Anna; the run waits"]
+    assert sum(isinstance(event, RunResumed) for event in events) == 1
+    paused_weights, straight = ((tmp_path / name / "network.safetensors").read_bytes() for name in files)
+    assert paused_weights == straight
