@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,19 +35,39 @@ def train(
         Path | None,
         typer.Option(help="Take the steps of a finished run again, from its recording.", metavar="RUN/training.h5"),
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Train and judge a run for each of these values, such as run.seed=0,1,2; several options, all "
+            "combinations.",
+            metavar="SECTION.KEY=VALUE,...",
+        ),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Runs of a sweep at a time.", min=1)] = 1,
+    cluster: Annotated[str | None, typer.Option(help="Train the runs of a sweep as jobs: `slurm`, or `local`.")] = None,
+    jobs: Annotated[int, typer.Option(help="How many jobs the runs of a sweep are shared among.", min=1)] = 8,
+    cluster_set: Annotated[
+        list[str] | None,
+        typer.Option("--cluster-set", help="An option of submitit, such as timeout_min=240 or slurm_partition=gpu."),
+    ] = None,
     live: LiveOption = False,
     live_at: LiveAtOption = None,
     live_access: LiveAccessOption = None,
 ) -> None:
     """Train a network: digital, on the surrogate of a chip, or in the loop with the chip.
 
-    Examples: labrig train train.toml --recording calibration.h5; labrig train --resume runs/digits
+    Examples: labrig train train.toml --recording calibration.h5; labrig train --resume runs/digits;
+    labrig train train.toml --sweep run.seed=0,1,2 --cluster local
     """
     given = [name for name, one in (("TRAIN.toml", file), ("--resume", resume), ("--replay", replay)) if one]
     if len(given) != 1:
         raise typer.BadParameter("give one of TRAIN.toml, --resume RUN and --replay RUN/training.h5")
     if file is None and (rig or recording):
         raise typer.BadParameter("--rig and --recording go with a training file")
+    if not sweep and (processes > 1 or cluster or cluster_set):
+        raise typer.BadParameter("--processes and --cluster are for the runs of a --sweep")
+    if sweep and file is None:
+        raise typer.BadParameter("--sweep goes with a training file")
     demand_extra("train", "train")
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
@@ -59,12 +80,19 @@ def train(
             raise ConfigError(
                 "only a new run can be shared between processes: start --resume and --replay without them"
             )
+        if ranks.size > 1 and sweep:
+            raise ConfigError("a sweep starts processes of its own: use --processes or --cluster, without torchrun")
         if ranks.rank == 0:
             bus.subscribe(progress)
         page = LiveOptions(live, live_at, live_access) if ranks.rank == 0 else LiveOptions()
         if replay is not None:
             with shown_live(bus, page, "train", title=str(replay), doing="TRAINING"):
                 lines = _replayed(replay, bus)
+        elif sweep:
+            assert file is not None
+            how = _SweepOptions(sweep, processes, cluster, jobs, cluster_set or [])
+            with shown_live(bus, page, "train", title=f"sweep of {file}", doing="TRAINING"):
+                lines = _swept(file, rig, recording, how, bus)
         else:
             lines = _trained(file, rig, recording, resume, bus, ranks, page)
     for line in lines if ranks.rank == 0 else ():
@@ -104,6 +132,42 @@ def _trained(
         f"{folder}: trained {method}; the digital network has {100 * result.digital_accuracy:.1f} %",
         f"next: labrig evaluate {folder}",
     ]
+
+
+@dataclass(frozen=True)
+class _SweepOptions:
+    """What is varied, and who computes."""
+
+    variations: list[str]
+    processes: int
+    cluster: str | None
+    jobs: int
+    cluster_set: list[str]
+
+
+def _swept(file: Path, rig: Path | None, recording: Path | None, how: _SweepOptions, bus: EventBus) -> list[str]:
+    from labrig.events import StepDone
+    from labrig.studies.cluster import cluster_of
+    from labrig.studies.run_sweep import SWEEP, run_sweep
+    from labrig.training.config import load_training
+
+    if how.cluster is not None:
+        demand_extra("train --cluster", "cluster")
+    config = load_training(file).overridden(rig=rig, recording=recording)
+    cluster = cluster_of(how.cluster, config.folder / ".jobs", how.jobs, how.cluster_set)
+    found = run_sweep(
+        config,
+        how.variations,
+        how.processes if cluster is None else cluster,
+        lambda done, total: bus.publish(StepDone("sweep", done, total, None)),
+    )
+    width = max(len(run.name) for run, _ in found)
+    lines = [
+        f"{run.name:{width}}  {100 * numbers['accuracy']:6.2f} % ± {100 * numbers['accuracy_error']:.2f}  "
+        f"{numbers['passes']:6.0f} passes  {numbers['writes']:6.0f} writes"
+        for run, numbers in found
+    ]
+    return [*lines, f"{config.folder / SWEEP}: all numbers; every run has its folder beside it"]
 
 
 def _replayed(recording: Path, bus: EventBus) -> list[str]:
