@@ -13,6 +13,7 @@ from labrig_drivers.errors import LabrigError
 
 if TYPE_CHECKING:
     from labrig.events import EventBus
+    from labrig.live.steering import Steering
     from labrig.run_control import RunControl
 
 LiveOption = Annotated[
@@ -49,6 +50,11 @@ class LiveOptions:
     at: str | None = None
     access: str | None = None
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a page is served at all."""
+        return self.on or self.at is not None or self.access is not None
+
 
 @contextmanager
 def shown_live(
@@ -60,6 +66,8 @@ def shown_live(
     doing: str,
     control: RunControl | None = None,
     say: Callable[[str], None] | None = None,
+    steering: Steering | None = None,
+    between: str | None = None,
 ) -> Iterator[None]:
     """Serves a page of what happens inside the block, where the options ask for one.
 
@@ -71,12 +79,14 @@ def shown_live(
         doing: The word for it while it goes on.
         control: Pauses the run, where it can be paused.
         say: Gets the addresses; by default they go to standard error.
+        steering: What the page may do; by default pause and end this program.
+        between: The word between two runs, for a program that outlasts them; see `LivePage`.
 
     Raises:
         ConfigError: The page cannot be served so.
         MissingExtraError: What it needs is not installed.
     """
-    if not options.on and options.at is None and options.access is None:
+    if not options.wanted:
         yield
         return
     from labrig.extras import demand_extra
@@ -88,9 +98,9 @@ def shown_live(
 
     address = Address() if options.at is None else Address.parse(options.at)
     access = access_for(address.host, options.access)
-    steering = ThisProgram(bus, f"labrig {verb}", control)
+    steering = steering or ThisProgram(bus, f"labrig {verb}", control)
     tell = say or (lambda text: typer.echo(text, err=True))
-    with LivePage(bus, steering, access, title=title, doing=doing, address=address) as page:
+    with LivePage(bus, steering, access, title=title, doing=doing, address=address, between=between) as page:
         tell(f"live page: {page.url}")
         if steering.can_pause and access.viewer is None:
             tell(f"to go on after a pause, too: {page.url}#key={access.owner}")

@@ -11,13 +11,19 @@ import typer
 
 from labrig.commands.arguments import RigArgument
 from labrig.commands.interruptible import run_interruptible
+from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
+from labrig.extras import demand_extra
 from labrig_drivers.errors import ConfigError
 
 if TYPE_CHECKING:
     from labrig.config import RigConfig
+    from labrig.events import EventBus
     from labrig.remote.direct import DirectSettings
     from labrig.remote.embedded import EmbeddedSettings
+    from labrig.remote.service import RigService
     from labrig.telemetry.broker import Broker
+
+    BrokerFor = Callable[[str, str], AbstractAsyncContextManager[Broker]]
 
 EMBEDDED = "embedded"
 
@@ -53,6 +59,9 @@ def serve(
         float,
         typer.Option(min=1.0, max=3600.0, help="Time in s after a user's last sign of life until outputs go off."),
     ] = 10.0,
+    live: LiveOption = False,
+    live_at: LiveAtOption = None,
+    live_access: LiveAccessOption = None,
 ) -> None:
     """Serve a rig over MQTT until Ctrl-C: its board and source-meters, to one user at a time.
 
@@ -64,15 +73,16 @@ def serve(
     config = load_rig(rig)
     account = telemetry_account(config, broker)
     link = None if direct is None else _direct(direct, cert, key, open_broker)
+    page = LiveOptions(live, live_at, live_access)
     if account is None:
         settings = _embedded(config, listen, cert, key, open_broker)
         settings.check()
-        run_interruptible(_serve(config, lambda root, client: _inside(settings, root, client), lease, link))
+        _serve_shown(config, lambda root, client: _inside(settings, root, client), lease, link, page)
         return
     if link is None and (cert is not None or key is not None):
         raise ConfigError("--cert and --key are for `--broker embedded` and `--direct`; another broker has its own")
     _check_open(account, open_broker)
-    run_interruptible(_serve(config, lambda _root, _client: _outside(account), lease, link))
+    _serve_shown(config, lambda _root, _client: _outside(account), lease, link, page)
 
 
 def telemetry_account(config: RigConfig, url: str | None) -> Broker | None:
@@ -159,11 +169,30 @@ async def _outside(broker: Broker) -> AsyncIterator[Broker]:
     yield broker
 
 
+def _serve_shown(
+    config: RigConfig, broker_for: BrokerFor, lease_s: float, direct: DirectSettings | None, page: LiveOptions
+) -> None:
+    from labrig.events import EventBus
+
+    bus = EventBus()
+    if not page.wanted:
+        run_interruptible(_serve(config, broker_for, lease_s, direct, bus, lambda _: None))
+        return
+    demand_extra("serve --live", "live")
+    from labrig.live.served_rig import READY, ServedRig
+
+    steering, rig = ServedRig(bus), config.rig.name
+    with shown_live(bus, page, "serve", title=rig, doing="MEASURING", steering=steering, between=READY):
+        run_interruptible(_serve(config, broker_for, lease_s, direct, bus, steering.serve))
+
+
 async def _serve(
     config: RigConfig,
-    broker_for: Callable[[str, str], AbstractAsyncContextManager[Broker]],
+    broker_for: BrokerFor,
     lease_s: float,
     direct: DirectSettings | None,
+    bus: EventBus,
+    steer: Callable[[RigService | None], None],
 ) -> None:
     import asyncio
 
@@ -178,10 +207,14 @@ async def _serve(
     async with (
         open_rig(config) as rig,
         broker_for(root, client) as broker,
-        served(rig, broker, root, typer.echo, Manners(lease_s=lease_s), client, direct),
+        served(rig, broker, root, typer.echo, Manners(lease_s=lease_s), client, direct, bus) as (service, _),
     ):
+        steer(service)
         typer.echo(f"serving rig {config.rig.name}: {', '.join(['board', *rig.source_meters])}")
         typer.echo("in a rig file on another machine:")
         typer.echo(f'  link = "{broker.address}/{root.partition("/1/")[2]}"')
         typer.echo("Ctrl-C switches the outputs off and stops serving")
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            steer(None)

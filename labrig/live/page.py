@@ -76,6 +76,7 @@ class LivePage:
         address: Where to serve it.
         rhythm: How often viewers get what changed.
         feed: Where events wait for the page; by default one that suits a run.
+        between: The word between two runs, for a program that outlasts them; see `LiveView`.
     """
 
     def __init__(
@@ -89,11 +90,12 @@ class LivePage:
         address: Address | None = None,
         rhythm: Rhythm | None = None,
         feed: LiveFeed | None = None,
+        between: str | None = None,
     ) -> None:
         self._bus = bus
         self._steering = steering
         self._access = access
-        self._view = LiveView(title, doing, of_file=not steering.can_stop)
+        self._view = LiveView(title, doing, of_file=not steering.can_stop, between=between)
         self._address = address or Address()
         self._rhythm = rhythm
         self._feed = feed or LiveFeed()

@@ -34,6 +34,8 @@ _MOST_PHASES = 12
 _SUPPLY_POINTS = 300
 _SUPPLY_EVERY_S = 0.5
 
+_OVER = ("finished", "stopped", "aborted")
+
 Level = Literal["info", "state", "alarm"]
 Outputs = Literal["unknown", "on", "off"]
 
@@ -45,12 +47,15 @@ class LiveView:
         title: What runs, such as the name of the rig.
         doing: The word for it while it goes on, such as `MEASURING`.
         of_file: Whether all is known from a file only, which does not say what is switched on.
+        between: The word between two runs of a program that outlasts them, such as `READY`; it is there from the
+            first message on. None for a program of one run.
     """
 
-    def __init__(self, title: str, doing: str, *, of_file: bool = False) -> None:
+    def __init__(self, title: str, doing: str, *, of_file: bool = False, between: str | None = None) -> None:
         self.title = title
         self._doing = doing
         self._of_file = of_file
+        self._between = between
         self._tracker = RunTracker()
         self._versions: dict[str, int] = {}
         self._lines: deque[dict[str, object]] = deque(maxlen=_MOST_LINES)
@@ -68,7 +73,7 @@ class LiveView:
         self._curves = self._planned_curves = 0
         # Training measures and takes steps; each has a pace of its own.
         self._pace = {unit: TimeLeft() for unit in ("MVMs", "curves", "steps")}
-        self._stopping = False
+        self._stopping = self._told = False
         self._ended: str | None = None
         self._outputs: Outputs = "unknown"
         self._alarm: str | None = None
@@ -81,7 +86,8 @@ class LiveView:
         match event:
             case RunStarted():
                 self._begin(event)
-                self._say(time_unix_s, "state", f"plan {event.plan}: {event.mvms} MVMs, {event.writes} writes")
+                planned = f": {event.mvms} MVMs, {event.writes} writes" if event.mvms or event.writes else ""
+                self._say(time_unix_s, "state", f"plan {event.plan}{planned}")
             case BlockCommitted():
                 self._measured[event.array] = self._measured.get(event.array, 0) + event.mvms
                 self._pace["MVMs"].note(time_unix_s, event.total_mvms)
@@ -101,6 +107,7 @@ class LiveView:
                 text = f"missed: array {event.array}, write {event.write}, due {event.due_s:g} s after it"
                 self._say(time_unix_s, "info", text)
             case Message():
+                self._told = True
                 self._say(time_unix_s, "info", event.text)
             case Alarm():
                 self._alarm = clean_text(event.text)[:_LONGEST_LINE]
@@ -116,6 +123,9 @@ class LiveView:
                 self._say(time_unix_s, "state", f"goes on after {event.seconds:.1f} s")
             case RunFinished():
                 self._waits_for = None
+                if self._between is not None:
+                    self._stopping = False
+                    self._outputs = "unknown" if event.status == "aborted" else "off"
                 self._say(time_unix_s, "state", f"{event.status}: {event.mvms} MVMs, {event.writes} writes")
 
     def note_sample(self, sample: Sample) -> None:
@@ -180,17 +190,19 @@ class LiveView:
     def word(self) -> str:
         """The state as one word, to be read from across the room."""
         document = self._tracker.document(0.0, 0)
-        if document is not None and document.status in ("finished", "stopped", "aborted"):
-            if self._ended == "FAILED":
-                return "FAILED"
-            return "STOPPED" if self._stopping else document.status.upper()
+        status = None if document is None else document.status
+        over = status in _OVER
+        if over and self._between is None and self._ended != "FAILED":
+            return "STOPPED" if self._stopping else str(status).upper()
         if self._ended is not None:
             return self._ended
         if self._stopping:
             return "STOPPING"
-        if document is None:
+        if self._between is not None and (over or (status is None and self._told)):
+            return "ABORTED" if status == "aborted" else self._between
+        if status is None:
             return self._doing if self._phases else "STARTING"
-        return "PAUSED" if document.status == "paused" else self._doing
+        return "PAUSED" if status == "paused" else self._doing
 
     def _run_section(self, now_unix_s: float, missed: int) -> dict[str, object]:
         document = self._tracker.document(now_unix_s, missed)
@@ -203,6 +215,8 @@ class LiveView:
             "alarm": self._alarm,
             "waits_for": self._waits_for,
             "ended": self._ended is not None,
+            "over": self._ended is not None
+            or (self._between is None and document is not None and document.status in _OVER),
             "run": None if document is None else document.model_dump(mode="json"),
             "progress": {
                 "done": done,
@@ -249,7 +263,9 @@ class LiveView:
         self._curves, self._planned_curves = 0, event.curves
         self._measured.clear()
         self._forget_pace()
-        self._outputs, self._stopping, self._alarm, self._waits_for = "on", False, None, None
+        self._stopping, self._alarm, self._waits_for = False, None, None
+        # Whoever has just been given a rig has switched nothing on yet.
+        self._outputs = "on" if self._between is None else "unknown"
 
     def _step(self, event: StepDone, time_unix_s: float) -> None:
         new = event.phase not in self._phases

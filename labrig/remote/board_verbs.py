@@ -36,7 +36,7 @@ from labrig_drivers.capabilities import (
     require_capability,
 )
 from labrig_drivers.commanded import COMMANDED, CommandedBoard
-from labrig_drivers.crossbar import BoardInfo, CrossbarBoard, FloatArray
+from labrig_drivers.crossbar import BoardInfo, CrossbarBoard, FloatArray, MvmResult
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,12 @@ class Outcome:
     Attributes:
         values: Plain values by name.
         arrays: Arrays by name.
+        measured: A batch as the board answered it, for those who watch; None where none was measured.
     """
 
     values: Values = field(default_factory=dict)
     arrays: Arrays = field(default_factory=dict)
+    measured: MvmResult | None = None
 
 
 BoardVerb = Callable[[CrossbarBoard, Request], Awaitable[Outcome]]
@@ -80,7 +82,7 @@ async def _program(board: CrossbarBoard, request: Request) -> Outcome:
 
 async def _mvm(board: CrossbarBoard, request: Request) -> Outcome:
     result = await board.mvm(whole(request.values, "array"), floats(request.arrays, "voltage_v"))
-    return Outcome(*mvm_parts(result, board.info.adc_lsb_a))
+    return Outcome(*mvm_parts(result, board.info.adc_lsb_a), measured=result)
 
 
 async def _mvm_transposed(board: CrossbarBoard, request: Request) -> Outcome:

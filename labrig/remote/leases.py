@@ -44,6 +44,7 @@ class Place:
 @dataclass(frozen=True)
 class _Waiting:
     client: str
+    who: str
     seen_s: float
 
 
@@ -77,6 +78,10 @@ class LeaseBook:
         """How many wait."""
         return len(self._queue)
 
+    def waiting_names(self, now_s: float) -> tuple[str, ...]:
+        """Who waits, for people, the next one first; may be asked from another thread."""
+        return tuple(one.who for one in list(self._queue) if now_s - one.seen_s <= self._lease_s)
+
     def ask(self, client: str, who: str, now_s: float) -> Lease | Place:
         """Gives the rig to a client, or a place in the queue.
 
@@ -96,11 +101,11 @@ class LeaseBook:
             self._lease = Lease(client, who, self._new_token(), now_s + self._lease_s)
             return self._lease
         if client in names:
-            self._queue[names.index(client)] = _Waiting(client, now_s)
+            self._queue[names.index(client)] = _Waiting(client, who, now_s)
         elif len(names) >= self._longest_queue:
             raise StateError(f"{len(names)} clients wait for this rig already, which is as many as may; try later")
         else:
-            self._queue.append(_Waiting(client, now_s))
+            self._queue.append(_Waiting(client, who, now_s))
             names.append(client)
         holder = None if lease is None else lease.who
         return Place(names.index(client), holder, now_s if lease is None else lease.until_s)
@@ -156,9 +161,9 @@ class LeaseBook:
         """Lets the next one in."""
         self._closed = False
 
-    def put_first(self, client: str, now_s: float) -> None:
+    def put_first(self, client: str, who: str, now_s: float) -> None:
         """Lets a client be the next one."""
-        self._queue = [_Waiting(client, now_s), *(one for one in self._queue if one.client != client)]
+        self._queue = [_Waiting(client, who, now_s), *(one for one in self._queue if one.client != client)]
 
     def _forget_silent(self, now_s: float) -> None:
         self._queue = [one for one in self._queue if now_s - one.seen_s <= self._lease_s]

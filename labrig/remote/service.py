@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from labrig.cleanup import finish
+from labrig.events import Alarm, EventBus, Message
 from labrig.remote.answered import Answered, Seen
 from labrig.remote.bench import ServedBench
 from labrig.remote.board_verbs import Outcome
 from labrig.remote.envelope import LONGEST_MESSAGE_BYTES
 from labrig.remote.faults import BusyError, LeaseEndedError, fault_of
+from labrig.remote.lease_runs import LeaseRuns
 from labrig.remote.lease_words import granted, lease_document, place_values
 from labrig.remote.leases import Lease, LeaseBook, Place
 from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Values
@@ -77,14 +79,22 @@ class RigService:
         notices: What is told everybody.
         say: Gets a line for whoever looks after the rig.
         manners: Bounds.
+        bus: Gets what is done under each lease as events of a run; nobody does when None.
     """
 
     def __init__(
-        self, bench: ServedBench, notices: Notices, say: Callable[[str], None], manners: Manners | None = None
+        self,
+        bench: ServedBench,
+        notices: Notices,
+        say: Callable[[str], None],
+        manners: Manners | None = None,
+        bus: EventBus | None = None,
     ) -> None:
         self._bench = bench
         self._notices = notices
         self._say = say
+        self._bus = bus or EventBus()
+        self._runs = LeaseRuns(self._bus)
         self.manners = manners or Manners()
         self.instance = secrets.token_hex(8)
         self._book = LeaseBook(self.manners.lease_s, lambda: secrets.token_urlsafe(24))
@@ -104,6 +114,7 @@ class RigService:
     async def running(self) -> AsyncIterator[None]:
         """Serves as long as the block lasts; at its end every instrument is made safe."""
         self._tell_lease()
+        self._bus.publish(Message(f"offered to users on other machines: {', '.join(self._bench.names)}"))
         tasks = [asyncio.create_task(self._work(name), name=f"labrig-serve-{name}") for name in self._queues]
         tasks.append(asyncio.create_task(self._watch_lease(), name="labrig-serve-lease"))
         tasks.append(asyncio.create_task(self._tell_traffic(), name="labrig-serve-traffic"))
@@ -121,6 +132,10 @@ class RigService:
         """The token of the lease as it stands."""
         return None if self._book.lease is None else self._book.lease.token
 
+    def standing(self) -> tuple[Lease | None, tuple[str, ...]]:
+        """The lease as it stands, and who waits for it; may be asked from another thread."""
+        return self._book.lease, self._book.waiting_names(self.now_s())
+
     def now_s(self) -> float:
         """The rig's clock, which deadlines of requests are told in."""
         return time.monotonic()
@@ -129,6 +144,10 @@ class RigService:
         """Counts and tells what came and was no request."""
         self.refused += 1
         self._notices.event("event/refused", {"kind": type(error).__name__, "text": str(error), "topic": where}, qos=0)
+
+    def switch_off(self, who: str) -> None:
+        """Ends the lease, if there is one, and has every output switched off, for somebody at the rig; never waits."""
+        self._keep(asyncio.create_task(finish(self._stopped(who, "at the rig")), name="labrig-serve-stop"))
 
     def take(self, request: Request, outlet: Outlet) -> None:
         """Takes a request in: answers it, or has it carried out and answered; never waits, never raises."""
@@ -180,7 +199,8 @@ class RigService:
         self._answered = Answered()
         self._tell_lease()
         self._notices.event("event/lease", {"what": what, "who": lease.who, "reason": reason})
-        self._say(f"lease: {lease.who} has the rig")
+        self._runs.begin(lease.who)
+        self._tell(f"lease: {lease.who} has the rig")
 
     def _queue(self, request: Request, outlet: Outlet) -> None:
         lease = self._book.check(request.lease)
@@ -227,6 +247,7 @@ class RigService:
             self._book.check(request.lease)
             self._check_deadline(request)
             outcome = await self._outcome(request)
+            self._runs.carried_out(request, outcome)
             return Answer(client, number, outcome.values, outcome.arrays).encoded()
         except Exception as error:
             if not isinstance(error, LabrigError):
@@ -265,7 +286,7 @@ class RigService:
                     await finish(self._end_lease(why, "expired", token=self.lease_token))
                 except Exception as error:  # whoever watches must not fall asleep; the next look tries again
                     _log.exception("a lease could not be ended")
-                    self._say(f"ALARM: a lease could not be ended: {error}")
+                    self._alarm(f"a lease could not be ended: {error}")
 
     async def _tell_traffic(self) -> None:
         told = 0
@@ -297,13 +318,16 @@ class RigService:
             raise ProtocolError(f"{request.verb} needs a reason, which everybody can read")
         who = _who(request)
         if request.verb == "stop":
-            await self._end_lease(f"{who} switched the outputs off: {reason}", "stopped", reason)
+            await self._stopped(who, reason)
             if self._unsafe:
                 raise StateError(f"{', '.join(self._unsafe)} could not be switched off; press OUTPUT OFF on them now")
             return {}
-        self._book.put_first(request.client, self.now_s())
+        self._book.put_first(request.client, who, self.now_s())
         await self._end_lease(f"{who} took the rig over: {reason}", "taken-over", reason)
         return self._acquire(request)
+
+    async def _stopped(self, who: str, reason: str) -> None:
+        await self._end_lease(f"{who} switched the outputs off: {reason}", "stopped", reason)
 
     async def _end_lease(self, why: str, what: str, reason: str = "", token: str | None = None) -> None:
         """Ends the lease, if there is one, and makes everything safe in any case; nothing when `token` has ended."""
@@ -331,12 +355,22 @@ class RigService:
             if lease is not None:
                 fields = {"what": what, "who": lease.who, "reason": reason or why}
                 self._notices.event("event/lease", fields)
-                self._say(f"lease: {lease.who} no longer has the rig: {why}")
+                self._tell(f"lease: {lease.who} no longer has the rig: {why}")
             for name, error in failures.items():
                 text = f"{name} could not be made safe: {error}; press OUTPUT OFF on it now"
                 self._notices.event("event/unsafe", {"text": text})
-                self._say(f"ALARM: {text}")
+                self._alarm(text)
+            if lease is not None or what == "stopped":
+                self._runs.end("aborted" if failures else "finished" if what == "released" else "stopped")
             self._tell_lease()
+
+    def _tell(self, text: str) -> None:
+        self._say(text)
+        self._bus.publish(Message(text))
+
+    def _alarm(self, text: str) -> None:
+        self._say(f"ALARM: {text}")
+        self._bus.publish(Alarm(text))
 
     def _tell_lease(self) -> None:
         lease = self._book.lease

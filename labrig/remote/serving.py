@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 
 from labrig.cleanup import finish
+from labrig.events import EventBus
 from labrig.remote.bench import ServedBench
 from labrig.remote.broker_side import BrokerSide
 from labrig.remote.card import rig_card
@@ -27,6 +28,7 @@ async def served(
     manners: Manners | None = None,
     client_id: str | None = None,
     direct: DirectSettings | None = None,
+    bus: EventBus | None = None,
 ) -> AsyncIterator[tuple[RigService, BrokerSide]]:
     """Serves an open rig as long as the block lasts; at its end outputs are off before anybody is told goodbye.
 
@@ -38,9 +40,10 @@ async def served(
         manners: Bounds.
         client_id: How the broker tells the rig from others; a new one when None.
         direct: Where the direct link listens; None offers none.
+        bus: Gets what is done under each lease as events of a run.
     """
     notices = Notices()
-    service = RigService(ServedBench(rig), notices, say, manners)
+    service = RigService(ServedBench(rig), notices, say, manners, bus)
     notices.keep("info", rig_card(rig, service.instance, service.manners))
     side = BrokerSide(broker, topic, service, notices, say, client_id)
     connection = asyncio.create_task(side.run(), name="labrig-serve-broker")

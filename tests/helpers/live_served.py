@@ -1,10 +1,16 @@
-"""A live page with a bus of its own, and what was asked of the run behind it."""
+"""A live page with a bus of its own, what was asked of the run behind it, and a viewer that is no browser."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
+import aiohttp
 import numpy as np
+from aiohttp import WSMsgType
 
 from labrig.events import (
     Alarm,
@@ -25,6 +31,8 @@ from labrig.live.steering import ThisProgram
 from labrig.run_control import RunControl
 from labrig_drivers.crossbar import MvmResult
 from labrig_drivers.source_meter import Reading
+
+Json = dict[str, object]
 
 VIEWER, OWNER = "v" * 20, "o" * 20
 KEYS = Access(OWNER, VIEWER)
@@ -98,3 +106,28 @@ class Served:
             self.publish(StepDone("in-loop", step, 40, 2.0 / step, step / 40, passes=2 * step, gap=0.2 / step))
             self.publish(StepDone("surrogate", step, 40, 3.0 / step))
         self.publish(Alarm("the array supply is at its limit"))
+
+
+@asynccontextmanager
+async def watching(client: aiohttp.ClientSession, page: LivePage) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    """A viewer of a page."""
+    async with client.ws_connect(page.url + "live", headers={"Origin": page.url.rstrip("/")}) as viewer:
+        yield viewer
+
+
+async def until(viewer: aiohttp.ClientWebSocketResponse, wanted: Callable[[Json], bool]) -> Json:
+    """Everything that the sections said, as soon as it is what was wanted."""
+    sections: Json = {}
+    async with asyncio.timeout(20):
+        async for message in viewer:
+            assert message.type is WSMsgType.TEXT
+            sections |= json.loads(message.data)["sections"]
+            if wanted(sections):
+                return sections
+    raise AssertionError(f"the page closed before; it said {sections}")
+
+
+def word(sections: Json) -> object:
+    """The state as the page shows it."""
+    run = sections.get("run")
+    return run["word"] if isinstance(run, dict) else None

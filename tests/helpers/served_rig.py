@@ -12,6 +12,7 @@ from labrig.addresses import BrokerAddress
 from labrig.boards.remote import RemoteBoard
 from labrig.boards.remote_source_meter import RemoteSourceMeter
 from labrig.config import parse_rig
+from labrig.events import EventBus
 from labrig.remote.addresses import RigAddress
 from labrig.remote.broker_side import BrokerSide
 from labrig.remote.direct import DirectSettings
@@ -90,6 +91,7 @@ async def serving(
     manners: Manners | None = None,
     client_id: str | None = None,
     direct: DirectSettings | None = None,
+    bus: EventBus | None = None,
 ) -> AsyncIterator[ServedRig]:
     """Serves a rig as long as the block lasts; the text of a rig file, its path, or a rig."""
     said: list[str] = []
@@ -99,7 +101,7 @@ async def serving(
         rig = rig_file if isinstance(rig_file, Rig) else open_rig(rig_file)
     name = rig.config.rig.name.replace(" ", "-")
     address = RigAddress(broker.address, "lab", name)
-    offered = served(rig, broker, address.topic, said.append, manners, client_id, direct)
+    offered = served(rig, broker, address.topic, said.append, manners, client_id, direct, bus)
     async with rig, offered as (service, side):
         await side.connected.wait()
         yield ServedRig(rig, address, broker, service, side, said)

@@ -12,14 +12,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import WSMsgType
 from command_line import labrig
-from live_served import KEYS, OPEN, OWNER, VIEWER, Served
+from live_served import KEYS, OPEN, OWNER, VIEWER, Json, Served, until, watching, word
 from small_rig import RIG
 
 from labrig.acquisition import run_sweep
@@ -32,8 +32,6 @@ from labrig.recording import Recording
 from labrig.simulated import RunningBench, simulated_bench
 from labrig_drivers.errors import ConfigError
 from labrig_drivers.mock.event_log import read_events
-
-Json = dict[str, object]
 
 
 @pytest.fixture
@@ -61,29 +59,6 @@ async def post(
 
 async def logged_in(client: aiohttp.ClientSession, served: Served, key: str) -> None:
     assert (await post(client, served, "login", {"key": key}))[0] == 200
-
-
-@asynccontextmanager
-async def watching(client: aiohttp.ClientSession, page: LivePage) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-    async with client.ws_connect(page.url + "live", headers={"Origin": page.url.rstrip("/")}) as viewer:
-        yield viewer
-
-
-async def until(viewer: aiohttp.ClientWebSocketResponse, wanted: Callable[[Json], bool]) -> Json:
-    """Everything that the sections said, as soon as it is what was wanted."""
-    sections: Json = {}
-    async with asyncio.timeout(20):
-        async for message in viewer:
-            assert message.type is WSMsgType.TEXT
-            sections |= json.loads(message.data)["sections"]
-            if wanted(sections):
-                return sections
-    raise AssertionError(f"the page closed before; it said {sections}")
-
-
-def word(sections: Json) -> object:
-    run = sections.get("run")
-    return run["word"] if isinstance(run, dict) else None
 
 
 async def seen_by(page: LivePage, viewers: int) -> None:

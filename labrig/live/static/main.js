@@ -135,7 +135,7 @@ function showControls() {
   const known = state.rig !== null && state.role !== "nobody";
   $("shown").hidden = !state.run || state.contact === "keyless";
   $("controls").hidden = !known || !state.rig.can_stop;
-  const over = Boolean(state.run?.ended) || ["FINISHED", "STOPPED", "ABORTED", "FAILED"].includes(state.run?.word);
+  const over = Boolean(state.run?.over);
   $("stop").disabled = over;
   const paused = state.run?.word === "PAUSED";
   $("pause").hidden = !known || !state.rig.can_pause;

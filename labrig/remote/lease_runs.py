@@ -1,0 +1,61 @@
+"""What is done under each lease, as events of a run: for whoever watches the rig itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from labrig.events import BlockCommitted, EventBus, MeasuredBlock, RunFinished, RunStarted, RunStatus
+from labrig.remote.board_verbs import Outcome
+from labrig.remote.messages import Request
+from labrig.remote.results import floats, whole
+from labrig_drivers.crossbar import FloatArray
+
+_PROGRAM: Final = "program"
+
+
+class LeaseRuns:
+    """Counts what a lease measures and writes, and tells it.
+
+    Args:
+        bus: Gets the events.
+        clock: Time in s.
+    """
+
+    def __init__(self, bus: EventBus, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._began_s: float | None = None
+        self._mvms = self._writes = 0
+        self._targets_s: dict[int, FloatArray] = {}
+
+    def begin(self, who: str) -> None:
+        """A lease begins."""
+        self._began_s, self._mvms, self._writes = self._clock(), 0, 0
+        # What an earlier user wrote is still in the cells, but no longer known for sure: it may be long ago.
+        self._targets_s.clear()
+        self._bus.publish(RunStarted(f"by {who}", 0, 0, None))
+
+    def carried_out(self, request: Request, outcome: Outcome) -> None:
+        """A request was carried out."""
+        if request.verb == _PROGRAM:
+            self._writes += 1
+            self._targets_s[whole(request.values, "array")] = floats(request.arrays, "conductance_s")
+            return
+        result = outcome.measured
+        if result is None:
+            return
+        array, line_v = whole(request.values, "array"), floats(request.arrays, "voltage_v")
+        self._mvms += len(line_v)
+        self._bus.publish(BlockCommitted(array, result.write_index, len(line_v), self._mvms))
+        if self._bus.wants_blocks:
+            self._bus.publish_block(
+                MeasuredBlock(array, result.write_index, self._targets_s.get(array), line_v, result)
+            )
+
+    def end(self, status: RunStatus) -> None:
+        """The lease ended, or there was none, and everything was made safe; `aborted` where that failed."""
+        took_s = 0.0 if self._began_s is None else self._clock() - self._began_s
+        self._began_s = None
+        self._bus.publish(RunFinished(status, self._mvms, self._writes, took_s, None))
