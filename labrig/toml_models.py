@@ -77,6 +77,8 @@ def check_toml(text: str, path: Path, model: type[ModelT], cross_check: CrossChe
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(_syntax_fault(error, text, path)) from error
+    except RecursionError:
+        raise ConfigError(f"{path}: TOML: arrays or tables lie too deep in one another") from None
     faults = list(cross_check(raw))
     checked: ModelT | None = None
     try:

@@ -98,6 +98,8 @@ class ArrayRows:
         with believed(self._path):
             # No rows, but names, types and shapes.
             empty = streams.columns(self._source, self.mvms, 0, 0)
+        # Before there is room for them: a damaged counter can name any number.
+        self.chain()
         whole = {name: np.empty((stop - start, *one.shape[1:]), one.dtype) for name, one in empty.items()}
         for first, columns in self.mvm_pieces(start, stop):
             for name, column in columns.items():

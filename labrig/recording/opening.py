@@ -54,7 +54,7 @@ def believed(path: Path) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         raise StorageError(f"{path}: is damaged, or was not finished when it was created: {error}") from error
 
 

@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 # fill the new room.
 _PATIENCE_S = 30.0
 _PAUSE_S = 0.01
+# No file goes on behind this place.
+_LAST_OFFSET = 2**63 - 1
 # Whatever HDF5 and its contents object to while they are half written.
-_TORN = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, StorageError)
+_TORN = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError, StorageError)
 
 
 class NotPlacedError(StorageError):
@@ -283,6 +285,9 @@ def _by_group(paths: Iterable[str]) -> Mapping[str, frozenset[str]]:
 
 def _fill(descriptor: int, content: memoryview, offset: int) -> int:
     """Reads bytes from `offset` on; returns how many there were before the file ended."""
+    if offset > _LAST_OFFSET:
+        # A damaged file may name any place; that of HDF5's "nowhere" is 2**64 - 1.
+        return 0
     count = 0
     while count < len(content) and (more := os.preadv(descriptor, [content[count:]], offset + count)):
         count += more

@@ -229,12 +229,14 @@ class Recording:
     def supply(self) -> SupplyTrace:
         """The committed readings of the array supply."""
         columns = self._others[_SUPPLY].columns()
-        return SupplyTrace(
-            columns["time_s"].astype(np.float64),
-            columns["voltage_v"].astype(np.float64),
-            columns["current_a"].astype(np.float64),
-            columns["in_compliance"].astype(np.bool_),
-        )
+        # A damaged file may lack one.
+        with believed(self.path):
+            return SupplyTrace(
+                columns["time_s"].astype(np.float64),
+                columns["voltage_v"].astype(np.float64),
+                columns["current_a"].astype(np.float64),
+                columns["in_compliance"].astype(np.bool_),
+            )
 
     def has_stream(self, stream: str) -> bool:
         """Whether there is such a group of rows, such as `entry/curves`."""

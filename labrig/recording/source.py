@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import h5py
@@ -9,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labrig.recording.nodes import dataset_at, group_at
+
+# Deflate makes at most 1,032 bytes of one; what is more was never written, and HDF5 would make it up.
+_MOST_DEFLATED = 1100
+_LEAST_BYTES = 2**20
 
 
 class RowSource(Protocol):
@@ -93,7 +98,12 @@ class HdfRows:
 
     def read_present(self, path: str, start: int, stop: int) -> NDArray[np.generic]:
         """As `read`, but only as many rows as there are."""
-        return np.asarray(dataset_at(self._file, path)[start:stop])
+        dataset = dataset_at(self._file, path)
+        rows = len(range(dataset.shape[0])[start:stop]) if dataset.shape else 0
+        wanted = rows * math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+        if wanted > _LEAST_BYTES + _MOST_DEFLATED * dataset.id.get_storage_size():
+            raise ValueError(f"{path} is said to have {rows} rows, for which there are too few bytes in the file")
+        return np.asarray(dataset[start:stop])
 
     def scalar(self, path: str) -> object:
         """The value of a dataset without axes."""

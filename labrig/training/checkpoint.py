@@ -72,8 +72,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
-            numbers = json.loads(file.metadata()["labrig"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            numbers = _mapping(json.loads(file.metadata()["labrig"]))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(f"{path}: no checkpoint that can be read ({error})") from error
     if numbers.get("format") != FORMAT:
         raise StorageError(f"{path}: format {numbers.get('format')}, this labrig reads {FORMAT}")

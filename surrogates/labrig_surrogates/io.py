@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -93,20 +94,26 @@ def load_chip(path: Path) -> ChipParameters:
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            if header.get("schema") != SCHEMA:
-                raise SurrogateError(f"{path}: not a labrig chip file (schema {header.get('schema')!r})")
-            if int(header["schema_version"]) > SCHEMA_VERSION:
-                raise SurrogateError(
-                    f"{path}: schema version {header['schema_version']} is newer than this labrig reads "
-                    f"({SCHEMA_VERSION}); update labrig"
-                )
+            _demand_readable(path, header)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         arrays = {
             int(key): _load_array(int(key), entry, tensors) for key, entry in json.loads(header["arrays"]).items()
         }
         return ChipParameters(header["chip_id"], arrays, json.loads(header["provenance"]))
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except SurrogateError:
+        raise
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise SurrogateError(f"{path}: damaged or incomplete chip file ({error}); calibrate again") from error
+
+
+def _demand_readable(path: Path, header: Mapping[str, str]) -> None:
+    if header.get("schema") != SCHEMA:
+        raise SurrogateError(f"{path}: not a labrig chip file (schema {header.get('schema')!r})")
+    if int(header["schema_version"]) > SCHEMA_VERSION:
+        raise SurrogateError(
+            f"{path}: schema version {header['schema_version']} is newer than this labrig reads "
+            f"({SCHEMA_VERSION}); update labrig"
+        )
 
 
 def _load_array(index: int, entry: dict[str, object], tensors: dict[str, np.ndarray]) -> ArrayParameters:
