@@ -25,7 +25,7 @@ from labrig.training.pausing import wait_between_steps
 from labrig.training.plan import Plan
 from labrig.training.ranks import ALONE, Ranks
 from labrig.training.replay_backend import RecordedWrite, recorded_writes
-from labrig.training.run_folder import CHECKPOINTS
+from labrig.training.run_folder import CHECKPOINTS, configuration_hash
 from labrig.training.segments import Segments
 from labrig.training.session import Line, Session
 from labrig_drivers.crossbar import BoardInfo
@@ -142,7 +142,12 @@ def _on_rig(
             config=job.rig,
             chip_id=job.chip.chip_id,
             path=segments.next_path(),
-            plan={"name": "training", "seed": job.config.file.run.seed, "file": job.config.source_text},
+            plan={
+                "name": "training",
+                "seed": job.config.file.run.seed,
+                "configuration": configuration_hash(job.config.folder),
+                "file": job.config.source_text,
+            },
             capacity=_capacity(job, start),
             control=job.control,
         )

@@ -35,12 +35,14 @@ from labrig.training.run_folder import (
     NETWORK,
     START,
     SUMMARY,
+    WEAR,
     MetricsFile,
     create_folder,
     keep_metrics_until,
     load_network,
     save_network,
     write_json,
+    write_whole,
 )
 from labrig.training.run_report import write_run_report
 from labrig.training.run_summary import summary_of
@@ -196,7 +198,7 @@ def _train(
         run = _Run(config, bus, data, config.file.recipe(), metrics, control)
         network = _digital(run)
         digital_accuracy = accuracy(network, data.test_x, data.test_y)
-        ledger, geometry, chip_id = Ledger(), None, None
+        ledger, geometry, chip_id, wear = Ledger(), None, None, None
         if sources.chip is not None:
             chip = ChipModel.of(sources.chip)
             geometry, chip_id = chip.geometry, chip.chip_id
@@ -215,10 +217,14 @@ def _train(
                 )
                 raise
             ledger = session.bench.ledger
+            if session.bench.physical is not None:
+                wear = session.bench.physical.wear
+                write_whole(config.folder / WEAR, wear.as_file())
             set_backend(network, None)
     save_network(config.folder / NETWORK, network)
     write_json(
-        config.folder / SUMMARY, summary_of(config, data, digital_accuracy, ledger, chip_id, geometry, sources.info)
+        config.folder / SUMMARY,
+        summary_of(config, data, digital_accuracy, ledger, chip_id, geometry, sources.info, wear),
     )
     write_run_report(config.folder)
     return RunResult(config, digital_accuracy, ledger)

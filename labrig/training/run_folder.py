@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -26,6 +27,7 @@ CONFIG = "train.toml"
 ORIGIN = "origin.json"
 RECORDING = "training.h5"
 CHIP = "chip.safetensors"
+WEAR = "wear.safetensors"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 
@@ -47,6 +49,22 @@ def create_folder(config: TrainConfig) -> None:
     named = {"rig": config.rig, "recording": config.recording, "calibration": config.calibration}
     origin: dict[str, object] = {name: None if path is None else str(path.resolve()) for name, path in named.items()}
     write_json(folder / ORIGIN, {"file": str(config.path.resolve()), **origin})
+
+
+def configuration_hash(folder: Path) -> str:
+    """SHA-256 of what decides the steps of a run: its training file and its calibration.
+
+    Raises:
+        StorageError: They cannot be read.
+    """
+    found = sha256()
+    try:
+        for name in (CONFIG, CHIP):
+            content = (folder / name).read_bytes()
+            found.update(f"{name} {len(content)}\n".encode() + content)
+    except OSError as error:
+        raise StorageError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    return found.hexdigest()
 
 
 def load_origin(folder: Path) -> TrainConfig:

@@ -23,7 +23,9 @@ def write_run_report(folder: Path) -> Path | None:
     from labrig.reports.training import TrainingStory, write_training_report
 
     summary, config = load_summary(folder), load_origin(folder)
-    spent, board = _numbers(summary["ledger"]), summary.get("board")
+    spent, board = dict(_numbers(summary["ledger"])), summary.get("board")
+    most = summary.get("most_writes_of_a_cell")
+    spent["writes of the cell written most"] = most if isinstance(most, int) else None
     best_s = None
     if isinstance(board, dict):
         best_s = (

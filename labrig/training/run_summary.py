@@ -16,6 +16,7 @@ from labrig.training.deployment import analog_copy
 from labrig.training.ledger import Ledger
 from labrig.training.models import build_model
 from labrig.training.run_folder import NETWORK, SUMMARY, load_network
+from labrig.training.writing import Wear
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 from labrig_surrogates.tilemap import ArrayGeometry
@@ -29,6 +30,7 @@ def summary_of(
     chip_id: str | None,
     geometry: ArrayGeometry | None,
     info: BoardInfo | None,
+    wear: Wear | None,
 ) -> dict[str, object]:
     """The content of `run.json`."""
     return {
@@ -39,6 +41,7 @@ def summary_of(
         "rig": None if config.rig is None else str(config.rig.resolve()),
         "digital_accuracy": digital_accuracy,
         "ledger": ledger.as_dict(),
+        "most_writes_of_a_cell": None if wear is None else wear.most,
         "labrig": version("labrig"),
         "board": None
         if info is None

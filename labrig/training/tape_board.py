@@ -9,6 +9,7 @@ import numpy as np
 from labrig.recording import Recording
 from labrig.recording.streams import Columns
 from labrig.training.physical import FloatArray
+from labrig.training.run_folder import configuration_hash
 from labrig.training.segments import Segment, Segments
 from labrig_drivers.crossbar import BoardInfo, MvmResult, ProgramReport
 from labrig_drivers.errors import CapabilityError, StorageError
@@ -31,20 +32,22 @@ class _Track:
 class TapeBoard:
     """Answers a rerun from the recordings of the run.
 
-    A request that is not the next recorded one is refused: then the rerun is not the run.
+    A request that is not the next recorded one is refused: then the rerun is not the run. So is a recording that was
+    made with another training file or calibration than those in the folder.
 
     Args:
         segments: The recordings.
 
     Raises:
-        StorageError: A recording cannot be read or believed.
+        StorageError: A recording cannot be read or believed, or is of another configuration.
     """
 
     def __init__(self, segments: Segments) -> None:
         if not segments.every:
             raise StorageError(f"{segments.folder}: has no recording of a training")
         self._paths = [segments.folder / one.file for one in segments.every]
-        found = [_load(path, one) for path, one in zip(self._paths, segments.every, strict=True)]
+        configuration = configuration_hash(segments.folder)
+        found = [_load(path, one, configuration) for path, one in zip(self._paths, segments.every, strict=True)]
         self.info: BoardInfo = found[0][0]
         self._tracks = [tracks for _, tracks in found]
         self._at = 0
@@ -112,8 +115,11 @@ class TapeBoard:
         )
 
 
-def _load(path: object, segment: Segment) -> tuple[BoardInfo, dict[int, _Track]]:
+def _load(path: object, segment: Segment, configuration: str) -> tuple[BoardInfo, dict[int, _Track]]:
     with Recording.open(str(path)) as recording:
+        # Recordings of earlier versions do not say.
+        if recording.header.plan.get("configuration", configuration) != configuration:
+            raise StorageError(f"{path}: was made with another training file or calibration than those in its folder")
         tracks = {}
         for array in recording.arrays:
             rows, writes = recording.committed(array), recording.writes(array)

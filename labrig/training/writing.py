@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
 FloatArray = NDArray[np.float64]
 
@@ -51,6 +52,10 @@ class Wear:
         changed = np.ones(commanded_s.shape, np.bool_) if held_s is None else held_s != commanded_s
         self.writes.setdefault(array, np.zeros(commanded_s.shape, np.int64))[changed] += 1
         return int(changed.sum())
+
+    def as_file(self) -> bytes:
+        """The counts as a safetensors file: `array_0` and so on, int64, `[rows, columns]`."""
+        return save({f"array_{array}": one for array, one in sorted(self.writes.items())})
 
     @property
     def most(self) -> int:

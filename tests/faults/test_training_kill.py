@@ -212,15 +212,19 @@ def test_a_killed_run_goes_on_as_if_never_stopped_and_its_recordings_give_it_aga
         assert same_weights(run, run / "replay-1")
 
 
-def test_a_recording_of_another_run_is_refused(bench: Path, labrig: Labrig) -> None:
+def test_a_recording_of_another_run_or_of_other_weights_is_refused(bench: Path, labrig: Labrig) -> None:
     """A stale replay: the recording of other weights is not taken for that of these."""
     for name, seed in (("one", 2), ("two", 3)):
         file = training_file(bench, name, steps=12)
         text = file.read_text().replace('name = "adaptive"\npasses = 40', 'name = "fixed"')
         file.write_text(text.replace("seed = 2", f"seed = {seed}"))
         labrig("train", file)
-    (bench / "two" / "training.h5").unlink()
-    (bench / "one" / "training.h5").rename(bench / "two" / "training.h5")
+    own = (bench / "two" / "training.h5").read_bytes()
+    (bench / "two" / "training.h5").write_bytes((bench / "one" / "training.h5").read_bytes())
+    out = labrig("train", "--replay", bench / "two", code=2)
+    assert "was made with another training file or calibration" in out
+    (bench / "two" / "training.h5").write_bytes(own)
+    (bench / "two" / "start.safetensors").write_bytes((bench / "one" / "start.safetensors").read_bytes())
     out = labrig("train", "--replay", bench / "two", code=2)
     assert "the rerun has left the recording at array 0: write 0 had another target" in out
     with Recording.open(bench / "two" / "training.h5") as recording:
@@ -239,6 +243,10 @@ def test_the_cost_of_a_pass_is_said_first_and_wear_is_refused(bench: Path, labri
 
 def test_evaluation_judges_zero_shot_and_calibrated_chips_and_many_of_them(bench: Path, labrig: Labrig) -> None:
     labrig("train", training_file(bench, "run", steps=40))
+    wear = load_file(bench / "run" / "wear.safetensors")
+    summary = json.loads((bench / "run" / "run.json").read_text())
+    assert max(int(one.max()) for one in wear.values()) == summary["most_writes_of_a_cell"] > 1
+    assert sum(int(one.sum()) for one in wear.values()) == summary["ledger"]["cell_writes"]
     out = labrig("evaluate", bench / "run", "--writes", "3")
     assert "on chip SIM-0001, 3 programmings" in out
     assert "with its columns calibrated on the chip:" in out
@@ -249,7 +257,13 @@ def test_evaluation_judges_zero_shot_and_calibrated_chips_and_many_of_them(bench
     assert confusion.sum() == 3 * 48
     assert np.trace(confusion) / confusion.sum() == pytest.approx(found["mean"])
     page = (bench / "run" / "report.html").read_text()
-    for heading in ("What limited it", "Accuracy of each training batch", "Gap between chip", "Confusion matrix"):
+    for heading in (
+        "What limited it",
+        "Accuracy of each training batch",
+        "Gap between chip",
+        "Confusion matrix",
+        "writes of the cell",
+    ):
         assert heading in page
     assert "points of accuracy against the digital network" in page
     out = labrig("evaluate", bench / "run", "--chips", "6", "--writes", "1")
