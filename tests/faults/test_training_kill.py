@@ -257,13 +257,8 @@ def test_evaluation_judges_zero_shot_and_calibrated_chips_and_many_of_them(bench
     assert confusion.sum() == 3 * 48
     assert np.trace(confusion) / confusion.sum() == pytest.approx(found["mean"])
     page = (bench / "run" / "report.html").read_text()
-    for heading in (
-        "What limited it",
-        "Accuracy of each training batch",
-        "Gap between chip",
-        "Confusion matrix",
-        "writes of the cell",
-    ):
+    figures = ("Accuracy of each training batch", "Gap between chip", "Gradient of the surrogate", "Programmings")
+    for heading in ("What limited it", *figures, "Confusion matrix", "writes of the cell written most"):
         assert heading in page
     assert "points of accuracy against the digital network" in page
     out = labrig("evaluate", bench / "run", "--chips", "6", "--writes", "1")
