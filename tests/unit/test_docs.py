@@ -17,7 +17,7 @@ PAGES = [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")) if pa
 DRIVERS = ("keithley2400", "mock-board", "wire-board")
 
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
-COMMAND = re.compile(r"(?:^ {4}|`|/bin/)labrig ([a-z-]+)", re.MULTILINE)
+COMMAND = re.compile(r"(?:^ {4}|^\$ |`|/bin/)labrig ([a-z-]+)", re.MULTILINE)
 
 
 def blocks(page: str, language: str) -> list[str]:
