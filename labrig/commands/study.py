@@ -11,6 +11,7 @@ import typer
 from labrig.commands.interruptible import interruptible
 from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
 from labrig.extras import demand_extra
+from labrig_drivers.errors import ConfigError
 
 if TYPE_CHECKING:
     from labrig.studies.result import StudyResult
@@ -36,6 +37,19 @@ def study(
     full: Annotated[bool, typer.Option(help="The finer and longer form of a study that has one.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder with the published files of an image set.")] = None,
     images: Annotated[str, typer.Option(help="Which image set is in it.")] = "cifar10",
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="Which network, for studies of images: airbench, airbench-half, resnet18 or resnet20.",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N+M", help="Epochs of its digital form, and of each method from there on.", show_default=False
+        ),
+    ] = None,
     networks: Annotated[
         Path | None, typer.Option(help="Folder of trained networks; OUTPUT/networks without it.")
     ] = None,
@@ -88,6 +102,8 @@ def study(
                 cache=output / ".parts",
                 data=data,
                 images=images,
+                network=network,
+                epochs=None if epochs is None else _epochs(epochs),
                 networks=networks or output / "networks",
                 evaluate=evaluate,
                 cluster=cluster_of(cluster, output / ".jobs", jobs, cluster_set or []),
@@ -100,6 +116,13 @@ def study(
         return
     print("\n".join(_lines(result)))
     print(f"{files.html}: open it in a browser; the numbers are in {files.json.name}")
+
+
+def _epochs(text: str) -> tuple[int, int]:
+    digital, plus, method = text.partition("+")
+    if not (plus and digital.isdecimal() and method.isdecimal()):
+        raise ConfigError(f"--epochs {text}: expected two whole numbers such as 12+10")
+    return int(digital), int(method)
 
 
 def _lines(result: StudyResult) -> list[str]:

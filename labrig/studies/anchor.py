@@ -17,7 +17,7 @@ from labrig.studies.result import Curve, Finding, Plot, StudyResult, Table, at_l
 from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.conditions import chip_conditions, chip_controls
-from labrig.studies.vision.grid import QUICK, Grid, Scores, Size, controlled_scores
+from labrig.studies.vision.grid import Grid, Scores, Size, controlled_scores, sized
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.place import place_of
 
@@ -56,7 +56,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         StorageError: Data or networks cannot be read or written.
     """
     started_s = time.monotonic()
-    size = QUICK if settings.quick else _USUAL
+    size = sized(_USUAL, settings)
     place = replace(place_of(settings, "anchor"), images=size.images)
     methods = [(one, TRAINED_AT) for one in (_QUIET, _NOISY, _BETTER)]
     grid = Grid(size, methods, [Noise(level) for level in LEVELS], tuple(settings.all_seeds))

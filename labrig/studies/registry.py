@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Final, cast
 
@@ -25,6 +25,8 @@ STUDIES: Final[dict[str, str]] = {
 }
 """What each asks, by its name; the module of that name, `-` as `_`, has a function `run`."""
 
+_OF_IMAGES: Final = frozenset({"robustness", "anchor", "ablation", "schedules"})
+
 
 def run_study(name: str, settings: StudySettings, report: Report) -> StudyResult:
     """Runs a study.
@@ -35,14 +37,33 @@ def run_study(name: str, settings: StudySettings, report: Report) -> StudyResult
         report: Progress.
 
     Raises:
-        ConfigError: There is no such study, or less than one seed.
+        ConfigError: There is no such study, less than one seed, or something is asked for that this study has not;
+            every fault is listed.
         LabrigError: The rig failed.
     """
     if name not in STUDIES:
         raise ConfigError(f"no study named {name!r}; there are {', '.join(STUDIES)}")
-    if settings.seeds < 1:
-        raise ConfigError(f"{settings.seeds} seeds are no repetitions: give at least 1, and 2 for an interval")
+    if faults := [*_faults(name, settings)]:
+        raise ConfigError("\n".join(faults))
     run = cast(
         Callable[[StudySettings, Report], StudyResult], import_module(f"labrig.studies.{name.replace('-', '_')}").run
     )
     return run(settings, report)
+
+
+def _faults(name: str, settings: StudySettings) -> Iterator[str]:
+    if settings.seeds < 1:
+        yield f"{settings.seeds} seeds are no repetitions: give at least 1, and 2 for an interval"
+    given = {
+        "--data": settings.data is not None,
+        "--network": settings.network is not None,
+        "--epochs": settings.epochs is not None,
+        "--evaluate": settings.evaluate,
+    }
+    strange = [option for option, is_given in given.items() if is_given]
+    if strange and name not in _OF_IMAGES:
+        yield f"study {name} takes no {', '.join(strange)}: that is for {', '.join(sorted(_OF_IMAGES))}"
+    if settings.quick and (settings.network is not None or settings.epochs is not None):
+        yield "--quick has a network and epochs of its own: leave it out, or --network and --epochs"
+    if settings.epochs is not None and min(settings.epochs) < 1:
+        yield "--epochs counts at least one epoch each, such as 12+10"

@@ -19,7 +19,7 @@ from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.comparison import TRAINED_AT
 from labrig.studies.vision.conditions import chip_conditions, chip_controls
-from labrig.studies.vision.grid import QUICK, Grid, Scores, Size, controlled_scores
+from labrig.studies.vision.grid import Grid, Scores, Size, controlled_scores, sized
 from labrig.studies.vision.methods import METHODS, Method
 from labrig.studies.vision.place import place_of
 from labrig.studies.vision.summary import noise_tolerance, normalised_area
@@ -45,7 +45,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         StorageError: Data or networks cannot be read or written.
     """
     started_s = time.monotonic()
-    size = QUICK if settings.quick else _USUAL
+    size = sized(_USUAL, settings)
     place = replace(place_of(settings, "robustness"), images=size.images)
     levels = _ALL_LEVELS if settings.full else _LEVELS
     noises = [Noise(0.0), *(Noise(n) for n in levels if n), *(Noise(n, n) for n in levels if n)]

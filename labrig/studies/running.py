@@ -33,6 +33,8 @@ class StudySettings:
         cache: Folder for finished parts, from which an interrupted study goes on; None keeps none.
         data: Folder with the published files of an image set, for studies of images.
         images: Name of that set.
+        network: Which network, for studies of images; None for the usual one.
+        epochs: Epochs of the digital network, and of each method from there on, likewise.
         networks: Folder of trained networks, for studies that keep them; None for the usual one.
         evaluate: Whether networks that are there are judged and none is trained.
         cluster: Computes the parts in place of `processes`, by studies that have parts.
@@ -47,6 +49,8 @@ class StudySettings:
     cache: Path | None = None
     data: Path | None = None
     images: str = "cifar10"
+    network: str | None = None
+    epochs: tuple[int, int] | None = None
     networks: Path | None = None
     evaluate: bool = False
     cluster: Cluster | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from labrig.studies.registry import run_study
 from labrig.studies.running import StudySettings
 from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.factors import Factor, differences, findings, plot, table
-from labrig.studies.vision.grid import Grid, Scores, Size, shuffled
+from labrig.studies.vision.grid import QUICK, Grid, Scores, Size, shuffled, sized
 from labrig.studies.vision.methods import METHODS
 from labrig.studies.vision.parts import ENLARGED_DIGITS, Place, job_of
 from labrig.studies.vision.summary import CellScores
@@ -94,3 +94,11 @@ def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> Non
         "mine at 0 % wmax/program",
         "mine at 10 % wmax/program + 10 % ostd/read",
     ]
+
+
+def test_the_size_is_the_usual_one_but_for_what_is_named() -> None:
+    usual = Size("airbench", digital_epochs=12, epochs=10, chips=7)
+    assert sized(usual, StudySettings()) == usual
+    assert sized(usual, StudySettings(network="resnet18")) == replace(usual, network="resnet18")
+    assert sized(usual, StudySettings(epochs=(3, 2))) == replace(usual, digital_epochs=3, epochs=2)
+    assert sized(usual, StudySettings(quick=True)) == QUICK

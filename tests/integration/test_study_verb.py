@@ -46,5 +46,11 @@ def test_what_is_no_study_is_refused() -> None:
         run_study("levitation", StudySettings(), quiet)
     with pytest.raises(ConfigError, match="0 seeds"):
         run_study("equilibrium", StudySettings(seeds=0), quiet)
+    with pytest.raises(ConfigError, match=r"equilibrium takes no --network, --epochs: that is for ablation, anchor"):
+        run_study("equilibrium", StudySettings(network="resnet18", epochs=(1, 1)), quiet)
+    with pytest.raises(ConfigError, match=r"0 seeds[^§]*leave it out[^§]*at least one epoch"):
+        run_study("robustness", StudySettings(seeds=0, quick=True, epochs=(0, 3)), quiet)
+    with pytest.raises(ConfigError, match=r"--epochs 12: expected two whole numbers such as 12\+10"):
+        study("robustness", epochs="12")
     command = typer.main.get_command(app).commands["study"]  # type: ignore[attr-defined]
     assert all(name in command.params[0].help for name in STUDIES)

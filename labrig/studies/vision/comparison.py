@@ -11,7 +11,7 @@ from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.conditions import chip_conditions, chip_controls
 from labrig.studies.vision.factors import Factor, differences, findings, plot, table
-from labrig.studies.vision.grid import QUICK, Grid, Size, controlled_scores
+from labrig.studies.vision.grid import Grid, Size, controlled_scores, sized
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.place import place_of
 
@@ -44,9 +44,7 @@ class Comparison:
 
 def size_of(settings: StudySettings) -> Size:
     """How large a comparison is: usually with a network of half the channels, in full with the whole one."""
-    if settings.quick:
-        return QUICK
-    return Size() if settings.full else Size("airbench-half", digital_epochs=8, epochs=5)
+    return sized(Size() if settings.full else Size("airbench-half", digital_epochs=8, epochs=5), settings)
 
 
 def compared(what: Comparison, settings: StudySettings, report: Report) -> StudyResult:

@@ -52,6 +52,19 @@ class Size:
         return MethodJob(self.digital(data, seed, method.activation), method, level, self.epochs)
 
 
+def sized(usual: Size, settings: StudySettings) -> Size:
+    """The size that is asked for: a quick one, or the usual one, with another network or other epochs where named.
+
+    Args:
+        usual: The usual one of a study.
+        settings: How it is run.
+    """
+    if settings.quick:
+        return QUICK
+    digital_epochs, epochs = settings.epochs or (usual.digital_epochs, usual.epochs)
+    return replace(usual, network=settings.network or usual.network, digital_epochs=digital_epochs, epochs=epochs)
+
+
 QUICK: Final = Size("airbench-tiny", digital_epochs=1, epochs=1, chips=2, folds=1, batch=100, images=400)
 """Shows that everything works."""
 
