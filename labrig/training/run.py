@@ -123,7 +123,8 @@ def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = ALONE, control:
     Args:
         config: The training file.
         bus: Gets the progress.
-        ranks: Which of several processes this is. All train; what the others than the first write is dropped.
+        ranks: Which of several processes this is. All train on the surrogate; what the others than the first write is
+            dropped, and the rig is the first one's alone.
         control: Pauses the training, on a rig with the array supply off.
 
     Raises:
@@ -131,8 +132,9 @@ def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = ALONE, control:
         IdentityError: Rig, recording and calibration belong to different chips.
         LabrigError: The rig or a file failed; the run can be resumed.
     """
-    if ranks.size > 1 and config.file.training.method != "surrogate":
-        raise ConfigError(f"method {config.file.training.method}: only `surrogate` can be shared between processes")
+    method, recipe = config.file.training.method, config.file.recipe()
+    if ranks.size > 1 and (method == "digital" or (method != "surrogate" and not recipe.surrogate_steps)):
+        raise ConfigError(f"method {method}: has no steps on the surrogate, which alone are shared between processes")
     if ranks.rank > 0:
         with TemporaryDirectory(prefix="labrig-rank-") as folder:
             return _new_run(replace(config, folder=Path(folder) / "run"), bus, ranks)
@@ -141,7 +143,7 @@ def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = ALONE, control:
 
 def _new_run(config: TrainConfig, bus: EventBus, ranks: Ranks, control: RunControl | None = None) -> RunResult:
     data = load_images(config.file.data.name, config.base)
-    sources = load_sources(config, bus)
+    sources = load_sources(config, bus, ask_rig=ranks.rank == 0)
     create_folder(config)
     if sources.chip is not None:
         save_chip(config.folder / CHIP, sources.chip)
@@ -203,7 +205,11 @@ def _train(
             chip = ChipModel.of(sources.chip)
             geometry, chip_id = chip.geometry, chip.chip_id
             teacher = _teacher(run, network)
-            network = _start(run, network, chip)
+            network = _start(run, network, chip, ranks)
+            if config.file.training.method != "surrogate":
+                if ranks.rank > 0:
+                    return RunResult(config, digital_accuracy, ledger)
+                ranks = ALONE
             _announce(run, network, sources)
             if checkpoint is not None:
                 chip = versioned_chip(config.folder, chip, int(str(checkpoint[1]["version"])))
@@ -252,7 +258,7 @@ def _teacher(run: _Run, digital: nn.Module) -> Tensor | None:
     return outputs
 
 
-def _start(run: _Run, digital: nn.Module, chip: ChipModel) -> nn.Module:
+def _start(run: _Run, digital: nn.Module, chip: ChipModel, ranks: Ranks) -> nn.Module:
     """Where the method starts: the deployed network, trained on the surrogate."""
     kept = run.config.folder / START
     if kept.exists():
@@ -261,7 +267,7 @@ def _start(run: _Run, digital: nn.Module, chip: ChipModel) -> nn.Module:
         return network
     network = chip.deployed(digital, run.data)
     if run.recipe.surrogate_steps:
-        network, _ = surrogate_trained(network, chip, run.data, run.recipe, run.seed, run.on_step)
+        network, _ = surrogate_trained(network, chip, run.data, run.recipe, run.seed, run.on_step, ranks)
     set_backend(network, None)
     save_network(kept, network)
     return network

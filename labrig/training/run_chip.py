@@ -33,8 +33,13 @@ class Sources:
     chip: ChipParameters | None
 
 
-def load_sources(config: TrainConfig, bus: EventBus) -> Sources:
+def load_sources(config: TrainConfig, bus: EventBus, *, ask_rig: bool = True) -> Sources:
     """Reads everything that a training file names.
+
+    Args:
+        config: The training file.
+        bus: Gets the progress of a calibration.
+        ask_rig: Whether the rig is asked for its board; only one of several processes does.
 
     Raises:
         ConfigError: The method needs something that the file does not name, or the folder exists already; every fault
@@ -58,7 +63,7 @@ def load_sources(config: TrainConfig, bus: EventBus) -> Sources:
     chip = None if config.calibration is None else load_chip(config.calibration)
     chip_id = _chip_id(config, chip)
     info = None
-    if rig is not None and method not in WITHOUT_RIG:
+    if rig is not None and method not in WITHOUT_RIG and ask_rig:
         info = demand_chip(rig, chip_id)
     if chip is None:
         assert config.recording is not None

@@ -17,6 +17,7 @@ from labrig.training.models import TWO_LAYER, build_model
 from labrig.training.optimisation import Stepper
 from labrig.training.physical import BlockingBoard, PhysicalBackend
 from labrig.training.plan import Plan
+from labrig.training.ranks import ALONE, Ranks
 from labrig.training.recipe import Recipe
 from labrig.training.session import Line
 
@@ -46,11 +47,17 @@ def digital_baseline(
 
 
 def surrogate_trained(
-    start: nn.Module, chip: ChipModel, data: ImageSet, recipe: Recipe, seed: int, on_step: OnStep
+    start: nn.Module,
+    chip: ChipModel,
+    data: ImageSet,
+    recipe: Recipe,
+    seed: int,
+    on_step: OnStep,
+    ranks: Ranks = ALONE,
 ) -> tuple[nn.Module, Ledger]:
-    """Trains a copy of a deployed network on the surrogate."""
+    """Trains a copy of a deployed network on the surrogate, in one of several processes where `ranks` says so."""
     plan = Plan(method="surrogate", steps=recipe.surrogate_steps, optimisation=recipe.optimisation)
-    return _trained(start, chip, data, plan, seed, on_step, None, lambda: None)
+    return _trained(start, chip, data, plan, seed, on_step, None, lambda: None, ranks)
 
 
 def in_loop_trained(
@@ -93,6 +100,7 @@ def _trained(
     on_step: OnStep,
     board: BlockingBoard | None,
     meter_j: Callable[[], float | None],
+    ranks: Ranks = ALONE,
 ) -> tuple[nn.Module, Ledger]:
     network = copy.deepcopy(start)
 
@@ -101,6 +109,6 @@ def _trained(
         assert isinstance(loss, float)
         on_step(plan.method, session.step, session.steps, loss)
 
-    session = assemble(network, chip, data, plan, seed, board=board, meter_j=meter_j)
+    session = assemble(network, chip, data, plan, seed, board=board, meter_j=meter_j, ranks=ranks)
     session.run(journal)
     return network, session.bench.ledger

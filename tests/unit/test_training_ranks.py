@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 
-from labrig.events import EventBus
+from labrig.config import shipped_rig
+from labrig.events import EventBus, RunStarted
 from labrig.testing.known_chip import KnownChip
 from labrig.training.assembly import assemble
 from labrig.training.batches import Batch
@@ -23,6 +24,8 @@ from labrig.training.plan import Plan
 from labrig.training.ranks import Ranks, torchrun_ranks
 from labrig.training.run import train_run
 from labrig_drivers.errors import ConfigError
+from labrig_surrogates.io import save_chip
+from labrig_surrogates.parameters import ChipParameters
 from labrig_surrogates.schedules import Constant
 
 
@@ -89,7 +92,48 @@ def test_a_process_is_alone_unless_torchrun_says_otherwise(monkeypatch: pytest.M
         assert ranks == Ranks(0, 1)
 
 
-def test_only_training_on_the_surrogate_can_be_shared(tmp_path: Path) -> None:
-    text = '[run]\nfolder = "run"\n[chip]\nrig = "rig.toml"\ncalibration = "c"\n[training]\nmethod = "in-loop"\n'
-    with pytest.raises(ConfigError, match="only `surrogate` can be shared"):
+TRAINING = """
+[run]
+folder = "run"
+[chip]
+rig = "rig.toml"
+calibration = "chip.safetensors"
+[training]
+method = "{method}"
+hidden = 4
+digital_steps = 5
+surrogate_steps = {surrogate_steps}
+steps = 4
+surrogate_steps_per_cycle = 1
+batch = 16
+"""
+
+
+@pytest.mark.parametrize(("method", "surrogate_steps"), [("digital", 9), ("in-loop", 0)])
+def test_only_steps_on_the_surrogate_are_shared(tmp_path: Path, method: str, surrogate_steps: int) -> None:
+    text = TRAINING.format(method=method, surrogate_steps=surrogate_steps)
+    with pytest.raises(ConfigError, match="has no steps on the surrogate, which alone are shared"):
         train_run(parse_training(text, tmp_path / "train.toml"), EventBus(), Ranks(0, 2))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_steps_before_the_rig_are_shared_and_the_rig_is_the_first_processs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    shared: list[int] = []
+    monkeypatch.setattr(distributed, "all_reduce", lambda flat: shared.append(flat.numel()))
+    (tmp_path / "rig.toml").write_text(
+        shipped_rig("mock").read_text().replace("seed = 1\n", "seed = 1\ncolumns = 20\n")
+    )
+    like = KnownChip(rows=64, columns=20, conductance_max_s=50e-6, voltage_max_v=0.3, noise=0.02).calibration()
+    for array in like.arrays.values():
+        object.__setattr__(array.converters, "conductance_min_s", 4e-6)
+    save_chip(tmp_path / "chip.safetensors", ChipParameters("SIM-0001", like.arrays, {}))
+    opened: list[str] = []
+    bus = EventBus()
+    bus.subscribe(lambda event: opened.append(type(event).__name__) if isinstance(event, RunStarted) else None)
+    text = TRAINING.format(method="in-loop", surrogate_steps=9)
+    result = train_run(parse_training(text, tmp_path / "train.toml"), bus, Ranks(rank, 2))
+    assert len(shared) == 9
+    assert (result.ledger.passes, opened) == ((2, ["RunStarted"]) if rank == 0 else (0, []))
+    assert (tmp_path / "run").exists() == (rank == 0)
