@@ -14,7 +14,7 @@ from typing import TypedDict
 from sphinx.application import Sphinx
 
 HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
-PAGE_LINK = re.compile(r"\]\((?!\w+://)([^)#\s]+)\.(?:md|ipynb)\)")
+PAGE_LINK = re.compile(r"\]\((?!\w+://)([^)#\s]+)\.(?:md|ipynb)(?:#[^)]*)?\)")
 
 
 class ExtensionMetadata(TypedDict):
