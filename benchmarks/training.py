@@ -6,6 +6,8 @@
   each batch. Its parts are timed alone in the same rounds: the same epoch on a chip that takes no time, and the chip's
   time alone. The overlap is real where the epoch takes little more than the longer of both. While the chip measures a
   layer, the model's mean for that layer is computed, and the backward pass of other chunks.
+- Writes: an epoch of four surrogate steps and a physical one, twice, on a chip that takes a time for each programming
+  and none to measure. `in-loop-overlapped` takes the surrogate steps meanwhile; `in-loop` waits.
 - Bridge: a coroutine called from ordinary code, in the loop that owns the instruments.
 """
 
@@ -39,6 +41,7 @@ from labrig_surrogates.layers import set_backend
 from labrig_surrogates.model_tools import clip_weights
 
 RIG_S = 1e-3
+WRITE_S = 5e-3
 _ENDLESS = 10**9
 _EPOCH = 10
 
@@ -66,9 +69,13 @@ class _SlowBoard:
 
     inner: KnownBoard
     call_s: float
+    write_s: float = 0.0
 
     def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
-        return self.inner.program(array, conductance_s)
+        report = self.inner.program(array, conductance_s)
+        if self.write_s:
+            time.sleep(self.write_s)
+        return report
 
     def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
         return self.begin_mvm(array, voltage_v).result()
@@ -125,10 +132,17 @@ def hand_written(chip: ChipModel, data: ImageSet, hidden: int, batch: int) -> Ca
 
 
 def session_on(
-    chip: ChipModel, data: ImageSet, hidden: int, plan: Plan, rig_s: float, *, ahead: bool = True
+    chip: ChipModel,
+    data: ImageSet,
+    hidden: int,
+    plan: Plan,
+    rig_s: float,
+    *,
+    ahead: bool = True,
+    write_s: float = 0.0,
 ) -> Session:
-    """A session on a chip that takes so long for each batch; `ahead` computes meanwhile."""
-    slow = _SlowBoard(KnownBoard(KnownChip(rows=64, columns=64)), rig_s / (2 * plan.chunks))
+    """A session on a chip that takes so long for each batch and programming; `ahead` computes meanwhile."""
+    slow = _SlowBoard(KnownBoard(KnownChip(rows=64, columns=64)), rig_s / (2 * plan.chunks), write_s)
     board = slow if ahead else _BlockingBoard(slow)
     return assemble(network_on(chip, hidden), chip, data, plan, 0, board=board)
 
@@ -166,6 +180,18 @@ async def prepare(quick: bool) -> AsyncIterator[Suite]:
     waiting = session_on(chip, data, hidden, plan, RIG_S, ahead=False)
     blocking = f"{epoch}, 1 chunks: with {1e3 * RIG_S:g} ms a batch, waited for"
     cases.append(Case(blocking, sync(steps_of(waiting, _EPOCH)), _EPOCH, reference=f"{epoch}, 1 chunks: compute alone"))
+
+    fourfold = replace(plan, policy=PolicyPlan(surrogate_steps=4), probe_every=0)
+    with_writes = f"epoch of {_EPOCH} steps, two of them passes, {1e3 * WRITE_S:g} ms a write"
+    in_loop = session_on(chip, data, hidden, fourfold, 0.0, write_s=WRITE_S)
+    overlapped = session_on(chip, data, hidden, replace(fourfold, method="in-loop-overlapped"), 0.0, write_s=WRITE_S)
+    without = session_on(chip, data, hidden, fourfold, 0.0)
+    alone = "epoch of the same steps: compute alone"
+    cases += [
+        Case(alone, sync(steps_of(without, _EPOCH)), _EPOCH),
+        Case(f"{with_writes}: in-loop", sync(steps_of(in_loop, _EPOCH)), _EPOCH, reference=alone),
+        Case(f"{with_writes}: in-loop-overlapped", sync(steps_of(overlapped, _EPOCH)), _EPOCH, reference=alone),
+    ]
 
     def rig_alone() -> None:
         for _ in range(_EPOCH // 2):
