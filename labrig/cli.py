@@ -16,6 +16,7 @@ VERBS = (
     "check",
     "simulate",
     "serve",
+    "stop",
     "plan",
     "sweep",
     "show",

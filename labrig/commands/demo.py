@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from labrig.commands.interruptible import interruptible
+from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
 from labrig.extras import demand_extra
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated chip: another seed is another chip.")] = 1,
     network_seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method.")] = 5,
     writes: Annotated[int, typer.Option(min=1, help="Programmings in each judgement on the chip.")] = 5,
+    live: LiveOption = False,
+    live_at: LiveAtOption = None,
+    live_access: LiveAccessOption = None,
 ) -> None:
     """Run the whole loop on a simulated bench: sweep, calibrate, train, judge on the chip.
 
@@ -45,7 +49,12 @@ def demo(
 
         console = Console(highlight=False, soft_wrap=True)
         bus = EventBus()
-        with one_thread(), ProgressListener() as progress:
+        page = LiveOptions(live, live_at, live_access)
+        with (
+            one_thread(),
+            ProgressListener() as progress,
+            shown_live(bus, page, "demo", title="demo", doing="MEASURING", between="FITTING"),
+        ):
             bus.subscribe(progress)
             settings = DemoSettings(folder, seed, network_seeds, writes)
             result = run_demo(settings, bus, lambda text: console.print(text, markup=False))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from labrig.commands.interruptible import interruptible
+from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
 from labrig.extras import demand_extra
 
 _MOST_ROWS = 40
@@ -55,6 +56,9 @@ def fit_devices(
     ] = None,
     only: Annotated[str | None, typer.Option(metavar="TEXT", help="iv: only curves whose name begins so.")] = None,
     temperature: Annotated[float, typer.Option(metavar="K", help="iv: temperature, for d eps.")] = 293.15,
+    live: LiveOption = False,
+    live_at: LiveAtOption = None,
+    live_access: LiveAccessOption = None,
 ) -> None:
     """Fit laws of single devices: values, 90 % intervals, and which law the data support.
 
@@ -86,7 +90,13 @@ def fit_devices(
     def progress(stage: str, fraction: float) -> None:
         bus.publish(StepDone(stage, round(100 * fraction), 100, None))
 
-    with interruptible(), one_thread(), ProgressListener() as listener:
+    page = LiveOptions(live, live_at, live_access)
+    with (
+        interruptible(),
+        one_thread(),
+        ProgressListener() as listener,
+        shown_live(bus, page, "fit-devices", title=file.name, doing="FITTING"),
+    ):
         bus.subscribe(listener)
         summaries = fit_file(kind, file, choices, progress)
     document = {"kind": kind, "file": file.name, "fits": [one.as_json() for one in summaries]}

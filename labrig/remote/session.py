@@ -63,6 +63,7 @@ class RemoteSession:
 
     def __init__(self, address: RigAddress, broker: Broker, wishes: Wishes) -> None:
         self.address = address
+        self.broker = broker
         self.wishes = wishes
         self._client_id = f"labrig-{secrets.token_hex(8)}"
         self._carrier = Carrier(address, broker, self._client_id)

@@ -416,10 +416,18 @@ async def _stop(url: str) -> int:
 
 def test_addresses_that_others_reach_are_refused_before_anything_moves(tmp_path: Path) -> None:
     mock = str(shipped_rig("mock"))
-    refused = labrig(tmp_path, "sweep", mock, "--plan", "mvm", "--live-at", "0.0.0.0:0")
-    assert refused.returncode == 2
-    assert "could stop the run: give a file with keys" in refused.stderr
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "readings.csv").write_text("time_s,current_a\n0,1e-6\n1,1e-6\n")
+    verbs = (
+        ("sweep", mock, "--plan", "mvm"),
+        ("serve", mock, "--broker", "embedded"),
+        ("fit-devices", "noise", "readings.csv"),
+        ("demo",),
+    )
+    for verb in verbs:
+        refused = labrig(tmp_path, *verb, "--live-at", "0.0.0.0:0")
+        assert refused.returncode == 2
+        assert "could stop the run: give a file with keys" in refused.stderr
+    assert [one.name for one in tmp_path.iterdir()] == ["readings.csv"]
 
 
 @pytest.mark.parametrize("verb", [["sweep", "rig.toml", "--plan", "mvm", "--live"], ["view", "run.h5"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aiomqtt import Message, ProtocolVersion
+from command_line import labrig
 from served_rig import MOCK, ServedRig, broker_at, remote_rig, serving, source_meter_rig
 
 from labrig.acquisition import run_sweep
@@ -110,6 +112,32 @@ async def test_a_sweep_that_lost_its_rig_is_resumed_and_equal_to_one_that_did_no
             for name in ("voltage_v", "current_a", "target_conductance_s", "time_s"):
                 wanted, found = getattr(here.dataset(array), name), getattr(there.dataset(array), name)
                 np.testing.assert_array_equal(found, wanted)
+
+
+async def test_the_command_switches_a_rig_off_that_somebody_else_has(broker: Mosquitto, tmp_path: Path) -> None:
+    async with source_meter_rig() as (rig, outputs), serving(rig, broker_at(broker.port)) as served:
+        (tmp_path / "far.toml").write_text(remote_rig(served.address))
+        session = served.session()
+        async with served.board(session) as board, served.meter(session) as meter:
+            await meter.configure(source="voltage")
+            await meter.set_limit(current_a=0.01)
+            await meter.set_level(voltage_v=0.5)
+            await meter.output_on()
+            command = [sys.executable, "-m", "labrig", "stop", "far.toml", "--reason", "smell of burning"]
+            stopping = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
+            said, _ = await asyncio.wait_for(stopping.communicate(), 60)
+            assert stopping.returncode == 0
+            assert said.decode() == f"{served.address}: all outputs are off, and nobody has the rig\n"
+            assert not outputs[-1].output_on
+            with pytest.raises(StateError, match="switched the outputs off: smell of burning"):
+                await board.mvm(0, np.full((1, 12), 0.1))
+
+
+def test_a_rig_of_this_machine_is_not_stopped_from_afar(tmp_path: Path) -> None:
+    (tmp_path / "rig.toml").write_text(MOCK)
+    refused = labrig(tmp_path, "stop", "rig.toml")
+    assert refused.returncode == 2
+    assert "its 'mock-board' is used from this machine" in refused.stderr
 
 
 async def test_a_batch_of_megabytes_goes_in_parts_and_comes_back_whole(mock: ServedRig) -> None:
