@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import getpass
 import hashlib
 import json
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from labrig import file_locks
 from labrig.addresses import same_instrument
 from labrig_drivers.errors import StateError, StorageError
 
@@ -91,8 +91,9 @@ class RigLock:
 
         Raises:
             StateError: Instruments are held by somebody; the message names each with its holder.
-            StorageError: The files cannot be made.
+            StorageError: The files cannot be made, or this system has no locks.
         """
+        file_locks.demand_posix(f"{self._what}: nobody else can be kept from its instruments here, nothing was opened")
         if self._descriptors:
             raise StateError(f"{self._what}: is open already; close it first")
         try:
@@ -120,7 +121,7 @@ class RigLock:
             descriptor = self._open(address)
             self._descriptors[address] = descriptor
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file_locks.lock(descriptor, shared=False)
             except BlockingIOError:
                 busy.append(f"  {', '.join(self._names[address])} ({address}): {_held_by(descriptor)}")
         return busy
@@ -159,7 +160,7 @@ def release_descriptors(descriptors: Sequence[int]) -> None:
     """Unlocks and closes locked files; unlocking ends the lock for every process that inherited it."""
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            file_locks.unlock(descriptor)
         os.close(descriptor)
 
 

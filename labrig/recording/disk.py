@@ -106,6 +106,12 @@ def allocate(descriptor: int, start: int, count: int) -> None:
     Raises:
         OSError: There is not as much.
     """
+    if not hasattr(os, "posix_fallocate"):
+        # macOS: it can be asked what is free, and others may take it before it is written.
+        free = os.fstatvfs(descriptor)
+        if count > free.f_bavail * free.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return
     try:
         os.posix_fallocate(descriptor, start, count)
     except OSError as error:

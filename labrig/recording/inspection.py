@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from labrig import file_locks
 from labrig.plans.base import StreamCapacity
 from labrig.recording import layout
 from labrig.recording.damaged_file import DamagedFile, text_of
@@ -131,13 +131,14 @@ def open_unwritten(path: Path) -> FileBytes:
     """
     if not path.is_file():
         raise StorageError(f"{path}: there is no such file")
+    file_locks.demand_posix(f"{path}: cannot be looked into here")
     try:
         source = FileBytes(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         # Whoever writes a recording through HDF5 holds this lock.
-        fcntl.flock(source.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        file_locks.lock(source.fileno(), shared=True)
     except BlockingIOError as error:
         source.close()
         raise StorageError(f"{path}: is being written; wait until that has ended") from error

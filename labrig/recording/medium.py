@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import os
 import time
@@ -14,6 +13,7 @@ from typing import Protocol, TypedDict
 
 import h5py
 
+from labrig import file_locks
 from labrig.recording.disk import Disk, FileDisk, allocate, disk_of
 from labrig.recording.late_changes import ALIGNMENT_BYTES, changing, end_of
 from labrig.recording.layout import FileSize
@@ -198,7 +198,7 @@ def _held(descriptor: int) -> Held:
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file_locks.lock(descriptor, shared=False)
             break
         except BlockingIOError:
             if time.monotonic() > deadline:
@@ -213,6 +213,7 @@ def _held(descriptor: int) -> Held:
 
 
 def _reserve(path: Path, size_bytes: int) -> None:
+    file_locks.demand_posix(f"{path}: cannot be recorded here")
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
     except FileExistsError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 
+from labrig.file_locks import demand_posix
 from labrig.recording.description import Description, describe
 from labrig.recording.nodes import HDF5_REFUSES
 from labrig.recording.placed import NotPlacedError, PlacedRows
@@ -29,6 +30,7 @@ def open_source(path: Path) -> tuple[RowSource, Description]:
     """
     if not path.is_file():
         raise StorageError(f"{path}: there is no such file")
+    demand_posix(f"{path}: cannot be read here")
     try:
         with path.open("rb") as file:
             if file.read(len(_SIGNATURE)) != _SIGNATURE:

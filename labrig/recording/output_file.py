@@ -21,7 +21,7 @@ from labrig.waiting import result_of
 
 T = TypeVar("T")
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+_STOPPING = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name))
 
 
 class StoppedError(Exception):

@@ -11,7 +11,6 @@ on.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import math
 import os
@@ -27,6 +26,7 @@ import numpy as np
 from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 from numpy.typing import NDArray
 
+from labrig import file_locks
 from labrig.recording.description import Description, ForeignFileError, describe
 from labrig.recording.layout import COMMITTED
 from labrig.recording.source import demand_rows
@@ -74,13 +74,13 @@ def is_being_written(descriptor: int) -> bool:
         descriptor: The file, open in this process.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        file_locks.lock(descriptor, shared=True)
     except BlockingIOError:
         return True
     except OSError:
         # A file system without locks: HDF5 writes there without one, and nobody can tell.
         return False
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    file_locks.unlock(descriptor)
     return False
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import h5py
 
+from labrig import file_locks
 from labrig.recording import layout
 from labrig.recording.contents import Contents
 from labrig.recording.nodes import text_attribute
@@ -71,6 +71,7 @@ def held(path: Path) -> Iterator[None]:
     Raises:
         StorageError: There is no such file, or it is being written.
     """
+    file_locks.demand_posix(f"{path}: cannot be read here")
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:
@@ -79,7 +80,7 @@ def held(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            file_locks.lock(descriptor, shared=True)
         except BlockingIOError as error:
             raise StorageError(
                 f"{path}: is still being written; wait until that has ended, or stop it with Ctrl-C there"

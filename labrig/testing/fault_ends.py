@@ -8,7 +8,6 @@ import errno
 import os
 import socket
 import struct
-import tty
 from typing import Protocol
 
 from labrig_drivers.mock.ports import PtyPort
@@ -136,6 +135,8 @@ class InstrumentLine:
 
     def __init__(self, device: str) -> None:
         self._fileno = os.open(device, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        import tty  # not on Windows
+
         tty.setraw(self._fileno)
 
     async def receive(self) -> bytes:

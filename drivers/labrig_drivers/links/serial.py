@@ -116,6 +116,11 @@ class SerialLink:
     def _connect(self) -> _Port:
         from serial import Serial, SerialException
 
+        if not hasattr(Serial, "fileno"):
+            raise LinkLostError(
+                f"{self.address}: serial ports are opened by themselves on Linux and macOS only; on Windows go through "
+                "VISA, such as visa://ASRL3::INSTR"
+            )
         try:
             serial = Serial(self._device, self._baudrate, timeout=0, write_timeout=0, exclusive=True)
         except (SerialException, OSError, ValueError) as error:

@@ -238,9 +238,14 @@ class ReadablePoll:
     """
 
     def __init__(self, fileno: int) -> None:
-        self._poll = select.poll()
-        self._poll.register(fileno, select.POLLIN)
+        self._fileno = fileno
+        # Windows has only `select`, which POSIX systems limit to low numbers.
+        self._poll = select.poll() if hasattr(select, "poll") else None
+        if self._poll is not None:
+            self._poll.register(fileno, select.POLLIN)
 
     def readable(self) -> bool:
         """Whether bytes or an end wait there."""
+        if self._poll is None:
+            return bool(select.select([self._fileno], [], [], 0)[0])
         return bool(self._poll.poll(0))

@@ -7,9 +7,9 @@ import contextlib
 import errno
 import os
 import socket
-import termios
-import tty
 from typing import Final, Protocol
+
+from labrig_drivers.errors import LinkError
 
 _PIECE_BYTES: Final = 65536
 # How often a pseudo-terminal that nobody has open is looked at; the kernel offers nothing to wait for.
@@ -110,6 +110,11 @@ class PtyPort:
     outlives_host = True
 
     def __init__(self, stuck_s: float = _STUCK_S) -> None:
+        try:
+            import tty
+        except ModuleNotFoundError:
+            raise LinkError("this system has no pseudo-terminals; use Linux or macOS, on Windows WSL 2") from None
+
         self._stuck_s = stuck_s
         self._master, host_end = os.openpty()
         try:
@@ -142,7 +147,7 @@ class PtyPort:
             if self._host_was_there:
                 self._host_was_there = False
                 # The next host must not find what was meant for this one.
-                termios.tcflush(self._master, termios.TCOFLUSH)
+                self._flush()
                 return b""
             await asyncio.sleep(_ABSENT_POLL_S)
 
@@ -157,13 +162,19 @@ class PtyPort:
                     async with asyncio.timeout(self._stuck_s):
                         await self._ready(writing=True)
                 except TimeoutError:
-                    termios.tcflush(self._master, termios.TCOFLUSH)
+                    self._flush()
                     return False
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
                 return False
         return True
+
+    def _flush(self) -> None:
+        """Throws away what the host has not read."""
+        import termios  # not on Windows
+
+        termios.tcflush(self._master, termios.TCOFLUSH)
 
     def close(self) -> None:
         """Takes the pseudo-terminal away."""
