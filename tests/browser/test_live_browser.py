@@ -108,6 +108,7 @@ def test_a_sweep_on_the_mock_is_shown_with_its_values_until_it_ends(
         )
         page.wait_for_selector("#cells-canvas:visible")
         page.hover("#cells-canvas", position={"x": 5, "y": 5})
+        wait_for(page, "cells-readout", "row 0, column 0")
         assert re.match(r"row 0, column 0: target [\d.]+ µS, found", page.inner_text("#cells-readout"))
         wait_for(page, "transfer", "Fit over all columns: gain 0.")
         word(page, "FINISHED")
