@@ -38,3 +38,9 @@ autodoc_class_signature = "mixed"
 python_maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+
+# Notebooks are kept without what they print; the build runs them, and a cell that fails fails the build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True

@@ -53,12 +53,24 @@ NOT_RUN: dict[str, list[str]] = {
         "needs that design",
         "needs jq",
     ],
+    "docs/how-to/first-rig-file.md": [
+        "needs the instruments of a bench",
+    ],
     "docs/how-to/fit-devices.md": [
         "takes minutes; tests/integration/test_fit_devices_cli.py runs each kind",
+    ],
+    "docs/how-to/nights-sweep.md": [
+        "takes ten seconds; tests/integration/test_plan_design_cli.py does the same",
     ],
     "docs/how-to/plan-a-calibration.md": [
         "takes half a minute; tests/integration/test_plan_design_cli.py does the same",
         "takes ten seconds; tests/integration/test_plan_design_cli.py does the same",
+    ],
+    "docs/how-to/recordings-only.md": [
+        "takes half a minute; tests/integration/test_train_verbs.py does the same",
+    ],
+    "docs/how-to/remote.md": [
+        "needs a rig that is served",
     ],
     "docs/how-to/robustness.md": [
         "needs CIFAR-10, and hours",
@@ -73,12 +85,17 @@ NOT_RUN: dict[str, list[str]] = {
         "serves a page at a fixed port until it is stopped",
         "serves a page to the whole network",
         "serves a page until it is stopped",
+        "serves a page until it is stopped",
     ],
     "docs/how-to/watch-over-mqtt.md": [
         "needs the broker of a laboratory",
     ],
     "docs/how-to/your-own-driver.md": [
         "needs a simulator of the instrument; tests/unit/test_how_to_driver.py has one",
+    ],
+    "docs/tutorial/the-loop.md": [
+        "takes a minute; tests/integration/test_demo.py runs it",
+        "needs the files of the demo; tests/integration/test_train_verbs.py trains in this way",
     ],
 }
 """Every mark `not run` of every page. Who adds one to a page adds it here, where it is seen."""
