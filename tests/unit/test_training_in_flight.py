@@ -2,7 +2,9 @@
 
 import copy
 import threading
+import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from torch import Tensor
 
 from labrig.testing.known_chip import KnownBoard, KnownChip
 from labrig.training.bench import analog_weights
+from labrig.training.canaries import CanarySettings
 from labrig.training.optimisation import Optimisation
 from labrig.training.physical import FloatArray
 from labrig.training.plan import MethodName, Plan, PolicyPlan
+from labrig.training.policy import Budget
 from labrig_drivers.crossbar import MvmResult, ProgramReport
 
 
@@ -141,3 +145,53 @@ def test_surrogate_steps_go_on_while_the_chip_is_written(method: MethodName, pat
     session.method.finish(session.bench)
     assert board.overlapped[:2] == [False, False]
     assert any(board.overlapped[2:]) == (method == "in-loop-overlapped")
+
+
+@dataclass
+class UnsteadyBoard:
+    """A board that sometimes takes a while, so that the trainer is now ahead of a pass and now behind it."""
+
+    inner: KnownBoard
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
+        time.sleep(0.01 * float(self.rng.random()))
+        return self.inner.program(array, conductance_s)
+
+    def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
+        time.sleep(0.01 * float(self.rng.random()))
+        return self.inner.mvm(array, voltage_v)
+
+
+@pytest.mark.parametrize("method", ["in-loop-overlapped", "in-loop-stale"])
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_which_thread_is_quicker_decides_nothing(method: MethodName, chunks: int) -> None:
+    """With all that could race: chips of a population, canaries, refits, and a budget that the policy looks at."""
+    chip = replace(MISMATCHED, noise=0.02, drift_gain=-0.3, drift_after=6)
+    policy = PolicyPlan("adaptive", surrogate_steps=2, budget=Budget(passes=12), trust=0.5, renew_from=4)
+    canaries = CanarySettings(every=2, first_s=0.0)
+    plan = Plan(steps=30, policy=policy, optimisation=Optimisation(32, 1e-2), population=3, recalibrate=True)
+    plan = replace(plan, canaries=canaries, chunks=chunks)
+    found = []
+    for settled in (False, True):
+        board = KnownBoard(chip) if settled else UnsteadyBoard(KnownBoard(chip))
+        session = session_on(chip, method, calibrated=False, plan=plan, board=board)
+        settle = partial(session.method.settle, session.bench)
+        session.run(lambda _: None, settle if settled else lambda: None)
+        found.append((session, {name: one.detach() for name, one in session.bench.stepper.parameters.items()}))
+    (free, weights), (waited, others) = found
+    assert replace(free.bench.ledger, seconds=0.0) == replace(waited.bench.ledger, seconds=0.0)
+    assert free.bench.ledger.recalibrations > 0
+    assert free.bench.ledger.passes == 12
+    for name, one in weights.items():
+        assert torch.equal(one, others[name])
+
+
+@pytest.mark.parametrize("method", ["in-loop-overlapped", "in-loop-stale"])
+def test_layers_that_stay_what_they_are_do_so_in_a_snapshot_too(method: MethodName) -> None:
+    plan = Plan(steps=4, policy=PolicyPlan(surrogate_steps=1), layers=(("output", "digital"),))
+    board = KnownBoard(MISMATCHED)
+    session = session_on(MISMATCHED, method, plan=plan, board=board)
+    run(session)
+    assert sorted(board.programmed) == [0]
+    assert session.bench.ledger.passes == 2

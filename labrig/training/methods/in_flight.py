@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from labrig.training.batches import Batch
 from labrig.training.bench import TrainingBench
 from labrig.training.methods.base import Method, StepOutcome, noisy_step
+from labrig.training.pipelining import accumulate
 from labrig.training.snapshot import snapshot
 from labrig_surrogates.backend import SurrogateBackend
 from labrig_surrogates.layers import set_backend
@@ -237,12 +238,9 @@ def stale_by_one() -> Method:
 
 def _asked(bench: TrainingBench, one: _Pass) -> _Found:
     """The pass itself, on its thread."""
-    outputs = one.network(one.batch.x)
-    loss = bench.stepper.loss(outputs, one.batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    right = float((outputs.detach().argmax(dim=1) == one.batch.y).float().mean())
+    result = accumulate(one.network, bench.stepper.loss, one.batch, bench.chunks)
     found = {name: part.grad for name, part in one.network.named_parameters() if part.grad is not None}
-    return _Found(found, float(loss.detach()), right)
+    return _Found(found, result.loss, result.accuracy)
 
 
 def _gradients_of(bench: TrainingBench, network: nn.Module, batch: Batch) -> Gradients:
