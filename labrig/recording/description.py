@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, board_info_from_json
@@ -52,6 +53,7 @@ def describe(path: Path, file: h5py.File) -> Description:
         KeyError: Something is missing; other errors where it is not what it should be.
     """
     version = _format_version(path, file)
+    demand_self_contained(path, file)
     names = [str(name) for name in group_at(file, "entry")]
     return Description(
         format_version=version,
@@ -70,6 +72,33 @@ def describe(path: Path, file: h5py.File) -> Description:
         # Format 1.0 has no axes.
         axis_units=json.loads(text_attribute(file, "axes")) if "axes" in file.attrs else {},
     )
+
+
+def demand_self_contained(path: Path, file: h5py.File) -> None:
+    """Refuses a file that has HDF5 read other files in its place: what is opened then is not what was sent.
+
+    Args:
+        path: The file, for messages.
+        file: The same, open.
+
+    Raises:
+        ForeignFileError: A link leads to another file, or the values of a dataset lie in one.
+    """
+    elsewhere: list[str] = []
+
+    def note_link(name: bytes, info: h5py.h5l.LinkInfo) -> None:
+        if info.type == h5py.h5l.TYPE_EXTERNAL:
+            elsewhere.append(name.decode(errors="replace"))
+
+    def note_values(name: bytes) -> None:
+        node = h5o.open(file.id, name)
+        if isinstance(node, h5py.h5d.DatasetID) and node.get_create_plist().get_external_count():
+            elsewhere.append(name.decode(errors="replace"))
+
+    file.id.links.visit(note_link, info=True)
+    h5o.visit(file.id, note_values)
+    if elsewhere:
+        raise ForeignFileError(f"{path}: {', '.join(elsewhere)} would be read from other files; no recording is so")
 
 
 def _format_version(path: Path, file: h5py.File) -> str:

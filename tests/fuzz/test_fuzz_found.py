@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,7 @@ from labrig.events import EventBus
 from labrig.plans import plan_by_name
 from labrig.recording import Recording
 from labrig.recording.compaction import compact
+from labrig.recording.verification import verify_recording
 from labrig.training.checkpoint import FORMAT, load_checkpoint
 from labrig_drivers.errors import ConfigError, StorageError
 from labrig_surrogates.errors import SurrogateError
@@ -101,3 +103,26 @@ def test_rows_that_nobody_wrote_are_not_made_up(run_file: Path, tmp_path: Path) 
                 dataset[()] = 2**40
     with Recording.open(path) as recording, pytest.raises(StorageError, match="too few bytes"):
         recording.write_columns()
+
+
+def link_elsewhere(file: h5py.File, other: Path) -> None:
+    del file["entry/end_time"]
+    file["entry/end_time"] = h5py.ExternalLink(str(other), "/entry/end_time")
+
+
+def values_elsewhere(file: h5py.File, other: Path) -> None:
+    del file["entry/supply/voltage_v"]
+    file.create_dataset("entry/supply/voltage_v", (10,), "f8", external=[(str(other), 0, 80)])
+
+
+@pytest.mark.parametrize("spoil", [link_elsewhere, values_elsewhere])
+def test_a_recording_that_would_read_other_files_is_refused(
+    spoil: Callable[[h5py.File, Path], None], run_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.h5"
+    path.write_bytes(run_file.read_bytes())
+    with h5py.File(path, "r+") as file:
+        spoil(file, run_file)
+    with pytest.raises(StorageError, match="from other files"):
+        Recording.open(path)
+    assert verify_recording(path, refusal=lambda _: "").faults != ()
