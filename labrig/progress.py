@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from labrig.durations import duration_text
 from labrig.events import (
     Alarm,
     AxesArrived,
@@ -77,7 +78,7 @@ class ProgressListener:
         match event:
             case RunStarted():
                 where = f" -> {event.path}" if event.path else ""
-                least = "" if event.least_s is None else f", {_duration(event.least_s)} or more"
+                least = "" if event.least_s is None else f", {duration_text(event.least_s)} or more"
                 curves = f", {event.curves} curves" if event.curves else ""
                 self._print(f"plan {event.plan}: {event.mvms} MVMs, {event.writes} writes{curves}{least}{where}")
                 self._mvms, self._curves = event.mvms, event.curves
@@ -87,8 +88,8 @@ class ProgressListener:
                 self._show("curves", event.total_curves, self._curves)
             case PointMissed():
                 self._print(
-                    f"missed: array {event.array}, write {event.write}, due at an age of {_duration(event.due_s)}, "
-                    f"it is {_duration(event.age_s)} old"
+                    f"missed: array {event.array}, write {event.write}, due at an age of {duration_text(event.due_s)}, "
+                    f"it is {duration_text(event.age_s)} old"
                 )
             case AxesArrived():
                 self._print(", ".join(f"{name} at {value:g}" for name, value in event.values.items()))
@@ -124,11 +125,3 @@ class ProgressListener:
     def _print(self, text: str, style: str | None = None) -> None:
         # Paths and messages are text, not markup, and a line that is piped must stay one line.
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120.0:
-        return f"{seconds:.2g} s"
-    if seconds < 7200.0:
-        return f"{seconds / 60.0:.0f} min"
-    return f"{seconds / 3600.0:.1f} h"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labrig.commands.plan_text import percent, quantity, seconds_text
+from labrig.commands.plan_text import percent, quantity
+from labrig.durations import duration_text
 
 if TYPE_CHECKING:
     from labrig.events import EventBus
@@ -52,7 +53,7 @@ def print_next(ahead: NextCalibration) -> None:
     mvms = designed.needs.mvms
     console.print(
         f"next: {designed.plan.writes} writes of each of {len(designed.arrays)} arrays, {mvms} MVMs in all, "
-        f"{seconds_text(designed.needs.least_s)} or more, for {', '.join(designed.goals)}",
+        f"{duration_text(designed.needs.least_s)} or more, for {', '.join(designed.goals)}",
         soft_wrap=True,
     )
     kinds = [f"{count} {name}" for name, count in per_write.as_options().items() if count]

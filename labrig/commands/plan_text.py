@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from labrig.durations import duration_text
 from labrig.plans.plan_file import PlanFile
 from labrig_drivers.errors import StorageError
 
@@ -32,7 +33,7 @@ def print_design(designed: DesignedCalibration, info: BoardInfo, rig: str) -> No
     console.print(
         f"design: {designed.plan.writes} writes of each array, {per_write} MVMs on each; "
         f"{designed.needs.mvms} MVMs and {designed.needs.writes} writes in all, "
-        f"{seconds_text(designed.needs.least_s)} or more",
+        f"{duration_text(designed.needs.least_s)} or more",
         soft_wrap=True,
     )
     kinds = [
@@ -177,12 +178,3 @@ def percent(value: float) -> str:
     if not value < 10.0:
         return "unknown"
     return f"{100.0 * value:.2g} %"
-
-
-def seconds_text(seconds: float) -> str:
-    """A time in the unit that reads best."""
-    if seconds < 1.0:
-        return f"{1e3 * seconds:.3g} ms"
-    if seconds < 120.0:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60.0:.3g} min" if seconds < 7200.0 else f"{seconds / 3600.0:.3g} h"

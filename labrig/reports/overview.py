@@ -8,6 +8,7 @@ from datetime import datetime
 
 import numpy as np
 
+from labrig.durations import duration_text
 from labrig.recording import Recording, RecordingSummary
 from labrig.recording.contents import Contents, Stream
 from labrig_calibration.stimulus import StimulusKind
@@ -64,7 +65,7 @@ class ArrayFacts:
             return "-"
         first_s, last_s = self.clock_s
         back = f"; went back {self.backwards} times" if self.backwards else ""
-        return f"{first_s:.6g} s to {last_s:.6g} s ({duration(last_s - first_s)}){back}"
+        return f"{first_s:.6g} s to {last_s:.6g} s ({duration_text(last_s - first_s)}){back}"
 
     @property
     def kinds_text(self) -> str:
@@ -114,7 +115,7 @@ class Overview:
             ("ended", one.ended_utc or ("not yet" if one.status == "running" else "not noted, the writer died")),
         ]
         if self.lasted_s is not None:
-            rows.append(("lasted", duration(self.lasted_s)))
+            rows.append(("lasted", duration_text(self.lasted_s)))
         rows += [(f"array {one.array}", f"{one.mvms} MVMs, {one.writes} writes") for one in self.arrays]
         if one.supply_readings:
             rows.append(("array supply", f"{one.supply_readings} readings, {one.energy_j:.3g} J"))
@@ -156,15 +157,6 @@ def kind_name(kind: int) -> str:
 def size(count: int) -> str:
     """Bytes, readable."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
-def duration(seconds: float) -> str:
-    """A time span, readable."""
-    if seconds < 120.0:
-        return f"{seconds:.3g} s"
-    if seconds < 7200.0:
-        return f"{seconds / 60.0:.1f} min"
-    return f"{seconds / 3600.0:.1f} h"
 
 
 def _stream_facts(stream: Stream) -> StreamFacts:
