@@ -88,6 +88,10 @@ class Method:
 
 
 _NOISE: Final = Method("noise injection", weight_noise=1.0, output_noise=1.0)
+# The levels of aihwkit's `StandardHWATrainingPreset` (Rasch et al., Nature Communications 14, 5282, 2023) at the N of
+# the studies, 0.2: 1.75 % of the largest weight, and 4 % at the outputs, here of their standard deviation. They stay
+# what they are from the first step on, whatever the chips; bits are those of all methods.
+_PRESET: Final = Method("hardware-aware preset", weight_noise=0.0875, output_noise=0.2, ramp="constant")
 _OURS: Final = Method(
     "ours",
     clip_sigmas=2.0,
@@ -107,6 +111,7 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
             _NOISE,
             replace(_NOISE, name="noise injection, distilled", distillation=0.7),
             replace(_NOISE, name="VANT", ramp="vant"),
+            _PRESET,
             _OURS,
         )
     }
