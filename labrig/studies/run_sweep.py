@@ -28,7 +28,7 @@ SWEEP = "sweep.json"
 _PARTS = ".parts"
 # Chips that a run without a rig is judged on.
 _DRAWN_CHIPS = 25
-_COUNTED = ("passes", "mvms", "writes", "surrogate_steps", "recalibrations", "seconds", "joules")
+_COUNTED = ("passes", "mvms", "writes", "surrogate_steps", "digital_flops", "recalibrations", "seconds", "joules")
 
 
 @dataclass(frozen=True)

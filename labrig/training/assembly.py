@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from labrig.training.arithmetic import flops_of_an_image
 from labrig.training.averaging import MovingAverage
 from labrig.training.backends import Backends
 from labrig.training.batches import Sampler
@@ -107,10 +108,12 @@ def assemble(
         chunks=1 if shared else plan.chunks,
         ranks=ranks,
     )
+    method = _method(plan, network, bench, placement)
+    bench.flops_of_an_image = flops_of_an_image(network, data.train_x[:1])
     sampler = Sampler(data, plan.optimisation.batch, generator_of(seed, DATA_STREAM), teacher)
     return Session(
         bench,
-        _method(plan, network, bench, placement),
+        method,
         plan.build_policy(),
         sampler,
         plan.steps,

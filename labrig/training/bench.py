@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from labrig.training.arithmetic import GRADIENT
 from labrig.training.backends import Backends
 from labrig.training.batches import Batch
 from labrig.training.datasets import ImageSet
@@ -53,6 +54,7 @@ class TrainingBench:
         noisy: How steps on the surrogate meet noise.
         chunks: Parts of a batch that are in flight together.
         ranks: Which of several processes this is, where surrogate steps are shared between some.
+        flops_of_an_image: Floating-point operations of the network's products for one image, once.
     """
 
     backends: Backends
@@ -66,6 +68,7 @@ class TrainingBench:
     noisy: NoisySteps = field(default_factory=NoisySteps)
     chunks: int = 1
     ranks: Ranks = ALONE
+    flops_of_an_image: float = 0.0
 
     @property
     def chip(self) -> PhysicalBackend:
@@ -78,6 +81,10 @@ class TrainingBench:
         """The fitted chip without noise, as a backend."""
         return MeanOf(self.surrogate)
 
+    def computed(self, images: int, products: int = GRADIENT) -> None:
+        """Adds to the account what the computer multiplied for some images, so many times."""
+        self.ledger.digital_flops += products * images * self.flops_of_an_image
+
     def surrogate_gradient(self, batch: Batch) -> float:
         """Leaves the gradient of a step on the noisy surrogate; returns its loss."""
         surrogate, noisy = self.surrogate, self.noisy
@@ -88,7 +95,9 @@ class TrainingBench:
             surrogate.use(noisy.population[chosen])
         self.backends.use("surrogate")
         whole = 0.0
-        for part in self.ranks.part(batch).split(noisy.draws):
+        mine = self.ranks.part(batch)
+        self.computed(len(mine))
+        for part in mine.split(noisy.draws):
             surrogate.new_write()
             whole += self._add_gradient(part, len(part) / len(batch))
         if noisy.population:
@@ -101,10 +110,12 @@ class TrainingBench:
         self.backends.use("physical")
         result = accumulate(self.stepper.network, self.stepper.loss, batch, self.chunks)
         self.ledger.passes += 1
+        self.computed(len(batch))
         return result
 
     def gradient_through(self, model: MeanBackend, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the weights on arrays of the noiseless model on a batch; those of the stepper stay."""
+        self.computed(len(batch))
         parameters = list(analog_weights(self).values())
         with self.backends.using(MeanOf(model)):
             loss = self.stepper.loss(self.stepper.network(batch.x), batch)

@@ -23,6 +23,8 @@ class Ledger:
         corrected_steps: Steps that joined the surrogate's gradient at the weights of the step to what the chip said
             against it at earlier ones.
         canary_mvms: Products among `mvms` that only looked for drift.
+        digital_flops: Floating-point operations of the network's products that the computer did for the steps: two for
+            each weight and image, for a gradient three times. Refits of the calibration are not among them.
         recalibrations: Times that the surrogate was fitted anew.
         reconnects: Times that the rig was lost and opened again.
     """
@@ -38,6 +40,7 @@ class Ledger:
     overlapped_steps: int = 0
     corrected_steps: int = 0
     canary_mvms: int = 0
+    digital_flops: float = 0.0
     recalibrations: int = 0
     reconnects: int = 0
 

@@ -22,9 +22,11 @@ from known_training import (
 from torch import Tensor, nn
 
 from labrig.testing.known_chip import KnownBoard, KnownChip
+from labrig.training.arithmetic import flops_of_an_image
 from labrig.training.assembly import assemble
 from labrig.training.bench import analog_weights
 from labrig.training.chip_model import ChipModel
+from labrig.training.deployment import analog_copy
 from labrig.training.methods.model_free import spsa_gradient
 from labrig.training.models import accuracy
 from labrig.training.optimisation import Optimisation, Stepper
@@ -365,3 +367,21 @@ def test_the_reference_of_the_known_chip_is_written_twice() -> None:
     surrogate = model.surrogates[1].double()
     modelled = surrogate(surrogate.new_write(torch.as_tensor(target_s)), torch.as_tensor(voltage_v), convert=False)
     torch.testing.assert_close(modelled, measured, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "products"),
+    [("surrogate", 3), ("in-loop", 3), ("asyt", 5), ("dat", 7), ("spsa", 0), ("in-loop-stale", 3)],
+)
+def test_the_account_has_what_the_computer_multiplied(method: MethodName, products: int) -> None:
+    """Two operations for each weight and image, by hand: 4 x 8 and 8 x 3 weights, four steps of 24 images."""
+    steps = PolicyPlan(surrogate_steps=0)
+    session = session_on(MISMATCHED, method, plan=Plan(steps=4, policy=steps, optimisation=Optimisation(24, 1e-3)))
+    run(session)
+    assert session.bench.ledger.digital_flops == products * 2 * (4 * 8 + 8 * 3) * 24 * 4
+
+
+def test_a_convolution_is_counted_at_every_place() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 4 * 4, 3))
+    analog = analog_copy(network, ChipModel.of(KnownChip(rows=16).calibration()).geometry)
+    assert flops_of_an_image(analog, torch.zeros((1, 1, 6, 6))) == 2 * (2 * 9 * 16 + 32 * 3)

@@ -80,7 +80,7 @@ class ResidualBackend:
     ) -> None:
         self._surrogate = surrogate
         self._placement = placement
-        self._settings = settings
+        self.settings = settings
         self.residuals = nn.ModuleDict()
         for tile, array in placement.items():
             one = surrogate.surrogate_of(tile)
@@ -116,7 +116,7 @@ class ResidualBackend:
     def learn(self) -> float:
         """Fits the residual to what was measured since the last time; returns the relative squared error before."""
         first = 0.0
-        for step in range(self._settings.steps):
+        for step in range(self.settings.steps):
             self._optimiser.zero_grad()
             with torch.enable_grad():
                 errors = [self._error(one) for one in self._seen]
@@ -178,6 +178,7 @@ def dual_adaptive(residual: ResidualBackend) -> Method:
         result = bench.physical_gradient(batch)
         cosine = gradient_cosine(bench, bench.gradient_through(residual, batch)) if probe else None
         residual.learn()
+        bench.computed(len(batch), 2 * residual.settings.steps)  # forward, and back to the residual
         bench.stepper.apply()
         return StepOutcome(result.loss, cosine, result.accuracy)
 

@@ -78,6 +78,7 @@ class _Flight:
         """Has the chip programmed with the weights of now and asked for a batch."""
         self._pass = _Pass(snapshot(bench.stepper.network), batch)
         self._found = None
+        bench.computed(len(batch))
         bench.ledger.passes += 1  # here and not on the thread: a budget must not depend on which is quicker
         self._start(bench, self._pass)
 
@@ -245,6 +246,7 @@ def _asked(bench: TrainingBench, one: _Pass) -> _Found:
 
 def _gradients_of(bench: TrainingBench, network: nn.Module, batch: Batch) -> Gradients:
     """Gradients of the noiseless surrogate; those of the stepper stay."""
+    bench.computed(len(batch))
     named = [(name, one) for name, one in network.named_parameters() if one.requires_grad]
     if network is bench.stepper.network:
         with bench.backends.using(bench.mean_surrogate):

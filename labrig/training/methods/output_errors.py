@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from labrig.training.arithmetic import GRADIENT
 from labrig.training.batches import Batch
 from labrig.training.bench import TrainingBench, gradient_cosine
 from labrig.training.methods.base import Method, StepOutcome
@@ -75,6 +76,7 @@ def output_errors() -> Method:
         bench.ledger.passes += 1
         set_backend(digital.stepper.network, bench.mean_surrogate)
         modelled = digital.stepper.network(batch.x)
+        bench.computed(len(batch), 1 + 2 * (GRADIENT - 1))  # forward once, two errors back
         physical_error, loss = _error(bench, measured, batch)
         digital_error, _ = _error(bench, modelled.detach(), batch)
         parameters = list(digital.stepper.parameters.values())

@@ -32,6 +32,7 @@ def offline_then_calibrated(images: int) -> Method:
 
     def finish(bench: TrainingBench) -> None:
         network, x = bench.stepper.network, bench.data.train_x[:images]
+        bench.computed(len(x), 1)
         bench.ledger.passes += calibrate_columns(network, bench.chip, x, bench.mean_surrogate)
 
     return Method("offline-calibrated", None, finish=finish)
@@ -39,4 +40,5 @@ def offline_then_calibrated(images: int) -> Method:
 
 def _digital_step(bench: TrainingBench, batch: Batch) -> StepOutcome:
     bench.backends.use("digital")
+    bench.computed(len(batch))
     return StepOutcome(bench.stepper.step(batch))

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from labrig.training.arithmetic import GRADIENT, flops_of_an_image
 from labrig.training.batches import Batch
 from labrig.training.bench import TrainingBench
 from labrig.training.methods.base import Method, StepOutcome
@@ -66,6 +67,7 @@ def layer_by_layer(network: nn.Module, steps: int, which: Literal["progressive",
         raise ConfigError(f"method {which}: needs two parts with analog layers; the model has {len(starts)}")
     first = len(starts) - 1 if which == "head" else 0
     stages = _Stages(starts, first, steps)
+    flops: dict[int, float] = {}
 
     def step(bench: TrainingBench, batch: Batch) -> StepOutcome:
         network = bench.stepper.network
@@ -75,8 +77,11 @@ def layer_by_layer(network: nn.Module, steps: int, which: Literal["progressive",
             stages.features = _measured(bench, network[: starts[wanted]])
         stages.stage = wanted
         if stages.features is None:
-            return _tail_step(bench, network, batch)
-        return _tail_step(bench, network[starts[wanted] :], batch.with_inputs(stages.features[batch.indices]))
+            return _tail_step(bench, network, batch, bench.flops_of_an_image)
+        tail, batch = network[starts[wanted] :], batch.with_inputs(stages.features[batch.indices])
+        if wanted not in flops:
+            flops[wanted] = flops_of_an_image(tail, batch.x[:1])
+        return _tail_step(bench, tail, batch, flops[wanted])
 
     def physical_step(bench: TrainingBench, batch: Batch, *, probe: bool) -> StepOutcome:
         del probe
@@ -85,7 +90,7 @@ def layer_by_layer(network: nn.Module, steps: int, which: Literal["progressive",
     return Method(which, physical_step, step, learned=stages)
 
 
-def _tail_step(bench: TrainingBench, tail: nn.Module, batch: Batch) -> StepOutcome:
+def _tail_step(bench: TrainingBench, tail: nn.Module, batch: Batch, flops: float) -> StepOutcome:
     """A step on the noisy surrogate for what is not on the chip yet."""
     stepper, surrogate = bench.stepper, bench.surrogate
     stepper.zero_grad()
@@ -96,6 +101,7 @@ def _tail_step(bench: TrainingBench, tail: nn.Module, batch: Batch) -> StepOutco
     loss.backward()  # type: ignore[no-untyped-call]
     stepper.apply()
     bench.ledger.surrogate_steps += 1
+    bench.ledger.digital_flops += GRADIENT * len(batch) * flops
     return StepOutcome(float(loss.detach()))
 
 
