@@ -208,6 +208,7 @@ class Hub:
         content = {
             "boot": self._boot,
             "can_stop": self._steering.can_stop,
+            "stop_ends": self._steering.stop_ends,
             "can_pause": self._steering.can_pause,
             "lease": None if lease is None else asdict(lease),
         }

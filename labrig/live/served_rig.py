@@ -24,6 +24,7 @@ class ServedRig:
         bus: Gets a line about everything that was asked, with who asked.
     """
 
+    stop_ends = "the lease"
     can_pause = False
 
     def __init__(self, bus: EventBus) -> None:

@@ -38,6 +38,11 @@ class Steering(Protocol):
         ...
 
     @property
+    def stop_ends(self) -> str:
+        """What a stop ends besides switching outputs off, such as `the run`."""
+        ...
+
+    @property
     def can_pause(self) -> bool:
         """Whether the run can wait with its outputs off, and go on."""
         ...
@@ -71,6 +76,8 @@ class ThisProgram:
         control: Pauses the run; None where it cannot be paused.
         end: Ends the program; only tests give another.
     """
+
+    stop_ends = "the run"
 
     def __init__(
         self, bus: EventBus, verb: str, control: RunControl | None = None, end: Callable[[], None] | None = None
@@ -116,6 +123,7 @@ class OnlyWatching:
     """For a file, which another program may be writing: there is nothing to steer from here."""
 
     can_stop = False
+    stop_ends = "nothing"
     can_pause = False
 
     def lease(self) -> None:

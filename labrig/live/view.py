@@ -87,7 +87,7 @@ class LiveView:
             case RunStarted():
                 self._begin(event)
                 planned = f": {event.mvms} MVMs, {event.writes} writes" if event.mvms or event.writes else ""
-                self._say(time_unix_s, "state", f"plan {event.plan}{planned}")
+                self._say(time_unix_s, "state", f"{_heading(event.plan)}{planned}")
             case BlockCommitted():
                 self._measured[event.array] = self._measured.get(event.array, 0) + event.mvms
                 self._pace["MVMs"].note(time_unix_s, event.total_mvms)
@@ -211,6 +211,7 @@ class LiveView:
         return {
             "title": self.title,
             "word": self.word(),
+            "heading": None if document is None or self.word() == self._between else _heading(document.plan),
             "outputs": None if self._of_file or document is None else self._outputs,
             "alarm": self._alarm,
             "waits_for": self._waits_for,
@@ -255,6 +256,8 @@ class LiveView:
         if self._phases and (document is None or document.plan == "training"):
             latest = next(reversed(self._phases.values()))
             return latest.step, latest.steps, "steps"
+        if self.word() == self._between and document is not None and not document.planned_mvms:
+            return 0, 0, "MVMs"  # what the last user measured is over
         if document is not None and (document.planned_mvms or document.mvms):
             return document.mvms, document.planned_mvms, "MVMs"
         return self._curves, self._planned_curves, "curves"
@@ -308,3 +311,8 @@ class LiveView:
 
     def _touch(self, name: str) -> None:
         self._versions[name] = self._versions.get(name, 0) + 1
+
+
+def _heading(plan: str) -> str:
+    # Plans have names of one word; who uses a rig from elsewhere is told in several.
+    return plan if " " in plan else f"plan {plan}"

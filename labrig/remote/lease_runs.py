@@ -35,7 +35,7 @@ class LeaseRuns:
         self._began_s, self._mvms, self._writes = self._clock(), 0, 0
         # What an earlier user wrote is still in the cells, but no longer known for sure: it may be long ago.
         self._targets_s.clear()
-        self._bus.publish(RunStarted(f"by {who}", 0, 0, None))
+        self._bus.publish(RunStarted(f"used by {who}", 0, 0, None))
 
     def carried_out(self, request: Request, outcome: Outcome) -> None:
         """A request was carried out."""

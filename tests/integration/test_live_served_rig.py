@@ -78,6 +78,7 @@ async def test_who_has_the_rig_who_waits_and_stop_by_a_viewer_without_a_lease(
             async with watching(client, page) as viewer:
                 sections = await until(viewer, lambda said: word(said) == "READY")
                 assert lease_of(sections) is None
+                assert run_of(sections)["heading"] is None
                 assert run_of(sections)["over"] is False
                 session = far.session(who="anna")
                 async with far.board(session) as board, far.meter(session) as meter:
@@ -92,6 +93,7 @@ async def test_who_has_the_rig_who_waits_and_stop_by_a_viewer_without_a_lease(
                     )
                     lease = lease_of(sections)
                     assert lease is not None
+                    assert run_of(sections)["heading"] == "used by anna"
                     assert lease["holder"] == "anna"
                     assert lease["expires_unix_s"] is not None
                     progress = run_of(sections)["progress"]

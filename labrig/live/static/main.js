@@ -33,11 +33,11 @@ function showBanner() {
   }
   document.title = `${now} · ${state.run?.title ?? "labrig"}`;
   if (!state.run) return;
-  const { progress, run, title } = state.run;
+  const { progress, title } = state.run;
   const live = state.contact === "there";
   text("time-left", live && progress.left_s !== null && progress.total ? `${duration(progress.left_s)} left` : "");
   const parts = [title];
-  if (run) parts.push(`plan ${run.plan}`);
+  if (state.run.heading) parts.push(state.run.heading);
   if (progress.total) parts.push(`${count(progress.done)} of ${count(progress.total)} ${progress.unit}`);
   else if (progress.done) parts.push(`${count(progress.done)} ${progress.unit}`);
   if (live && progress.rate_hz) parts.push(`${number(progress.rate_hz)} per second`);
@@ -135,6 +135,7 @@ function showControls() {
   const known = state.rig !== null && state.role !== "nobody";
   $("shown").hidden = !state.run || state.contact === "keyless";
   $("controls").hidden = !known || !state.rig.can_stop;
+  text("stop-ends", state.rig?.stop_ends ?? "the run");
   const over = Boolean(state.run?.over);
   $("stop").disabled = over;
   const paused = state.run?.word === "PAUSED";
