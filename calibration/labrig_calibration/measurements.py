@@ -160,7 +160,8 @@ def dac_levels(dataset: MvmDataset, rows: Rows = slice(None)) -> NDArray[np.floa
 
 def _tensor(values: NDArray[np.float64]) -> Tensor:
     """A float64 tensor, on the same memory where it may be written to (a mapped file may not)."""
-    return torch.as_tensor(np.array(values, dtype=np.float64, copy=None if values.flags.writeable else True))
+    make = np.asarray if values.flags.writeable else np.array
+    return torch.as_tensor(make(values, dtype=np.float64))
 
 
 def _edge(limit_a: Tensor, current_a: Tensor, clipped: Tensor) -> Tensor:

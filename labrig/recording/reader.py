@@ -65,6 +65,9 @@ class Recording:
     def open(cls, path: Path | str) -> Recording:
         """Opens a recording, one that another program is writing too; the writer is not disturbed.
 
+        Args:
+            path: The file.
+
         Raises:
             StorageError: There is no such file, it is no labrig recording, it was cut short, it comes from a
                 newer labrig, or it is only just being made.

@@ -238,12 +238,21 @@ def _poisson_numbers(position: Tensor, generator_state: Tensor, means: Tensor) -
         return torch.poisson(means, generator=generator)
 
 
-@torch.library.custom_op("labrig_surrogates::pooled_draw", mutates_args=("position",))
+# The schemas are written out: torch 2.6 does not read `list[int]` out of an annotation.
+@torch.library.custom_op(
+    "labrig_surrogates::pooled_draw",
+    mutates_args=("position",),
+    schema="(Tensor(a0!) position, str law, SymInt[] shape, SymInt pool_size, Tensor like) -> Tensor",
+)
 def _pooled(position: Tensor, law: str, shape: list[int], pool_size: int, like: Tensor) -> Tensor:
     return _pooled_draw(position, law, shape, pool_size, like).tensor()
 
 
-@torch.library.custom_op("labrig_surrogates::exact_draw", mutates_args=("position", "generator_state"))
+@torch.library.custom_op(
+    "labrig_surrogates::exact_draw",
+    mutates_args=("position", "generator_state"),
+    schema="(Tensor(a0!) position, Tensor(a1!) generator_state, str law, SymInt[] shape, Tensor like) -> Tensor",
+)
 def _exact(position: Tensor, generator_state: Tensor, law: str, shape: list[int], like: Tensor) -> Tensor:
     return _exact_numbers(position, generator_state, law, shape, like)
 
