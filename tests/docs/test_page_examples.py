@@ -138,7 +138,7 @@ def page_run(give: Callable[[str, Path], None], tmp_path: Path, monkeypatch: pyt
     run.close()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_examples_of_a_page_run(page: Path, page_run: PageRun) -> None:
     for example in examples_of(page):

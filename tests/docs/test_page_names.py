@@ -18,6 +18,7 @@ from labrig.cli import app
 NOT_YET = "docs/guide/testing-your-driver.md"
 """The page that still imports some promised names from their modules."""
 
+GROUP = typer.main.get_command(app)
 INDENTED = re.compile(r"^(?: {4}|\$ )(labrig [a-z-]+.*)$", re.MULTILINE)
 
 
@@ -59,7 +60,7 @@ def test_a_name_from_its_module_is_found() -> None:
 def unknown_options(line: str) -> list[str]:
     """The options of a command line that its command does not have; the words that name no command."""
     words = shlex.split(line, comments=True)[1:]
-    command: object = typer.main.get_command(app)
+    command: object = GROUP
     while (inner := getattr(command, "commands", None)) is not None:
         if not words or words[0] not in inner:
             return words[:1]
