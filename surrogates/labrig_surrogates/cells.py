@@ -143,7 +143,7 @@ def weight_limit(weight: Tensor, config: AnalogConfig, weight_max: Tensor | None
     # Weights that are all zero have a range that is no number's neighbour, so that its reciprocal is one too.
     least = 1e8 * torch.finfo(values.dtype).tiny
     limit = number(found) if isinstance(found, Tensor) else found
-    return max(limit, least) if isinstance(limit, int | float) else torch.clamp(limit, min=least)
+    return max(limit, least) if isinstance(limit, (int, float)) else torch.clamp(limit, min=least)
 
 
 def noise_sigma(noise: WeightNoise, clean: Tensor, unit: Number) -> Number:
@@ -156,7 +156,7 @@ def noise_sigma(noise: WeightNoise, clean: Tensor, unit: Number) -> Number:
     """
     if noise.relative_to == "abs":
         return noise.level / unit
-    one_unit = isinstance(unit, int | float) or unit.numel() == 1
+    one_unit = isinstance(unit, (int, float)) or unit.numel() == 1
     # Per tensor means per tensor in the unit of the weights, also where every column has a unit of its own.
     alike = one_unit or noise.per_column
     size = number(_size(noise, clean if alike else clean * unit))
@@ -182,7 +182,7 @@ def noise_draw(noise: WeightNoise, shape: Sequence[int], state: WeightState) -> 
 
 def one_width(sigma: Number | None) -> bool:
     """Whether noise has the same standard deviation everywhere."""
-    return sigma is not None and (isinstance(sigma, int | float) or sigma.numel() == 1)
+    return sigma is not None and (isinstance(sigma, (int, float)) or sigma.numel() == 1)
 
 
 def with_noise(codes: Tensor, noise: WeightNoise, draw: Draw, sigma: Number | None) -> Tensor:

@@ -37,15 +37,15 @@ class _Plan(NamedTuple):
         if noise is None:
             return None
         # The largest level is that of the tensor, or that of each column: the same as the noise asks for.
-        alike = (isinstance(unit, int | float) or unit.numel() == 1) != noise.per_column
+        alike = (isinstance(unit, (int, float)) or unit.numel() == 1) != noise.per_column
         if noise.relative_to == "range" or (noise.relative_to == "wmax" and not self.clips and alike):
             return noise.level * self.levels
-        if noise.relative_to == "wmax" and self.uniform is None and alike and isinstance(unit, int | float):
+        if noise.relative_to == "wmax" and self.uniform is None and alike and isinstance(unit, (int, float)):
             largest = largest_number(weight)
-            if isinstance(largest, int | float):
+            if isinstance(largest, (int, float)):
                 code = largest / unit
                 return noise.level * min(float(round(code)) if self.rounds else code, self.levels)
-        return noise.level / unit if noise.relative_to == "abs" and isinstance(unit, int | float) else None
+        return noise.level / unit if noise.relative_to == "abs" and isinstance(unit, (int, float)) else None
 
 
 def _codes(weight: Tensor, plan: _Plan, sigma: float | None, start: int = 0) -> Tensor:

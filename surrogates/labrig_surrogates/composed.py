@@ -169,7 +169,7 @@ class _Tile:
             outputs = outputs + self._cell_noise(x, cells.cells, outputs.shape, self.state.normal)
         for effect in config.output_effects:
             outputs = effect.on_outputs(outputs, self._known(x, weights, cells))
-        limit = cells.limit if isinstance(cells.limit, int | float) else product.columns(cells.limit)
+        limit = cells.limit if isinstance(cells.limit, (int, float)) else product.columns(cells.limit)
         if config.saturation is not None and self.input_max is not None:
             bound = torch.as_tensor(config.saturation.limit_products * limit * self.input_max).to(outputs)
             outputs = saturate(outputs, bound, config.saturation.shape)
@@ -191,7 +191,7 @@ class _Tile:
             power = self.product.plain(x.square(), torch.ones_like(weights[:groups]))
             if groups > 1:
                 power = torch.repeat_interleave(power, weights.shape[0] // groups, self.product.channel_axis)
-            sigma = noise.level * (limit if isinstance(limit, int | float) else self.product.columns(limit))
+            sigma = noise.level * (limit if isinstance(limit, (int, float)) else self.product.columns(limit))
         else:
             size = (weights.detach().abs() / limit) ** (2.0 * noise.exponent)
             power = self.product.plain(x.square(), (noise.level * limit) ** 2 * size)
@@ -244,7 +244,7 @@ class _Tile:
         return adc.bound_products * limit * self.input_max
 
     def _columns(self, values: Number) -> Number:
-        return values if isinstance(values, int | float) else self.product.columns(values)
+        return values if isinstance(values, (int, float)) else self.product.columns(values)
 
     def _adc(self, outputs: Tensor, adc: Adc, limit: Number) -> Tensor:
         stochastic = adc.rounding == "stochastic" and self.state.uniform is not None

@@ -108,7 +108,7 @@ def _convert(
         if marks is not None and one is not None:
             # Found in floating point and then copied: many times faster than a comparison that yields bytes.
             marks[index].copy_(inside_pass(one.expand_as(part), part, None, -bound, bound, target=part))
-        if bias is not None and isinstance(lsb, int | float):
+        if bias is not None and isinstance(lsb, (int, float)):
             torch.add(bias, result, alpha=lsb, out=result)
         else:
             result.mul_(lsb)
@@ -136,7 +136,7 @@ def _through_dac(grad: Tensor, x: Tensor, plan: FusedPlan, target: Tensor | None
 
 def _scaled_product(a: Tensor, b: Tensor, scale: Number) -> Tensor:
     """`scale * (a @ b)`, the scale of one element, or one for each column of the result."""
-    if isinstance(scale, int | float):
+    if isinstance(scale, (int, float)):
         return torch.addmm(a.new_empty(()), a, b, beta=0, alpha=scale)
     product = a @ b
     return product * (scale.reshape(-1) if scale.numel() > 1 else scale)

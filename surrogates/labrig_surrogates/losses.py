@@ -159,7 +159,7 @@ class PhysicsInformedLoss(nn.Module):
                 stacklevel=2,
             )
         self.task = task
-        self.kl_weight: Schedule = Constant(kl_weight) if isinstance(kl_weight, int | float) else kl_weight
+        self.kl_weight: Schedule = Constant(kl_weight) if isinstance(kl_weight, (int, float)) else kl_weight
         self.train_size = train_size
         self.statistics_weight = gamma * alpha
         self.distance: Distance = distance

@@ -74,7 +74,8 @@ def flat(x: Tensor) -> Tensor:
 
 def clipped(x: Tensor, bound: Number) -> Tensor:
     """`x` clipped to `bound` on both sides; the gradient passes inside and at the bound."""
-    if isinstance(bound, int | float):
+    # A tuple here and elsewhere: torch 2.6 compiles no `int | float`.
+    if isinstance(bound, (int, float)):
         return torch.clamp(x, -bound, bound)
     return torch.clamp(x, min=-bound, max=bound)
 
@@ -114,7 +115,7 @@ def inside_pass(
         target: Takes the result; may be `grad` itself, if nobody else sees it. None: a new tensor.
     """
     passed = torch.empty_like(x) if target is None else target
-    if isinstance(inverse_step, int | float) and inverse_step > 0.0:
+    if isinstance(inverse_step, (int, float)) and inverse_step > 0.0:
         low, high, inverse_step = low / inverse_step, high / inverse_step, None
     rows = inverse_step if isinstance(inverse_step, Tensor) and inverse_step.dim() else None
     factors = None if rows is None else pieces(rows, x)
