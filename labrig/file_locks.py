@@ -9,9 +9,11 @@ from __future__ import annotations
 from labrig_drivers.errors import StorageError
 
 try:
-    import fcntl
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
+
+    _THERE = True
 except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    _THERE = False
 
 
 def demand_posix(what: str) -> None:
@@ -23,7 +25,7 @@ def demand_posix(what: str) -> None:
     Raises:
         StorageError: This system has no locks of files.
     """
-    if fcntl is None:
+    if not _THERE:
         raise StorageError(f"{what}: this needs Linux or macOS; on Windows run labrig in WSL 2")
 
 
@@ -38,7 +40,7 @@ def lock(descriptor: int, *, shared: bool) -> None:
         BlockingIOError: Somebody holds it.
         OSError: The file system has no locks.
     """
-    fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    flock(descriptor, (LOCK_SH if shared else LOCK_EX) | LOCK_NB)  # pyright: ignore[reportPossiblyUnbound]
 
 
 def unlock(descriptor: int) -> None:
@@ -47,4 +49,4 @@ def unlock(descriptor: int) -> None:
     Raises:
         OSError: The file system has no locks.
     """
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    flock(descriptor, LOCK_UN)  # pyright: ignore[reportPossiblyUnbound]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
-from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
+from h5py import h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 from labrig.recording import layout
 from labrig.recording.header import RecordingHeader, board_info_from_json
@@ -86,8 +86,8 @@ def demand_self_contained(path: Path, file: h5py.File) -> None:
     """
     elsewhere: list[str] = []
 
-    def note_link(name: bytes, info: h5py.h5l.LinkInfo) -> None:
-        if info.type == h5py.h5l.TYPE_EXTERNAL:
+    def note_link(name: bytes, info: h5l.LinkInfo) -> None:
+        if info.type == h5l.TYPE_EXTERNAL:
             elsewhere.append(name.decode(errors="replace"))
 
     def note_values(name: bytes) -> None:
