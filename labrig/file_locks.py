@@ -9,11 +9,9 @@ from __future__ import annotations
 from labrig_drivers.errors import StorageError
 
 try:
-    from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
-
-    _THERE = True
+    import fcntl
 except ModuleNotFoundError:  # Windows
-    _THERE = False
+    fcntl = None  # type: ignore[assignment]
 
 
 def demand_posix(what: str) -> None:
@@ -25,7 +23,7 @@ def demand_posix(what: str) -> None:
     Raises:
         StorageError: This system has no locks of files.
     """
-    if not _THERE:
+    if fcntl is None:
         raise StorageError(f"{what}: this needs Linux or macOS; on Windows run labrig in WSL 2")
 
 
@@ -40,7 +38,8 @@ def lock(descriptor: int, *, shared: bool) -> None:
         BlockingIOError: Somebody holds it.
         OSError: The file system has no locks.
     """
-    flock(descriptor, (LOCK_SH if shared else LOCK_EX) | LOCK_NB)  # pyright: ignore[reportPossiblyUnbound]
+    assert fcntl is not None  # demanded before
+    fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 def unlock(descriptor: int) -> None:
@@ -49,4 +48,5 @@ def unlock(descriptor: int) -> None:
     Raises:
         OSError: The file system has no locks.
     """
-    flock(descriptor, LOCK_UN)  # pyright: ignore[reportPossiblyUnbound]
+    assert fcntl is not None  # demanded before
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
