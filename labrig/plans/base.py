@@ -174,6 +174,7 @@ Answer = MvmResult | tuple[Reading, ...] | None
 """What a plan gets back from `yield`: of an `MvmPoint` its result, of a `CurvePoint` its readings, None of a point that
 was missed, and None of those that are carried out later."""
 Points = AsyncGenerator[Point, Answer]
+"""What `Plan.points` gives: its points, one after another; each `yield` may be told its answer."""
 
 
 @runtime_checkable

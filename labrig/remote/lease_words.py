@@ -1,12 +1,27 @@
-"""How leases are told: to those who ask for one, and to everybody."""
+"""How leases are told: to those who ask for one, and to everybody; and what those who ask call themselves."""
 
 from __future__ import annotations
 
 import json
 import time
+from typing import Final
 
 from labrig.remote.leases import Lease, Place
-from labrig.remote.messages import Values
+from labrig.remote.messages import Request, Values
+
+_LONGEST_TEXT: Final = 200
+
+
+def who_asks(request: Request) -> str:
+    """What somebody calls itself, or else its client name."""
+    return plain_text(request.values.get("who")) or request.client
+
+
+def plain_text(value: object) -> str:
+    """A text of somebody else as it may go to a terminal; empty where it is none."""
+    if not isinstance(value, str):
+        return ""
+    return "".join(letter if letter.isprintable() else "?" for letter in value[:_LONGEST_TEXT])
 
 
 def granted(lease: Lease, now_s: float) -> Values:

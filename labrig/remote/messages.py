@@ -9,7 +9,7 @@ from typing import Annotated, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from labrig.remote.envelope import Arrays, Body, body_bytes
-from labrig_drivers.errors import ProtocolError
+from labrig_drivers.errors import LinkTimeoutError, ProtocolError
 
 PROTOCOL_VERSION: Final = 1
 """Version of the verbs and their meaning; that of the envelope is counted by itself."""
@@ -75,6 +75,19 @@ class Request:
     instrument: str | None = None
     values: Values = field(default_factory=dict)
     arrays: Arrays = field(default_factory=dict)
+
+    def check_deadline(self, now_s: float) -> None:
+        """Refuses what came too late to be begun.
+
+        Args:
+            now_s: The rig's clock in s.
+
+        Raises:
+            LinkTimeoutError: It came after its deadline.
+        """
+        late_s = 0.0 if self.start_by_s is None else now_s - self.start_by_s
+        if late_s > 0.0:
+            raise LinkTimeoutError(f"{self.verb} came {late_s:.3g} s after its deadline and was not carried out")
 
     def encoded(self) -> bytes:
         """The message.

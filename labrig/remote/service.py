@@ -19,12 +19,12 @@ from labrig.remote.board_verbs import Outcome
 from labrig.remote.envelope import LONGEST_MESSAGE_BYTES
 from labrig.remote.faults import BusyError, LeaseEndedError, fault_of
 from labrig.remote.lease_runs import LeaseRuns
-from labrig.remote.lease_words import granted, lease_document, place_values
+from labrig.remote.lease_words import granted, lease_document, place_values, plain_text, who_asks
 from labrig.remote.leases import Lease, LeaseBook, Place
 from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Values
 from labrig.remote.notices import Notices
 from labrig.remote.tasks import end_tasks
-from labrig_drivers.errors import LabrigError, LinkTimeoutError, ProtocolError, StateError
+from labrig_drivers.errors import LabrigError, ProtocolError, StateError
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ Outlet = Callable[[bytes], Awaitable[None]]
 """Takes an encoded answer to whoever asked."""
 
 _LOOKS_PER_LEASE: Final = 40
-_LONGEST_TEXT: Final = 200
 
 
 class DirectOffer(Protocol):
@@ -186,7 +185,7 @@ class RigService:
             names = ", ".join(self._unsafe)
             raise StateError(f"{names} could not be made safe; somebody has to look at the rig and start it again")
         before = self._book.lease
-        found = self._book.ask(request.client, _who(request), self.now_s())
+        found = self._book.ask(request.client, who_asks(request), self.now_s())
         if isinstance(found, Place):
             self._tell_lease()
             return place_values(found, self.now_s())
@@ -245,7 +244,7 @@ class RigService:
         client, number = request.client, request.number
         try:
             self._book.check(request.lease)
-            self._check_deadline(request)
+            request.check_deadline(self.now_s())
             outcome = await self._outcome(request)
             self._runs.carried_out(request, outcome)
             return Answer(client, number, outcome.values, outcome.arrays).encoded()
@@ -254,11 +253,6 @@ class RigService:
                 _log.exception("%s failed", request.verb)
             return Answer(client, number, fault=fault_of(error)).encoded()
 
-    def _check_deadline(self, request: Request) -> None:
-        late_s = 0.0 if request.start_by_s is None else self.now_s() - request.start_by_s
-        if late_s > 0.0:
-            raise LinkTimeoutError(f"{request.verb} came {late_s:.3g} s after its deadline and was not carried out")
-
     async def _outcome(self, request: Request) -> Outcome:
         task = asyncio.create_task(self._bench.carry_out(request), name=f"labrig-serve-{request.verb}")
         self._running.add(task)
@@ -266,7 +260,7 @@ class RigService:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             task.cancel()
-            await finish(_ended(task))
+            await finish(asyncio.wait([task]))
             raise
         finally:
             self._running.discard(task)
@@ -309,14 +303,14 @@ class RigService:
         self._answer(request, outlet, values)
 
     async def _turned_over(self, request: Request) -> Values:
-        reason = _plain(request.values.get("reason"))
+        reason = plain_text(request.values.get("reason"))
         if request.verb == "release":
             lease = self._book.check(request.lease)
             await self._end_lease("the lease was given back", "released", token=lease.token)
             return {}
         if not reason.strip():
             raise ProtocolError(f"{request.verb} needs a reason, which everybody can read")
-        who = _who(request)
+        who = who_asks(request)
         if request.verb == "stop":
             await self._stopped(who, reason)
             if self._unsafe:
@@ -399,23 +393,8 @@ class RigService:
             await end_tasks(*left)
 
 
-def _who(request: Request) -> str:
-    return _plain(request.values.get("who")) or request.client
-
-
-def _plain(value: object) -> str:
-    """A text of somebody else as it may go to a terminal; empty where it is none."""
-    if not isinstance(value, str):
-        return ""
-    return "".join(letter if letter.isprintable() else "?" for letter in value[:_LONGEST_TEXT])
-
-
 async def _delivered(outlet: Outlet, message: bytes) -> None:
     try:
         await outlet(message)
     except Exception as error:  # whoever asked is gone, and asks again or not
         _log.info("an answer could not be delivered: %s", error)
-
-
-async def _ended(task: asyncio.Task[Outcome]) -> None:
-    await asyncio.wait([task])
