@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from labrig.energy_meter import EnergyMeter
 from labrig.events import EventBus, RunPaused, RunResumed
 from labrig.interlock import wait_until_clear
+from labrig.portal import LoopPortal
 from labrig.rig import Rig
 from labrig.run_control import RunControl
 
@@ -28,7 +29,9 @@ def wait_between_steps(bus: EventBus, control: RunControl | None, flush: Callabl
         return
     started_s = time.monotonic()
     flush()
-    bus.publish(RunPaused(f"{'; '.join(asyncio.run(control.reasons()))}; the run waits"))
+    with LoopPortal() as portal:  # a notebook has a loop that runs already
+        reasons = portal.call(control.reasons())
+    bus.publish(RunPaused(f"{'; '.join(reasons)}; the run waits"))
     while control.paused:
         time.sleep(_LOOK_EVERY_S)
     bus.publish(RunResumed(time.monotonic() - started_s))

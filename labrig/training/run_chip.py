@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from labrig.calibrating import calibrate_recordings
 from labrig.config import RigConfig, load_rig
 from labrig.events import EventBus
+from labrig.portal import LoopPortal
 from labrig.recording import Recording
 from labrig.rig import identify
 from labrig.training.config import TrainConfig
@@ -77,7 +77,8 @@ def demand_chip(rig: RigConfig, chip_id: str) -> BoardInfo:
     Raises:
         IdentityError: It has another chip.
     """
-    _, info = asyncio.run(identify(rig))
+    with LoopPortal() as portal:  # a notebook has a loop that runs already
+        _, info = portal.call(identify(rig))
     if info.chip_id != chip_id:
         raise IdentityError(f"chip {chip_id!r} of the calibration", f"chip {info.chip_id!r}", str(rig.path))
     return info
