@@ -5,6 +5,7 @@ Input number `n` of a campaign depends on its seed and on `n` alone, so a findin
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import random
 import resource
@@ -216,10 +217,13 @@ def _work(
 @contextmanager
 def _deadline(patience_s: float) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, patience_s)
+    # Where C code does not come back, no exception is raised: the process then says where it is, and ends.
+    faulthandler.dump_traceback_later(3 * patience_s, exit=True)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _too_long(_signal: int, _frame: FrameType | None) -> None:

@@ -62,7 +62,7 @@ _TEXTS = (
     *(b"\xff\xfe", b"\xc3", b"\xed\xa0\x80", "é".encode(), b"__class__", b"\x1b[2J", b"%s", b"${x}", b"../../x"),
     *(b"[" * 3000, b'{"a":' * 2000, b"a." * 500, b"( " * 50, b"1979-05-27T07:32:00Z"),
 )
-_MOST_BYTES = 1 << 20
+_MOST_BYTES = 2 << 20
 _RANDOM_SHARE, _RAW_SHARE = 0.08, 0.4
 
 
@@ -90,7 +90,8 @@ def _mutated(rng: random.Random, content: bytes, other: bytes) -> bytes:
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 2, 4, 8))):
         rng.choice(_MUTATIONS)(rng, data, other)
-    return bytes(data[:_MOST_BYTES])
+        del data[_MOST_BYTES:]
+    return bytes(data)
 
 
 def _place(rng: random.Random, data: bytearray) -> int:
@@ -134,7 +135,8 @@ def _remove(rng: random.Random, data: bytearray, _: bytes) -> None:
 
 def _repeat(rng: random.Random, data: bytearray, _: bytes) -> None:
     span = _span(rng, data)
-    data[span.start : span.start] = bytes(data[span]) * rng.choice((1, 1, 2, 20))
+    piece = bytes(data[span]) * rng.choice((1, 1, 2, 20))
+    data[span.start : span.start] = piece[:_MOST_BYTES]
 
 
 def _splice(rng: random.Random, data: bytearray, other: bytes) -> None:
