@@ -17,6 +17,8 @@ from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 from labrig_drivers.instrument import Identity
 
+_OWN_GROUPS = frozenset({"instruments", "journal", "settings", "curves", "supply"})
+
 
 class ForeignFileError(StorageError):
     """The file says that it is something else than this labrig can read."""
@@ -77,18 +79,21 @@ def describe(path: Path, file: h5py.File) -> Description:
 def demand_self_contained(path: Path, file: h5py.File) -> None:
     """Refuses a file that has HDF5 read other files in its place: what is opened then is not what was sent.
 
+    A link in a group that somebody added is kept as a link and never followed; values are copied, wherever they are.
+
     Args:
         path: The file, for messages.
         file: The same, open.
 
     Raises:
-        ForeignFileError: A link leads to another file, or the values of a dataset lie in one.
+        ForeignFileError: A link in labrig's own groups leads to another file, or the values of a dataset lie in one.
     """
     elsewhere: list[str] = []
 
     def note_link(name: bytes, info: h5l.LinkInfo) -> None:
-        if info.type == h5l.TYPE_EXTERNAL:
-            elsewhere.append(name.decode(errors="replace"))
+        place = name.decode(errors="replace")
+        if info.type == h5l.TYPE_EXTERNAL and not _is_added(place):
+            elsewhere.append(place)
 
     def note_values(name: bytes) -> None:
         node = h5o.open(file.id, name)
@@ -99,6 +104,13 @@ def demand_self_contained(path: Path, file: h5py.File) -> None:
     h5o.visit(file.id, note_values)
     if elsewhere:
         raise ForeignFileError(f"{path}: {', '.join(elsewhere)} would be read from other files; no recording is so")
+
+
+def _is_added(place: str) -> bool:
+    """Whether a place lies in a group below the entry that labrig does not make."""
+    entry, *below = place.split("/")
+    own = len(below) < 2 or below[0] in _OWN_GROUPS or below[0].startswith("array_")
+    return entry == "entry" and not own
 
 
 def _format_version(path: Path, file: h5py.File) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -42,7 +43,11 @@ def children_of(pid: int) -> list[int]:
 
 
 def watchdogs_of(pid: int) -> list[int]:
-    return [child for child in children_of(pid) if b"labrig.watchdog" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    found = []
+    for child in children_of(pid):
+        with contextlib.suppress(FileNotFoundError):  # it ended between the listing and the look
+            found += [child] if b"labrig.watchdog" in Path(f"/proc/{child}/cmdline").read_bytes() else []
+    return found
 
 
 def wait_until_measuring(sweep: subprocess.Popen[str]) -> None:
