@@ -8,14 +8,16 @@
   layer, the model's mean for that layer is computed, and the backward pass of other chunks.
 - Writes: an epoch of four surrogate steps and a physical one, twice, on a chip that takes a time for each programming
   and none to measure. `in-loop-overlapped` takes the surrogate steps meanwhile; `in-loop` waits.
-- Bridge: a coroutine called from ordinary code, in the loop that owns the instruments.
+- Bridge: a coroutine called from ordinary code, in the loop that owns the instruments; beside it asyncio's own way.
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -157,6 +159,20 @@ def steps_of(session: Session, steps: int) -> Callable[[], object]:
     return run
 
 
+@contextmanager
+def bare_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
 @asynccontextmanager
 async def prepare(quick: bool) -> AsyncIterator[Suite]:
     """Sets the cases up."""
@@ -204,7 +220,12 @@ async def prepare(quick: bool) -> AsyncIterator[Suite]:
         async def nothing() -> None:
             return None
 
-        cases.append(Case("bridge: one call", sync(lambda: portal.call(nothing()))))
+        bare = stack.enter_context(bare_loop())
+        asyncios_own = "bridge there and back: asyncio.run_coroutine_threadsafe"
+        cases += [
+            Case(asyncios_own, sync(lambda: asyncio.run_coroutine_threadsafe(nothing(), bare).result())),
+            Case("bridge there and back: LoopPortal.call", sync(lambda: portal.call(nothing())), 1.0, asyncios_own),
+        ]
         yield Suite("The trainer beside a loop by hand, and beside a rig that takes time", "step", cases)
 
 

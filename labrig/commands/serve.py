@@ -197,7 +197,7 @@ async def _serve(
     import asyncio
 
     from labrig.remote.broker_side import rig_client_id
-    from labrig.remote.service import Manners
+    from labrig.remote.manners import Manners
     from labrig.remote.serving import served
     from labrig.rig import open_rig
     from labrig.telemetry.topics import rig_topic

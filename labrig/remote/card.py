@@ -6,9 +6,9 @@ import json
 from importlib.metadata import version
 
 from labrig.remote.envelope import LONGEST_MESSAGE_BYTES, PART_BYTES, VERSION
+from labrig.remote.manners import Manners
 from labrig.remote.messages import PROTOCOL_VERSION
 from labrig.remote.results import identity_values
-from labrig.remote.service import Manners
 from labrig.rig import BOARD_NAME, Rig
 from labrig_drivers.board_messages import info_to_json
 

@@ -16,11 +16,11 @@ from labrig.events import Alarm, EventBus, Message
 from labrig.remote.answered import Answered, Seen
 from labrig.remote.bench import ServedBench
 from labrig.remote.board_verbs import Outcome
-from labrig.remote.envelope import LONGEST_MESSAGE_BYTES
 from labrig.remote.faults import BusyError, LeaseEndedError, fault_of
 from labrig.remote.lease_runs import LeaseRuns
 from labrig.remote.lease_words import granted, lease_document, place_values, plain_text, who_asks
 from labrig.remote.leases import Lease, LeaseBook, Place
+from labrig.remote.manners import Manners
 from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Values
 from labrig.remote.notices import Notices
 from labrig.remote.tasks import end_tasks
@@ -44,23 +44,6 @@ class DirectOffer(Protocol):
     async def shut(self) -> None:
         """Sends the holder away."""
         ...
-
-
-@dataclass(frozen=True)
-class Manners:
-    """Bounds of a served rig.
-
-    Attributes:
-        lease_s: How long in s a lease lasts that is not renewed; outputs are off soon after.
-        window: How many requests for one instrument may wait or be under way.
-        most_queued_bytes: Bytes of arrays in all of them together.
-        traffic_s: Time in s between two reports of what came, where there is news.
-    """
-
-    lease_s: float = 10.0
-    window: int = 8
-    most_queued_bytes: int = 2 * LONGEST_MESSAGE_BYTES
-    traffic_s: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -232,26 +215,34 @@ class RigService:
         while True:
             job = await self._queues[name].get()
             try:
-                message = await self._carried_out(job.request)
+                answer = await self._carried_out(job.request)
             finally:
                 self._under_way[name] -= 1
                 self._queued_bytes -= job.size
-            if job.request.lease == self.lease_token:
-                self._answered.end(job.request.number, message)
-            self._send(job.outlet, message)
+            self._keep(asyncio.create_task(self._answer_job(job, answer), name="labrig-serve-send"))
 
-    async def _carried_out(self, request: Request) -> bytes:
+    async def _answer_job(self, job: _Job, answer: Answer) -> None:
+        await asyncio.sleep(0)  # the next request is begun first: the board must not wait while an answer is packed
+        try:
+            message = answer.encoded()
+        except LabrigError as error:
+            message = Answer(answer.client, answer.number, fault=fault_of(error)).encoded()
+        if job.request.lease == self.lease_token:
+            self._answered.end(answer.number, message)
+        await _delivered(job.outlet, message)
+
+    async def _carried_out(self, request: Request) -> Answer:
         client, number = request.client, request.number
         try:
             self._book.check(request.lease)
             request.check_deadline(self.now_s())
             outcome = await self._outcome(request)
             self._runs.carried_out(request, outcome)
-            return Answer(client, number, outcome.values, outcome.arrays).encoded()
+            return Answer(client, number, outcome.values, outcome.arrays)
         except Exception as error:
             if not isinstance(error, LabrigError):
                 _log.exception("%s failed", request.verb)
-            return Answer(client, number, fault=fault_of(error)).encoded()
+            return Answer(client, number, fault=fault_of(error))
 
     async def _outcome(self, request: Request) -> Outcome:
         task = asyncio.create_task(self._bench.carry_out(request), name=f"labrig-serve-{request.verb}")

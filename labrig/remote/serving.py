@@ -12,8 +12,9 @@ from labrig.remote.bench import ServedBench
 from labrig.remote.broker_side import BrokerSide
 from labrig.remote.card import rig_card
 from labrig.remote.direct import DirectSettings, direct_door
+from labrig.remote.manners import Manners
 from labrig.remote.notices import Notices
-from labrig.remote.service import Manners, RigService
+from labrig.remote.service import RigService
 from labrig.remote.tasks import end_tasks
 from labrig.rig import Rig
 from labrig.telemetry.broker import Broker

@@ -18,8 +18,8 @@ from served_rig import MOCK, ServedRig, broker_at, remote_rig, serving, source_m
 from labrig.boards.remote import RemoteBoard
 from labrig.boards.remote_source_meter import RemoteSourceMeter
 from labrig.remote.envelope import Assembler, packets, read_body
+from labrig.remote.manners import Manners
 from labrig.remote.messages import Answer, Request, read_answer
-from labrig.remote.service import Manners
 from labrig.remote.stopping import stop_rig
 from labrig.telemetry.broker import connected
 from labrig.testing.fault_lane import cut_pieces

@@ -16,7 +16,8 @@ from labrig.events import EventBus
 from labrig.remote.addresses import RigAddress
 from labrig.remote.broker_side import BrokerSide
 from labrig.remote.direct import DirectSettings
-from labrig.remote.service import Manners, RigService
+from labrig.remote.manners import Manners
+from labrig.remote.service import RigService
 from labrig.remote.serving import served
 from labrig.remote.session import RemoteSession, Wishes
 from labrig.rig import Rig, open_rig

@@ -12,7 +12,7 @@ from served_rig import MOCK, ServedRig, broker_at, serving
 
 from labrig.boards.remote import RemoteBoard
 from labrig.remote.direct import DirectSettings
-from labrig.remote.service import Manners
+from labrig.remote.manners import Manners
 from labrig.testing.driver_contract import check_crossbar_board
 from labrig.testing.mosquitto import Mosquitto
 from labrig_drivers.errors import ConfigError, LinkLostError, SafetyError, StateError

@@ -24,7 +24,7 @@ from labrig.events import BlockCommitted, Event, EventBus
 from labrig.plans import MvmCalibrationPlan
 from labrig.recording import Recording
 from labrig.remote.embedded import EmbeddedSettings, embedded_broker
-from labrig.remote.service import Manners
+from labrig.remote.manners import Manners
 from labrig.remote.stopping import stop_rig
 from labrig.telemetry.broker import Broker, connected
 from labrig.testing.driver_contract import check_crossbar_board, check_source_meter
