@@ -105,6 +105,8 @@ class AnalogConfig:
             yield f"backward.weights={self.backward.weights!r} needs weight_noise"
         if self.backward.weights != "same" and (self.spread is not None or self.weight_effects):
             yield f"backward.weights={self.backward.weights!r} excludes spread and weight_effects"
+        if self.spread is not None and self.spread.beside_weight_noise and self.weight_noise is None:
+            yield "spread.beside_weight_noise=True needs weight_noise"
         for effect in self.weight_effects:
             if getattr(effect, "needs_conductances", False) and (self.geometry is None or self.geometry.is_relative):
                 yield f"weight_effects: {type(effect).__name__} needs AnalogConfig.geometry with conductances in S"
@@ -153,6 +155,8 @@ class AnalogConfig:
         off: dict[str, object] = {name: () if name.endswith("_effects") else None for name in effects}
         if "weight_noise" in effects:
             off["backward"] = BackwardPass()
+            if self.spread is not None and "spread" not in effects:
+                off["spread"] = replace(self.spread, beside_weight_noise=False)
         # `replace` cannot know that each name goes with its own type; `__post_init__` checks the result as a whole.
         return replace(self, **off)  # type: ignore[arg-type]
 

@@ -87,6 +87,7 @@ def test_every_fault_is_listed() -> None:
         ({"output_noise": OutputNoise(0.1, "products")}, "needs a dac"),
         ({"output_noise": OutputNoise(0.1, "ofs")}, "needs an adc"),
         ({"backward": BackwardPass("fresh")}, "needs weight_noise"),
+        ({"spread": WeightSpread(beside_weight_noise=True)}, "spread.beside_weight_noise=True needs weight_noise"),
         (
             {"backward": BackwardPass("clean"), "weight_noise": WeightNoise(0.1), "spread": WeightSpread()},
             "excludes spread",
@@ -258,3 +259,10 @@ def test_ranges_are_refused_where_nothing_uses_them() -> None:
     assert uncalibrated(torch.ones(4)).shape == (3,)
     with pytest.raises(SurrogateError, match="only mapping\\.weight_range='fixed' has a limit"):
         _ = layer.weight_max
+
+
+def test_noise_that_is_switched_off_takes_what_stands_beside_it_along() -> None:
+    config = AnalogConfig(weight_noise=WeightNoise(0.1), spread=WeightSpread(beside_weight_noise=True))
+    assert config.without("weight_noise").spread == WeightSpread()
+    assert config.without("spread").spread is None
+    assert config.without("spread", "weight_noise") == AnalogConfig()
