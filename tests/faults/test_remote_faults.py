@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from served_rig import MOCK, ServedRig, broker_at, remote_rig, serving, source_m
 
 from labrig.boards.remote import RemoteBoard
 from labrig.boards.remote_source_meter import RemoteSourceMeter
+from labrig.remote.direct import DirectDoor, DirectSettings
 from labrig.remote.envelope import Assembler, packets, read_body
 from labrig.remote.manners import Manners
 from labrig.remote.messages import Answer, Request, read_answer
@@ -275,6 +277,41 @@ async def test_a_line_that_delays_and_breaks_off_gives_right_answers_or_typed_er
         assert right + failed == 60
         assert right >= 50
         assert (proxy.kinds[Fault.CUT], proxy.kinds[Fault.RESET]) == (1, 1)
+
+
+@pytest.mark.parametrize("last", [Fault.CUT, Fault.RESET])
+async def test_a_direct_link_on_a_bad_line_gives_right_answers_or_typed_errors_and_then_the_broker_serves(
+    last: Fault, broker: Mosquitto
+) -> None:
+    delays = [
+        PlannedFault(Fault.DELAY, direction, message=number, duration_s=0.02)
+        for direction in ("requests", "answers")
+        for number in range(5, 40, 4)
+    ]
+    end = PlannedFault(last, "answers", message=40, offset=5) if last is Fault.CUT else PlannedFault(last, message=40)
+    async with serving(MOCK, broker_at(broker.port), direct=DirectSettings()) as rig:
+        door = rig.service._direct
+        assert isinstance(door, DirectDoor)
+        port = int(urlsplit(door.url).netloc.rpartition(":")[2])
+        async with FaultProxy(port, FaultPlan.of(*delays, end), answers=cut_pieces) as proxy:
+            door.url = door.url.replace(f":{port}", f":{proxy.port}")
+            session = rig.session(answer_s=3.0)
+            async with RemoteBoard(session) as board:
+                assert session.goes_direct
+                await board.program(0, TARGET_S)
+                right = failed = 0
+                for step in range(60):
+                    line_v = np.full((1 + step % 5, 12), 0.1)
+                    try:
+                        right += len((await board.mvm(0, line_v)).code) == 1 + step % 5
+                    except LabrigError as error:
+                        assert isinstance(error, LinkError), error  # noqa: PT017
+                        failed += 1
+                assert right + failed == 60
+                # What was under way at the break; what followed went through the broker.
+                assert failed <= 1
+                assert proxy.kinds[last] == 1
+                assert not session.goes_direct
 
 
 async def test_a_rig_that_dies_fails_its_users_at_once(rig: ServedRig) -> None:

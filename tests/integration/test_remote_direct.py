@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 from aiohttp import ClientSession, ClientWSTimeout, WSMsgType
-from served_rig import MOCK, ServedRig, broker_at, serving
+from served_rig import MOCK, ServedRig, broker_at, serving, source_meter_rig
 
 from labrig.boards.remote import RemoteBoard
 from labrig.remote.direct import DirectSettings
 from labrig.remote.manners import Manners
-from labrig.testing.driver_contract import check_crossbar_board
+from labrig.testing.driver_contract import check_crossbar_board, check_source_meter
 from labrig.testing.mosquitto import Mosquitto
 from labrig_drivers.errors import ConfigError, LinkLostError, SafetyError, StateError
 from labrig_drivers.mock.board import MockBoard
@@ -33,6 +33,19 @@ async def test_the_board_keeps_the_contract(rig: ServedRig) -> None:
     before = rig.service.requests
     await check_crossbar_board(rig.board)
     assert rig.service.requests > before
+
+
+async def test_the_source_meter_keeps_the_contract(broker: Mosquitto) -> None:
+    async with (
+        source_meter_rig() as (rig, events),
+        serving(rig, broker_at(broker.port), direct=DirectSettings()) as served,
+    ):
+        session = served.session()
+        async with served.meter(session):
+            assert session.goes_direct
+        await check_source_meter(served.meter)
+        assert any(event.output_on for event in events)
+        assert not events[-1].output_on
 
 
 async def test_megabytes_are_equal_and_nothing_of_them_goes_through_the_broker(rig: ServedRig) -> None:
