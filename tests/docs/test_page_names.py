@@ -15,9 +15,6 @@ from page_examples import ROOT, commands_of, examples_of, pages
 from api_text import PACKAGES
 from labrig.cli import app
 
-NOT_YET = "docs/guide/testing-your-driver.md"
-"""The page that still imports some promised names from their modules."""
-
 GROUP = typer.main.get_command(app)
 INDENTED = re.compile(r"^(?: {4}|\$ )(labrig [a-z-]+.*)$", re.MULTILINE)
 
@@ -48,7 +45,7 @@ def test_examples_import_promised_names_from_their_package() -> None:
                     if (package := promised_elsewhere(module, name)) is not None:
                         found.append(f"{example.page}:{example.line}: import {name} from {package}, not from {module}")
     assert seen > 50
-    assert [one for one in found if not one.startswith(NOT_YET)] == []
+    assert found == []
 
 
 def test_a_name_from_its_module_is_found() -> None:
