@@ -24,7 +24,7 @@ from labrig.events import (
 from labrig.live.array_view import ArrayView, Sample
 from labrig.live.series import Series
 from labrig.live.time_left import TimeLeft
-from labrig.telemetry.documents import clean_text
+from labrig.telemetry.documents import RunDocument, clean_text
 from labrig.telemetry.tracker import RunTracker
 
 _MOST_LINES = 200
@@ -207,11 +207,12 @@ class LiveView:
     def _run_section(self, now_unix_s: float, missed: int) -> dict[str, object]:
         document = self._tracker.document(now_unix_s, missed)
         reading = None if self._reading is None else self._reading.reading
-        done, total, unit = self._progress()
+        word = self.word()
+        done, total, unit = self._progress(document, word)
         return {
             "title": self.title,
-            "word": self.word(),
-            "heading": None if document is None or self.word() == self._between else _heading(document.plan),
+            "word": word,
+            "heading": None if document is None or word == self._between else _heading(document.plan),
             "outputs": None if self._of_file or document is None else self._outputs,
             "alarm": self._alarm,
             "waits_for": self._waits_for,
@@ -251,12 +252,11 @@ class LiveView:
     def _going(self) -> bool:
         return self._ended is None and not self._stopping and self._tracker.state in ("init", "busy")
 
-    def _progress(self) -> tuple[float, float, str]:
-        document = self._tracker.document(0.0, 0)
+    def _progress(self, document: RunDocument | None, word: str) -> tuple[float, float, str]:
         if self._phases and (document is None or document.plan == "training"):
             latest = next(reversed(self._phases.values()))
             return latest.step, latest.steps, "steps"
-        if self.word() == self._between and document is not None and not document.planned_mvms:
+        if word == self._between and document is not None and not document.planned_mvms:
             return 0, 0, "MVMs"  # what the last user measured is over
         if document is not None and (document.planned_mvms or document.mvms):
             return document.mvms, document.planned_mvms, "MVMs"
