@@ -42,6 +42,9 @@ ELSEWHERE = {"docs/guide/testing-your-driver.md": "tests/unit/test_docs.py and t
 WITH_EXAMPLES = [page for page in pages() if str(page.relative_to(ROOT)) not in ELSEWHERE and examples_of(page)]
 
 NOT_RUN: dict[str, list[str]] = {
+    "docs/explanation/builds.md": [
+        "builds twice; CI does the same",
+    ],
     "docs/guide/first-day.md": [
         "runs until Ctrl-C; a small chip inside the test stands for the bench",
         "takes half a minute; tests/integration/test_train_verbs.py does the same",
@@ -96,6 +99,10 @@ NOT_RUN: dict[str, list[str]] = {
     "docs/tutorial/the-loop.md": [
         "takes a minute; tests/integration/test_demo.py runs it",
         "needs the files of the demo; tests/integration/test_train_verbs.py trains in this way",
+    ],
+    "docs/tutorial/two-minutes.md": [
+        "installs labrig; CI does the same on a fresh clone",
+        "takes a minute; tests/integration/test_demo.py runs it",
     ],
 }
 """Every mark `not run` of every page. Who adds one to a page adds it here, where it is seen."""
