@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from labrig_calibration.divergence import jensen_shannon_rows
 from labrig_calibration.histogram_bins import HistogramBins
 from labrig_calibration.residuals import refuse
+from labrig_surrogates.faults import counted
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -223,5 +224,7 @@ def _refuse(measured: FloatArray, predicted: FloatArray, repeated: FloatArray | 
             faults.append(f"{name} has shape {list(values.shape)}, measured {list(measured.shape)}")
     for name, values in [("measured", measured), *others]:
         if bad := int((~np.isfinite(values)).sum()):
-            faults.append(f"{name} has {bad} values that are not finite; leave out those MVMs")
+            faults.append(
+                f"{name} has {counted(bad, 'value that is', 'values that are')} not finite; leave out those MVMs"
+            )
     refuse("layers cannot be compared", faults)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from labrig_calibration.residuals import refuse
+from labrig_surrogates.faults import counted
 
 FloatArray = NDArray[np.float64]
 
@@ -61,8 +62,10 @@ def allan_deviation(trace: FloatArray, rate_hz: float, *, tau_s: FloatArray | No
     """
     n = trace.shape[0]
     faults = []
-    if trace.ndim != 2 or n < 16 or not np.isfinite(trace).all():
-        faults.append(f"a trace is [N, columns] with at least 16 finite values, not {list(trace.shape)}")
+    if trace.ndim != 2 or n < 16:
+        faults.append(f"a trace is [N, columns] with at least 16 values, not {list(trace.shape)}")
+    if bad := int((~np.isfinite(trace)).sum()):
+        faults.append(f"the trace has {counted(bad, 'value that is', 'values that are')} not finite")
     if not rate_hz > 0:
         faults.append(f"the rate of {rate_hz} values a second must be positive")
     refuse("no Allan deviation", faults)
@@ -71,7 +74,9 @@ def allan_deviation(trace: FloatArray, rate_hz: float, *, tau_s: FloatArray | No
     else:
         steps = np.unique(np.round(tau_s * rate_hz).astype(np.int64))
         if steps[0] < 1 or 2 * steps[-1] > n:
-            refuse("no Allan deviation", [f"times must be between {1 / rate_hz:g} and {n / 2 / rate_hz:g} s"])
+            asked = f"{steps[0] / rate_hz:g} to {steps[-1] / rate_hz:g} s"
+            allowed = f"{1 / rate_hz:g} and {n / 2 / rate_hz:g} s"
+            refuse("no Allan deviation", [f"times must be between {allowed}, not {asked}"])
     # Without the mean the sums stay small and keep their digits.
     total = np.concatenate([np.zeros((1, trace.shape[1])), np.cumsum(trace - trace.mean(axis=0), axis=0)])
     squares = []

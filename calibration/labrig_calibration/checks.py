@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.linear_rungs import LinearSums
+from labrig_surrogates.faults import counted
 
 # A column whose outputs vary less than this many ADC steps has not answered.
 _DEAD_STEPS = 0.51
@@ -30,7 +31,7 @@ def faults_of(dataset: MvmDataset) -> list[str]:
     counts = np.bincount(dataset.pattern, minlength=dataset.writes)
     needed = smallest_write(dataset.rows)
     faults += [
-        f"write {write} has {counts[write]} MVMs, at least {needed} are needed for {dataset.rows} rows"
+        f"write {write} has {counted(int(counts[write]), 'MVM')}, at least {needed} are needed for {dataset.rows} rows"
         for write in np.flatnonzero(counts < needed)
     ]
     if not len(dataset):
@@ -46,7 +47,8 @@ def faults_of(dataset: MvmDataset) -> list[str]:
     early = int((dataset.age_s < 0.0).sum())
     if early:
         faults.append(
-            f"{early} MVMs were read before their write was done; are time_s and programmed_at_s of one clock?"
+            f"{counted(early, 'MVM was read before its', 'MVMs were read before their')} write was done; "
+            "are time_s and programmed_at_s of one clock?"
         )
     return faults
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from labrig_surrogates.faults import not_finite
+
 CURVE = ("height", "rate", "centre", "offset")
 _PASSES = 3
 _ITERATIONS = (12, 4, 3)
@@ -55,8 +57,8 @@ def fit_curves(x: Tensor, y: Tensor) -> CurveFit:
         raise ValueError(
             f"curves need x [N] or [columns, N] and y [columns, N >= 8], not {[*x.shape]} and {[*y.shape]}"
         )
-    if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
-        raise ValueError("x or y has values that are not finite")
+    if faults := not_finite(x=x, y=y):
+        raise ValueError(f"curves cannot be fitted: {'; '.join(faults)}")
     x_middle, x_scale, across = _scaled(x if x.ndim == 2 else x[None])
     y_middle, y_scale, up = _scaled(y)
     parameters = _start(across, up)

@@ -197,7 +197,16 @@ class MvmDataset:
     def _faults(self) -> list[str]:
         faults: list[str] = []
         if self.target_conductance_s.ndim != 3 or self.voltage_v.ndim != 2 or self.current_a.ndim != 2:
-            return ["voltage_v and current_a must be 2-dimensional, target_conductance_s 3-dimensional"]
+            wanted = {
+                "voltage_v": "[N, rows]",
+                "current_a": "[N, columns]",
+                "target_conductance_s": "[writes, rows, columns]",
+            }
+            return [
+                f"{name} has shape {list(getattr(self, name).shape)}, expected {axes}"
+                for name, axes in wanted.items()
+                if getattr(self, name).ndim != len(axes.split(","))
+            ]
         n = self.voltage_v.shape[0]
         writes, rows, columns = self.target_conductance_s.shape
         expected = {
@@ -212,7 +221,7 @@ class MvmDataset:
             expected["temperature_k"] = (n,)
             impossible = int(((self.temperature_k <= 0) | np.isinf(self.temperature_k)).sum())
             if impossible:
-                faults.append(f"temperature_k has {impossible} values that are no temperature in K")
+                faults.append(f"temperature_k has {_values(impossible, 'no temperature in K')}")
         for name, shape in expected.items():
             got = getattr(self, name).shape
             if got != shape:
@@ -220,10 +229,15 @@ class MvmDataset:
         for name in ("voltage_v", "current_a", "target_conductance_s", "time_s", "programmed_at_s"):
             bad = int((~np.isfinite(getattr(self, name))).sum())
             if bad:
-                faults.append(f"{name} has {bad} values that are not finite")
+                faults.append(f"{name} has {_values(bad, 'not finite')}")
         if self.pattern.size and (self.pattern.min() < 0 or self.pattern.max() >= writes):
-            faults.append(f"pattern names writes outside 0 to {writes - 1}")
+            found = f"{self.pattern.min()} to {self.pattern.max()}"
+            faults.append(f"pattern names writes {found}, and those of target_conductance_s are 0 to {writes - 1}")
         return faults
+
+
+def _values(count: int, what: str) -> str:
+    return f"{count} value that is {what}" if count == 1 else f"{count} values that are {what}"
 
 
 def join(datasets: Sequence[MvmDataset]) -> MvmDataset:
@@ -233,7 +247,7 @@ def join(datasets: Sequence[MvmDataset]) -> MvmDataset:
         DatasetError: Nothing to join, or the parts belong to different chips, arrays or sizes.
     """
     if not datasets:
-        raise DatasetError("nothing to join")
+        raise DatasetError("no data sets were given to join; at least one is needed")
     first = datasets[0]
     owners = {(part.chip_id, part.array, part.rows, part.columns) for part in datasets}
     if len(owners) != 1:

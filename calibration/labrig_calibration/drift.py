@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from labrig_calibration.random_slopes import fit_random_slopes, sums_of
 from labrig_calibration.residuals import refuse
+from labrig_surrogates.faults import counted
 
 FloatArray = NDArray[np.float64]
 
@@ -188,9 +189,12 @@ def _logarithms(
     age_s = np.broadcast_to(age_s, conductance_s.shape)
     seen = np.isfinite(conductance_s)
     if bad := int((conductance_s[seen] <= 0).sum()):
-        faults.append(f"{bad} conductances are not positive and have no logarithm; leave those cells out (NaN)")
+        faults.append(
+            f"{counted(bad, 'conductance is', 'conductances are')} not positive, without a logarithm; "
+            "leave those cells out (NaN)"
+        )
     if bad := int((~(age_s[seen] > 0)).sum()):
-        faults.append(f"{bad} ages are not positive; drift in log-time starts after the write")
+        faults.append(f"{counted(bad, 'age is', 'ages are')} not positive; drift in log-time starts after the write")
     if fit and not faults:
         if (seen.sum(axis=1) >= 2).sum() < 3:
             faults.append("fewer than three cells have two readings")

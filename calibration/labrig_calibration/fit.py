@@ -126,7 +126,11 @@ def chip_parameters(fits: Sequence[CalibrationResult], provenance: dict[str, str
     chips = sorted({fitted.dataset.chip_id for fitted in fits})
     indices = [fitted.array_parameters.array for fitted in fits]
     if len(chips) != 1 or len(set(indices)) != len(indices):
-        raise CalibrationError(f"fits of chips {chips} and arrays {indices} do not make one chip")
+        twice = sorted({index for index in indices if indices.count(index) > 1})
+        faults = [f"array {index} was fitted more than once" for index in twice]
+        if len(chips) != 1:
+            faults.append(f"they belong to {len(chips)} chips ({', '.join(chips)})")
+        raise CalibrationError(f"these {len(fits)} fits do not make one chip: {'; '.join(faults)}")
     arrays = {fitted.array_parameters.array: fitted.array_parameters for fitted in fits}
     return ChipParameters(chips[0], arrays, provenance)
 

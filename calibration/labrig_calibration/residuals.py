@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from labrig_surrogates.faults import counted
+
 FloatArray = NDArray[np.float64]
 
 
@@ -117,8 +119,14 @@ def _check(mean_a: FloatArray, sigma_a: FloatArray, current_a: FloatArray) -> No
         faults.append(f"mean, sigma and current must be of one shape [N, columns], not {shapes}")
     bad = int((~np.isfinite(mean_a)).sum())
     if bad:
-        faults.append(f"{bad} predicted means are not finite")
+        faults.append(f"{counted(bad, 'predicted mean is', 'predicted means are')} not finite")
     bad = int((~(np.isfinite(sigma_a) & (sigma_a > 0))).sum())
     if bad:
-        faults.append(f"{bad} predicted standard deviations are not positive numbers")
+        faults.append(
+            counted(
+                bad,
+                "predicted standard deviation is not a positive number",
+                "predicted standard deviations are not positive numbers",
+            )
+        )
     refuse("residuals cannot be standardised", faults)

@@ -122,16 +122,12 @@ class CalibrationResult:
         Raises:
             ValueError: Not exactly one of `pattern` and `target_conductance_s`, or shapes that do not fit.
         """
-        if (pattern is None) == (target_conductance_s is None):
-            raise ValueError("give either the number of a recorded write or the target of a new one")
+        self._refuse_inputs(voltage_v, pattern, target_conductance_s, age_s)
         count, ages = voltage_v.shape[0], np.broadcast_to(np.asarray(age_s, dtype=np.float64), voltage_v.shape[:1])
         if target_conductance_s is not None:
             return self._predict_new(voltage_v, target_conductance_s, ages)
         array = self.array_parameters
         chosen = np.broadcast_to(np.asarray(pattern, dtype=np.int64), (count,))
-        writes = array.write_conductance_s.shape[0]
-        if chosen.size and not 0 <= int(chosen.min()) <= int(chosen.max()) < writes:
-            raise ValueError(f"pattern names writes outside 0 to {writes - 1}")
         mean_a, std_a = np.empty((count, array.columns)), np.empty((count, array.columns))
         for write in np.unique(chosen):
             rows = chosen == write
@@ -171,16 +167,43 @@ class CalibrationResult:
             f"{prefix}notes": "; ".join(self.notes),
         }
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Writes `chip.safetensors` with this one array; see `labrig_surrogates.io.save_chip`."""
         save_chip(path, self.chip())
+
+    def _refuse_inputs(
+        self,
+        voltage_v: FloatArray,
+        pattern: int | NDArray[np.int64] | None,
+        target_s: FloatArray | None,
+        age_s: float | FloatArray,
+    ) -> None:
+        array = self.array_parameters
+        faults = []
+        if (pattern is None) == (target_s is None):
+            faults.append("give either pattern, a recorded write, or target_conductance_s, the target of a new one")
+        if voltage_v.ndim != 2 or voltage_v.shape[1] != array.rows:
+            faults.append(f"voltage_v has shape {list(voltage_v.shape)}, expected [N, {array.rows}]")
+        for name, values in (("pattern", pattern), ("age_s", age_s)):
+            shape = np.shape(values) if values is not None else ()
+            if shape not in {(), (1,), voltage_v.shape[:1]}:
+                faults.append(f"{name} has shape {list(shape)}, expected one number or {list(voltage_v.shape[:1])}")
+        if pattern is not None and np.size(pattern):
+            first, last, writes = np.min(pattern), np.max(pattern), array.write_conductance_s.shape[0]
+            if not 0 <= first <= last < writes:
+                faults.append(
+                    f"pattern names writes {first} to {last}, and those that were recorded are 0 to {writes - 1}"
+                )
+        if target_s is not None and target_s.shape != (array.rows, array.columns):
+            expected = [array.rows, array.columns]
+            faults.append(f"target_conductance_s has shape {list(target_s.shape)}, expected {expected}")
+        if faults:
+            raise ValueError(f"array {array.array} cannot be predicted: {'; '.join(faults)}")
 
     def _predict_new(
         self, voltage_v: FloatArray, target_s: FloatArray, age_s: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
         array = self.array_parameters
-        if target_s.shape != (array.rows, array.columns):
-            raise ValueError(f"the target has shape {list(target_s.shape)}, expected {[array.rows, array.columns]}")
         surrogate = ArraySurrogate(array).double()
         with torch.no_grad():
             target = torch.as_tensor(target_s, dtype=torch.float64)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import optimize, signal, special
 
 from labrig_calibration.residuals import refuse
+from labrig_surrogates.faults import counted
 
 FloatArray = NDArray[np.float64]
 
@@ -212,7 +213,10 @@ def _refuse(trace: FloatArray, rate_hz: float) -> None:
         faults.append(f"a trace is [N, columns] with at least 64 values, not {list(trace.shape)}")
     gaps = int((~np.isfinite(trace)).sum())
     if gaps:
-        faults.append(f"{gaps} values are missing: a spectrum needs equally spaced ones, cut the trace at its gaps")
+        faults.append(
+            f"{counted(gaps, 'value is', 'values are')} missing: a spectrum needs equally spaced ones, "
+            "cut the trace at its gaps"
+        )
     if not rate_hz > 0:
         faults.append(f"the rate of {rate_hz} values a second must be positive")
     refuse("no spectrum", faults)

@@ -316,7 +316,10 @@ def _demand_valid(
     if not faults and counts.total(counted["rows"]) == 0:
         faults.append("there is no vector of any kind")
     if not amplitude_v > 0:
-        faults.append("the input voltage must reach both signs, and its limit must be above zero")
+        faults.append(
+            f"the input voltage is {amplitude_v:g} V at most, with converters from {converters.voltage_min_v:g} to "
+            f"{converters.voltage_max_v:g} V: it must reach both signs, and its limit must be above zero"
+        )
     shape = converters.adc_full_scale_a.shape
     if shape != (counted["columns"],):
         faults.append(f"adc_full_scale_a has shape {list(shape)}, expected [{counted['columns']}]")

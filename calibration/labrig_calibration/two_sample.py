@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial import distance
 
 from labrig_calibration.residuals import refuse
+from labrig_surrogates.faults import counted
 
 FloatArray = NDArray[np.float64]
 
@@ -116,6 +117,8 @@ def _refuse(measured: FloatArray, predicted: FloatArray, exchange: str, block: i
         faults.append(f"pairs need as many rows on both sides, not {shapes}")
     if min(measured.shape[0], predicted.shape[0]) < 10 * block:
         faults.append(f"fewer than 10 blocks of {block} rows on a side ({shapes})")
-    if not (np.isfinite(measured).all() and np.isfinite(predicted).all()):
-        faults.append("values must be finite; leave out rows with gaps")
+    for name, values in (("measured", measured), ("predicted", predicted)):
+        if bad := int((~np.isfinite(values)).sum()):
+            what = counted(bad, "value that is", "values that are")
+            faults.append(f"{name} has {what} not finite; leave out rows with gaps")
     refuse("samples cannot be compared", faults)

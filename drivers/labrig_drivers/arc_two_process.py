@@ -23,7 +23,7 @@ _LONGEST_LINE_BYTES = 4 * 1024 * 1024
 # The instrument's own steps of making itself safe take milliseconds; importing its library takes longer.
 _END_TIMEOUT_S = 5.0
 # A library's error has no number of its own.
-_NO_CODE = -1
+_NO_CODE = 0
 
 
 class ArcTwoProcess:

@@ -145,26 +145,38 @@ class ArcTwoSettings:
             (
                 self.conductance_min_s < self.conductance_max_s,
                 "board.settings.conductance_min_s",
-                "must be below conductance_max_s",
+                f"{self.conductance_min_s:g} S must be below conductance_max_s = {self.conductance_max_s:g} S",
             ),
             (
                 self.voltage_max_v <= _HIGHEST_V,
                 "board.settings.voltage_max_v",
-                f"exceeds the channels' {_HIGHEST_V:g} V",
+                f"{self.voltage_max_v:g} V exceeds the channels' {_HIGHEST_V:g} V",
             ),
-            (self.adc_bits <= 16, "board.settings.adc_bits", "codes have 16 bits at most"),
-            (self.dac_bits <= 16, "board.settings.dac_bits", "the channels' converters have 16 bits"),
-            (recipe.max_v <= _HIGHEST_V, f"{pulses}.max_v", f"exceeds the channels' {_HIGHEST_V:g} V"),
+            (self.adc_bits <= 16, "board.settings.adc_bits", f"{self.adc_bits}: codes have 16 bits at most"),
+            (
+                self.dac_bits <= 16,
+                "board.settings.dac_bits",
+                f"{self.dac_bits}: the channels' converters have 16 bits",
+            ),
+            (
+                recipe.max_v <= _HIGHEST_V,
+                f"{pulses}.max_v",
+                f"{recipe.max_v:g} V exceeds the channels' {_HIGHEST_V:g} V",
+            ),
             (
                 max(abs(recipe.set_v), abs(recipe.reset_v)) <= recipe.max_v,
                 f"{pulses}.max_v",
-                "is below set_v or reset_v",
+                f"{recipe.max_v:g} V is below set_v = {abs(recipe.set_v):g} V or reset_v = {abs(recipe.reset_v):g} V",
             ),
-            (recipe.verify_v <= self.voltage_max_v, f"{pulses}.verify_v", "exceeds the read voltage voltage_max_v"),
+            (
+                recipe.verify_v <= self.voltage_max_v,
+                f"{pulses}.verify_v",
+                f"{recipe.verify_v:g} V exceeds the read voltage voltage_max_v = {self.voltage_max_v:g} V",
+            ),
             (
                 1e-9 <= recipe.pulse_s < _LONGEST_PULSE_S,
                 f"{pulses}.pulse_s",
-                f"must lie between 1 ns and {_LONGEST_PULSE_S:g} s",
+                f"{recipe.pulse_s:g} s does not lie between 1e-09 s and {_LONGEST_PULSE_S:g} s",
             ),
             (recipe.set_v * recipe.reset_v != 0.0, f"{pulses}.set_v", "set_v and reset_v must not be zero"),
         )

@@ -27,6 +27,10 @@ ALL_CHANNELS = tuple(range(64))
 _NANOSECONDS = 1e9
 
 
+class NoReadingError(Exception):
+    """What the library returned is no reading; the message is for the person at the bench."""
+
+
 class ArcTwoInstrument(Protocol):
     """The calls of `pyarc2.Instrument` (0.6.0) that this driver uses, and no others.
 
@@ -201,7 +205,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> int:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             failed = True
-            reply = {"error": f"{type(error).__name__}: {error}"}
+            reply = {"error": str(error) if isinstance(error, NoReadingError) else f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(reply).encode() + b"\n")
         answers.flush()
         if failed:
@@ -277,7 +281,10 @@ def _side_of(channel: int) -> tuple[int, ...]:
 
 def _finite(current_a: float, low: int, high: int) -> float:
     if not math.isfinite(current_a):
-        raise ValueError(f"the current between channels {low} and {high} is {current_a}; is its range known?")
+        raise NoReadingError(
+            f"the current between channels {low} and {high} was read as {current_a} A; the library gives such for a "
+            "range that it does not know. Measure this cell with the maker's software"
+        )
     return float(current_a)
 
 

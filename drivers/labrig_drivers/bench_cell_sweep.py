@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from labrig_drivers.bench_lines import BenchLines
+from labrig_drivers.bench_lines import BenchLines, compliance_at_zero
 from labrig_drivers.bench_settings import BenchSettings
 from labrig_drivers.errors import InstrumentError
 from labrig_drivers.source_meter import Reading
@@ -61,8 +61,9 @@ async def _zero_a(lines: BenchLines, settings: BenchSettings, *, alone: bool) ->
     await lines.drive(0.0)
     await asyncio.sleep(settings.read.settle_s)
     word, bit = await lines.read_cell()
-    if word.in_compliance or bit.in_compliance:
-        raise InstrumentError(0, "a source-meter is in compliance with all lines at 0 V", "measure", lines.name)
+    limited = [what for what, one in (("word source", word), ("bit meter 0", bit)) if one.in_compliance]
+    if limited:
+        raise InstrumentError(0, compliance_at_zero(limited), "measure", lines.name)
     return word.current_a if alone else -bit.current_a
 
 

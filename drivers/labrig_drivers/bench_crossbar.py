@@ -22,7 +22,7 @@ import numpy as np
 
 from labrig_drivers.bench_cell_sweep import sweep_selected_cell
 from labrig_drivers.bench_codes import ProgramProgress, bench_info, bit_line_current_a, coded
-from labrig_drivers.bench_lines import BenchLines
+from labrig_drivers.bench_lines import BenchLines, compliance_at_zero
 from labrig_drivers.bench_settings import BenchSettings
 from labrig_drivers.capabilities import check_cell, check_cell_sweep_request
 from labrig_drivers.crossbar import (
@@ -369,7 +369,12 @@ class BenchCrossbar:
             return np.zeros(len(self._lines.selected))
         zero_a = np.array([bit_line_current_a(one) for one in await self._at(0.0)])
         if not np.isfinite(zero_a).all():
-            raise InstrumentError(0, "a bit meter is in compliance with all lines at 0 V", "measure", self._name)
+            limited = [
+                f"bit meter {index} (bit line {line})"
+                for index, line in enumerate(self._lines.selected)
+                if not np.isfinite(zero_a[index])
+            ]
+            raise InstrumentError(0, compliance_at_zero(limited), "measure", self._name)
         return zero_a
 
     async def _at(self, word_v: float) -> list[Reading]:

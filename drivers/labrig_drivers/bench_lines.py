@@ -19,6 +19,7 @@ from labrig_drivers.instrument import HostLossProtection, Instrument, ProtectsIt
 from labrig_drivers.links.guard import undivided
 from labrig_drivers.source_meter import Reading, SourceMeter
 from labrig_drivers.switch_matrix import Point, SwitchMatrix
+from labrig_drivers.wording import beyond
 
 T = TypeVar("T")
 
@@ -218,7 +219,7 @@ class BenchLines:
         if reading.in_compliance:
             text = (
                 f"the word source is in compliance at {reading.voltage_v:g} V, {reading.current_a:g} A where "
-                f"{self._word.level_v} V was asked for: a cell is shorted, or the limit is too low"
+                f"{self._word.level_v or 0.0:g} V was asked for: a cell is shorted, or the limit is too low"
             )
             raise InstrumentError(0, text, "measure", self._name)
 
@@ -275,9 +276,8 @@ class BenchLines:
         one.level_v = 0.0
 
     def _demand(self, voltage_v: Sequence[float]) -> None:
-        outside = [value for value in voltage_v if not abs(value) <= self._highest_v * (1 + 1e-9)]
-        if outside:
-            raise SafetyError([f"{self._name}: {value:g} V is beyond {self._highest_v:g} V" for value in outside])
+        if reasons := beyond("voltage", voltage_v, self._highest_v * (1 + 1e-9), "V"):
+            raise SafetyError([f"{self._name}: {reason}" for reason in reasons])
 
     async def _to_zero(self) -> None:
         await self._drive([(one, 0.0) for one in self._meters])
@@ -312,6 +312,12 @@ class BenchLines:
         if isinstance(problem, InstrumentError):
             # A relay that does not open is still closed, whoever closed it.
             raise problem
+
+
+def compliance_at_zero(limited: Sequence[str]) -> str:
+    """What to say of source-meters that are in compliance with all lines at 0 V."""
+    some = f"{', '.join(limited)} {'is' if len(limited) == 1 else 'are'} in compliance with all lines at 0 V"
+    return f"{some}: look for another voltage at their lines, and for limit_a that is too low"
 
 
 async def _close_all(instruments: Sequence[Instrument]) -> None:

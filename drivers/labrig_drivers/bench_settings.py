@@ -64,10 +64,10 @@ class BenchGeometry:
             faults.append("at least one bit meter is needed")
         lines = [*self.word_columns, *self.bit_columns, *self.gate_columns]
         if len(set(lines)) != len(lines):
-            faults.append(f"two lines share one of the matrix columns {sorted(lines)}")
+            faults.append(f"two lines share matrix column {_shared(lines)}")
         ends = self.matrix_rows
         if len(set(ends)) != len(ends):
-            faults.append(f"two instruments share one of the matrix rows {sorted(ends)}")
+            faults.append(f"two instruments share matrix row {_shared(ends)}")
         if (self.gate_row is None) != (not self.gate_columns):
             faults.append("gate_row and gate_columns come together or not at all")
         if self.gate_columns and len(self.gate_columns) != len(self.word_columns):
@@ -127,8 +127,10 @@ class ReadSettings:
             faults.append(f"read.cell_v = {self.cell_v:g} V is above read.max_v = {self.max_v:g} V")
         if not 2 <= self.adc_bits <= _ADC_BITS:
             faults.append(f"read.adc_bits = {self.adc_bits} is not in 2 to {_ADC_BITS}")
-        if not (_positive(self.nplc) and self.settle_s >= 0.0):
-            faults.append("read.nplc must be positive and read.settle_s not negative")
+        if not _positive(self.nplc):
+            faults.append(f"read.nplc = {self.nplc:g} is not positive")
+        if not self.settle_s >= 0.0:
+            faults.append(f"read.settle_s = {self.settle_s:g} s is negative")
         return faults
 
 
@@ -172,8 +174,10 @@ class PulseSettings:
             for name in ("set_start_v", "reset_start_v")
             if named[name] > self.max_v
         ]
-        if self.max_pulses < 1 or not self.width_s >= 0.0:
-            faults.append("pulse.max_pulses must be at least 1 and pulse.width_s not negative")
+        if self.max_pulses < 1:
+            faults.append(f"pulse.max_pulses = {self.max_pulses} is less than 1")
+        if not self.width_s >= 0.0:
+            faults.append(f"pulse.width_s = {self.width_s:g} s is negative")
         return faults
 
     def amplitude_v(self, *, raises: bool, count: int) -> float:
@@ -209,8 +213,10 @@ class CellRange:
                 f"conductance_min_s = {self.conductance_min_s:g} and conductance_max_s = {self.conductance_max_s:g} "
                 "are not a range"
             )
-        if self.writes_before < 0 or not _positive(self.gate_v):
-            faults.append("writes_before must not be negative and gate_v must be positive")
+        if self.writes_before < 0:
+            faults.append(f"writes_before = {self.writes_before} is negative")
+        if not _positive(self.gate_v):
+            faults.append(f"gate_v = {self.gate_v:g} V is not positive")
         return faults
 
 
@@ -288,6 +294,11 @@ class BenchSettings:
     def _connection_s(self, switch_s: float, readings: int) -> float:
         # Each connection opens some relays, waits, closes others and waits.
         return 2.0 * switch_s + readings * (self.read.settle_s + self.read.reading_s)
+
+
+def _shared(places: list[int]) -> str:
+    """The rows or columns of a matrix that are named more than once."""
+    return ", ".join(str(one) for one in sorted({place for place in places if places.count(place) > 1}))
 
 
 def _positive(value: float) -> bool:

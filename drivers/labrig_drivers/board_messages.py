@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import ProtocolError
 from labrig_drivers.instrument import Identity
+from labrig_drivers.wording import counted
 
 # What the wire carries: half the bytes of float64, and far finer than any converter.
 Float32Array = NDArray[np.float32]
@@ -231,20 +233,23 @@ def info_from_json(text: str) -> BoardInfo:
         raise ProtocolError(f"the board's description is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ProtocolError("the board's description is not a JSON object")
-    faults = [f"{name} is not a positive whole number" for name in _WHOLE_NUMBERS if not _is_count(values.get(name))]
-    faults += [f"{name} is not a finite number" for name in _NUMBERS if not _is_number(values.get(name))]
+    wholes = [name for name in _WHOLE_NUMBERS if not _is_count(values.get(name))]
+    faults = [f"{name} {_found(values, name)}, not a positive whole number" for name in wholes]
+    numbers = [name for name in _NUMBERS if not _is_number(values.get(name))]
+    faults += [f"{name} {_found(values, name)}, not a finite number" for name in numbers]
     full_scale = values.get("adc_full_scale_a", [])
     if not isinstance(full_scale, list) or not all(_is_number(value) and value > 0 for value in full_scale):
-        faults.append("adc_full_scale_a is not a list of positive numbers")
+        faults.append(f"adc_full_scale_a {_found(values, 'adc_full_scale_a')}, not a list of positive numbers")
     elif len(full_scale) != values.get("columns"):
-        faults.append("adc_full_scale_a does not have one number for each column")
+        faults.append(f"adc_full_scale_a has {counted(len(full_scale), 'number')}, not one for each column")
     if not isinstance(values.get("chip_id"), str):
-        faults.append("chip_id is not a text")
+        faults.append(f"chip_id {_found(values, 'chip_id')}, not a text")
     capabilities = values.get("capabilities", [])
     if not isinstance(capabilities, list) or not all(isinstance(name, str) for name in capabilities):
-        faults.append("capabilities is not a list of texts")
+        faults.append(f"capabilities {_found(values, 'capabilities')}, not a list of texts")
     if not faults and max(values["dac_bits"], values["adc_bits"]) > 16:
-        faults.append("converters of more than 16 bits do not fit the protocol")
+        bits = f"dac_bits = {values['dac_bits']}, adc_bits = {values['adc_bits']}"
+        faults.append(f"{bits}: converters of more than 16 bits do not fit the protocol")
     if faults:
         raise ProtocolError("the board's description is wrong: " + "; ".join(faults))
     return BoardInfo(
@@ -272,6 +277,11 @@ def _is_number(value: object) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
+
+
+def _found(values: Mapping[str, object], name: str) -> str:
+    """What a description says for a field, as JSON and not at any length."""
+    return f"is {json.dumps(values[name])[:60]}" if name in values else "is missing"
 
 
 def _is_count(value: object) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult
 from labrig_drivers.errors import CapabilityError, SafetyError
 from labrig_drivers.source_meter import Reading
+from labrig_drivers.wording import counted
 
 READ_CONDUCTANCE: Final = "read-conductance"
 """`CrossbarBoard.read_conductance` reads the cells."""
@@ -183,7 +184,7 @@ def check_transposed_request(info: BoardInfo, array: int, voltage_v: FloatArray)
             f"mvm_transposed refused, nothing was sent: shape {list(voltage_v.shape)} does not fit, "
             f"expected [batch >= 1, {info.columns}]"
         )
-    if reasons := _range_reasons(info, voltage_v, "bit line voltages"):
+    if reasons := _range_reasons(info, voltage_v, "bit line voltage"):
         raise SafetyError(reasons)
 
 
@@ -236,8 +237,11 @@ def check_cell_sweep_request(
     check_cell(info, array, row, column, "sweep_cell")
     levels_v = np.asarray(voltage_v, dtype=np.float64)
     if levels_v.ndim != 1 or not len(levels_v):
-        raise CapabilityError("sweep_cell refused, nothing was sent: it takes a list of at least one level")
-    reasons = _range_reasons(info, levels_v, "levels")
+        raise CapabilityError(
+            "sweep_cell refused, nothing was sent: it takes a list of at least one level, "
+            f"not shape {list(levels_v.shape)}"
+        )
+    reasons = _range_reasons(info, levels_v, "level")
     if limit_a is not None and not 0.0 < limit_a < math.inf:
         reasons.append(f"a limit of {limit_a:g} A is not a positive current")
     elif limit_a is not None and highest_limit_a is not None and limit_a > highest_limit_a:
@@ -252,4 +256,6 @@ def _range_reasons(info: BoardInfo, voltage_v: FloatArray, what: str) -> list[st
     inside = (voltage_v >= info.voltage_min_v - slack_v) & (voltage_v <= info.voltage_max_v + slack_v)
     if inside.all():
         return []
-    return [f"{int((~inside).sum())} {what} outside {info.voltage_min_v:g} to {info.voltage_max_v:g} V, or not finite"]
+    allowed = f"{info.voltage_min_v:g} to {info.voltage_max_v:g} V"
+    first_v = float(voltage_v[~inside].flat[0])
+    return [f"{counted(int((~inside).sum()), what)} outside {allowed}, or not finite (the first is {first_v:g} V)"]

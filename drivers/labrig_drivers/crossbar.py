@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from labrig_drivers.errors import CapabilityError, SafetyError
 from labrig_drivers.instrument import Instrument
+from labrig_drivers.wording import counted
 
 FloatArray = NDArray[np.float64]
 
@@ -204,11 +205,12 @@ def _check_range(values: FloatArray, low: float, high: float, quantity: str, uni
         return
     faults = []
     if not np.isfinite(values).all():
-        faults.append(f"{int((~np.isfinite(values)).sum())} {quantity} values are not finite")
+        bad = int((~np.isfinite(values)).sum())
+        faults.append(counted(bad, f"{quantity} value is not finite", f"{quantity} values are not finite"))
     outside = (values < low - slack) | (values > high + slack)
     if outside.any():
         faults.append(
-            f"{int(outside.sum())} {quantity} values outside {low:g} to {high:g} {unit} "
+            f"{counted(int(outside.sum()), f'{quantity} value')} outside {low:g} to {high:g} {unit} "
             f"(extremes {np.nanmin(values):g} and {np.nanmax(values):g} {unit})"
         )
     if faults:

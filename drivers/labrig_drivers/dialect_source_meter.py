@@ -19,8 +19,10 @@ from labrig_drivers.links.guard import settle
 from labrig_drivers.source_meter import Reading, SourceKind
 from labrig_drivers.source_meter_dialect import OTHER_KIND, Dialect, RawReading
 from labrig_drivers.source_output import Ramp, SourceOutput
+from labrig_drivers.wording import beyond
 
 _SLOWEST_LINE_HZ: Final = 50.0
+_UNITS: Final[dict[SourceKind, str]] = {"voltage": "V", "current": "A"}
 # A sweep goes to the instrument in parts of about this length, so that progress, Ctrl-C and deadlines stay human.
 _SWEEP_PART_S: Final = 5.0
 
@@ -132,7 +134,7 @@ class DialectSourceMeter:
         able = self._dialect.abilities
         faults = []
         if not able.nplc_min <= nplc <= able.nplc_max:
-            faults.append(f"nplc {nplc} is outside {able.nplc_min:g} to {able.nplc_max:g}")
+            faults.append(f"nplc {nplc:g} is outside {able.nplc_min:g} to {able.nplc_max:g}")
         if source not in OTHER_KIND:
             faults.append(f"source {source!r} is neither 'voltage' nor 'current'")
         if wires not in {2, 4}:
@@ -154,8 +156,8 @@ class DialectSourceMeter:
         """
         limited = OTHER_KIND[self._configured()]
         limit = self._only("limit", limited, voltage_v, current_a)
-        maximum = self._maximum(limited)
-        self._refuse([] if 0.0 < limit <= maximum else [f"limit {limit} is not in 0 to {maximum}"])
+        maximum, unit = self._maximum(limited), _UNITS[limited]
+        self._refuse([] if 0.0 < limit <= maximum else [f"limit {limit:g} {unit} is not in 0 to {maximum:g} {unit}"])
         async with self._channel.exclusive():
             await self._dialect.write_limit(limited, limit)
         self._limit_is_set = True
@@ -171,10 +173,11 @@ class DialectSourceMeter:
         """
         self._configured()
         faults = []
-        for kind, wanted in (("voltage", voltage_v), ("current", current_a)):
-            maximum = self._maximum("voltage" if kind == "voltage" else "current")
-            if wanted is not None and not 0.0 < wanted <= maximum:
-                faults.append(f"{kind} range {wanted} is not in 0 to {maximum}")
+        wanted: dict[SourceKind, float | None] = {"voltage": voltage_v, "current": current_a}
+        for kind, value in wanted.items():
+            maximum, unit = self._maximum(kind), _UNITS[kind]
+            if value is not None and not 0.0 < value <= maximum:
+                faults.append(f"{kind} range {value:g} {unit} is not in 0 to {maximum:g} {unit}")
         self._refuse(faults)
         async with self._channel.exclusive():
             if await self._dialect.output_is_on():
@@ -328,7 +331,8 @@ class DialectSourceMeter:
 
     def _reading(self, raw: RawReading, time_s: float) -> Reading:
         if math.isnan(raw.voltage_v) or math.isnan(raw.current_a):
-            raise ProtocolError(f"{self._name}: {raw} is no reading of voltage and current")
+            values = f"voltage {raw.voltage_v:g} V, current {raw.current_a:g} A"
+            raise ProtocolError(f"{self._name}: {values} is no reading of both")
         return Reading(
             voltage_v=raw.voltage_v,
             current_a=raw.current_a,
@@ -358,7 +362,7 @@ class DialectSourceMeter:
 
     def _require_open(self) -> None:
         if not self._is_open:
-            raise StateError(f"{self._name}: not open")
+            raise StateError(f"{self._name}: not open; use `async with` or call open() first")
 
     def _configured(self) -> SourceKind:
         self._require_open()
@@ -371,9 +375,7 @@ class DialectSourceMeter:
         return able.max_voltage_v if kind == "voltage" else able.max_current_a
 
     def _level_faults(self, source: SourceKind, levels: Sequence[float]) -> list[str]:
-        maximum = self._maximum(source)
-        # Written so that NaN is refused as well.
-        return [f"level {one} is not in -{maximum} to {maximum}" for one in levels if not abs(one) <= maximum]
+        return beyond("level", levels, self._maximum(source), _UNITS[source])
 
     def _only(self, what: str, kind: SourceKind, voltage_v: float | None, current_a: float | None) -> float:
         value, other = (voltage_v, current_a) if kind == "voltage" else (current_a, voltage_v)

@@ -36,7 +36,7 @@ class InstrumentError(LabrigError):
     """The instrument itself reported an error.
 
     Attributes:
-        code: The instrument's own error number.
+        code: The instrument's own error number; 0 where it gave none.
         text: The instrument's own error text.
         command: The command that was sent before the error was read.
     """
@@ -46,7 +46,8 @@ class InstrumentError(LabrigError):
         self.text = text
         self.command = command
         where = f"{instrument}: " if instrument else ""
-        super().__init__(f"{where}error {code} ({text}) after {command!r}")
+        what = f"error {code} ({text})" if code else text
+        super().__init__(f"{where}{what} after {command!r}")
 
 
 class IdentityError(LabrigError):

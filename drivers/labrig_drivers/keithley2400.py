@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from labrig_drivers.dialect_source_meter import DialectSourceMeter
-from labrig_drivers.errors import ProtocolError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection
 from labrig_drivers.links.base import Link
 from labrig_drivers.links.reconnect import Reconnect
@@ -21,6 +20,7 @@ from labrig_drivers.source_meter_dialect import (
     SCPI_OTHER_NAME,
     Abilities,
     RawReading,
+    no_reading,
     scpi_kind,
     scpi_settings,
 )
@@ -189,7 +189,7 @@ class Keithley2400Dialect:
 
     async def read(self, timeout_s: float) -> RawReading:
         """Takes one reading."""
-        return _raw(await self.channel.query_floats(":READ?", count=_ELEMENT_COUNT, timeout_s=timeout_s))
+        return self._raw(await self.channel.query_floats(":READ?", count=_ELEMENT_COUNT, timeout_s=timeout_s))
 
     async def run_sweep(
         self, source: SourceKind, levels: Sequence[float], settle_s: float, timeout_s: float
@@ -221,7 +221,7 @@ class Keithley2400Dialect:
         await channel.write(":INIT", answered_by="*OPC?", timeout_s=timeout_s)
         values = await channel.query_floats(":TRAC:DATA?", count=_ELEMENT_COUNT * count, timeout_s=timeout_s)
         await self._back_to_fixed(source, levels[-1])
-        return [_raw(values[start : start + _ELEMENT_COUNT]) for start in range(0, len(values), _ELEMENT_COUNT)]
+        return [self._raw(values[start : start + _ELEMENT_COUNT]) for start in range(0, len(values), _ELEMENT_COUNT)]
 
     async def abandon_sweep(self, source: SourceKind, levels: Sequence[float]) -> None:
         """Aborts; the number of readings in the buffer tells at which level the source stands."""
@@ -248,9 +248,8 @@ class Keithley2400Dialect:
         await self.channel.write_all([fixed, ":SOUR:DEL:AUTO 1", ":TRIG:COUN 1", ":TRAC:FEED:CONT NEV"])
         self.channel.recovery_command = None
 
-
-def _raw(values: Sequence[float]) -> RawReading:
-    voltage_v, current_a, stamp_s, status = values
-    if not status.is_integer():
-        raise ProtocolError(f"{list(values)} is no reading of voltage, current, time and status")
-    return RawReading(voltage_v, current_a, bool(int(status) & _STAT_COMPLIANCE), stamp_s)
+    def _raw(self, values: Sequence[float]) -> RawReading:
+        voltage_v, current_a, stamp_s, status = values
+        if not status.is_integer():
+            raise no_reading(self.channel, values, "voltage, current, time and status")
+        return RawReading(voltage_v, current_a, bool(int(status) & _STAT_COMPLIANCE), stamp_s)

@@ -20,13 +20,21 @@ from contextlib import suppress
 from typing import Final, Literal
 
 from labrig_drivers.dialect_source_meter import DialectSourceMeter
-from labrig_drivers.errors import InstrumentError, ProtocolError, StateError
+from labrig_drivers.errors import InstrumentError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection
 from labrig_drivers.links.base import Link
 from labrig_drivers.links.reconnect import Reconnect
 from labrig_drivers.scpi import ScpiChannel, format_float
 from labrig_drivers.source_meter import SourceKind
-from labrig_drivers.source_meter_dialect import OTHER_KIND, SCPI_NAME, Abilities, RawReading, scpi_kind, scpi_settings
+from labrig_drivers.source_meter_dialect import (
+    OTHER_KIND,
+    SCPI_NAME,
+    Abilities,
+    RawReading,
+    no_reading,
+    scpi_kind,
+    scpi_settings,
+)
 from labrig_drivers.source_meter_settings import ramp_of, reconnect_of, settings_of
 from labrig_drivers.source_output import Ramp
 
@@ -232,7 +240,7 @@ class Keithley2450Dialect:
         values = await self.channel.query_floats(
             f":READ? {_BUFFER},{_ELEMENTS}", count=_ELEMENT_COUNT, timeout_s=timeout_s
         )
-        return _raw(self._source, values)
+        return self._raw(self._source, values)
 
     async def run_sweep(
         self, source: SourceKind, levels: Sequence[float], settle_s: float, timeout_s: float
@@ -257,7 +265,8 @@ class Keithley2450Dialect:
             count=_ELEMENT_COUNT * count,
             timeout_s=timeout_s,
         )
-        return [_raw(source, values[start : start + _ELEMENT_COUNT]) for start in range(0, len(values), _ELEMENT_COUNT)]
+        starts = range(0, len(values), _ELEMENT_COUNT)
+        return [self._raw(source, values[start : start + _ELEMENT_COUNT]) for start in starts]
 
     async def abandon_sweep(self, source: SourceKind, levels: Sequence[float]) -> None:  # noqa: ARG002 - the contract
         """Aborts the trigger model; the level stays where the sweep left it, and the instrument knows it."""
@@ -293,6 +302,13 @@ class Keithley2450Dialect:
         await self.channel.write(f":TRAC:CLE {_BUFFER}")
         return 1
 
+    def _raw(self, source: SourceKind, values: Sequence[float]) -> RawReading:
+        sourced, measured, stamp_s, status = values
+        if not status.is_integer():
+            raise no_reading(self.channel, values, "source, measurement, time and source status")
+        voltage_v, current_a = (sourced, measured) if source == "voltage" else (measured, sourced)
+        return RawReading(voltage_v, current_a, bool(int(status) & _SOURCE_STATUS_LIMIT), stamp_s)
+
 
 def _trigger_model(list_name: str, count: int, settle_s: float) -> list[str]:
     """Commands that load: recall the first level; wait, measure; recall the next and again, `count` times in all."""
@@ -317,11 +333,3 @@ def _evenly_spaced(levels: Sequence[float]) -> bool:
         and step != 0.0
         and all(abs(level - (start + index * step)) <= _EVEN * abs(step) for index, level in enumerate(levels))
     )
-
-
-def _raw(source: SourceKind, values: Sequence[float]) -> RawReading:
-    sourced, measured, stamp_s, status = values
-    if not status.is_integer():
-        raise ProtocolError(f"{list(values)} is no reading of source, measurement, time and source status")
-    voltage_v, current_a = (sourced, measured) if source == "voltage" else (measured, sourced)
-    return RawReading(voltage_v, current_a, bool(int(status) & _SOURCE_STATUS_LIMIT), stamp_s)

@@ -19,7 +19,7 @@ from labrig_drivers.links.base import Link
 from labrig_drivers.links.reconnect import Reconnect
 from labrig_drivers.scpi import format_float, parse_float
 from labrig_drivers.source_meter import SourceKind
-from labrig_drivers.source_meter_dialect import Abilities, RawReading
+from labrig_drivers.source_meter_dialect import Abilities, RawReading, no_reading
 from labrig_drivers.source_meter_settings import ramp_of, reconnect_of, settings_of
 from labrig_drivers.source_output import Ramp
 from labrig_drivers.tsp import TspChannel
@@ -262,7 +262,9 @@ class Keithley2600Dialect:
         text = f"print(status.measurement.instrument.{self._smu}.condition)"
         (condition,) = await self.channel.query_fields(text, count=1, idempotent=True)
         if not condition.is_integer():
-            raise ProtocolError(f"{self.channel.name}: {condition} is no register")
+            raise ProtocolError(
+                f"{self.channel.name}: the interlock register was answered {condition:g}, no whole number"
+            )
         return bool(int(condition) & _CONDITION_INTERLOCK)
 
     async def read(self, timeout_s: float) -> RawReading:
@@ -275,7 +277,7 @@ class Keithley2600Dialect:
         )
         voltage_v, current_a, in_compliance, time_s = values
         if in_compliance not in {0.0, 1.0}:
-            raise ProtocolError(f"{self.channel.name}: {values} is no reading of voltage, current, compliance and time")
+            raise no_reading(self.channel, values, "voltage, current, compliance and time")
         return RawReading(voltage_v, current_a, in_compliance == 1.0, time_s)
 
     async def run_sweep(
@@ -294,7 +296,7 @@ class Keithley2600Dialect:
         data_bytes = points * len(_COLUMNS) * _DOUBLE_BYTES
         data = await channel.fetch(f"printbuffer(1, {points}, {columns})", data_bytes=data_bytes, timeout_s=timeout_s)
         return [
-            _raw(voltage_v, current_a, status, first_s + time_s)
+            self._raw(voltage_v, current_a, status, first_s + time_s)
             for voltage_v, current_a, status, time_s in struct.iter_unpack("<4d", data)
         ]
 
@@ -305,6 +307,17 @@ class Keithley2600Dialect:
     def _note_levels(self, source: SourceKind, levels: Sequence[float]) -> None:
         if source == "voltage":
             self._highest_v = max(self._highest_v, *(abs(level) for level in levels))
+
+    def _raw(self, voltage_v: float, current_a: float, status: float, time_s: float) -> RawReading:
+        wrong = no_reading(self.channel, (voltage_v, current_a, status, time_s), "voltage, current, status and time")
+        try:
+            # Through the text, so that the reserved numbers mean the same as in text answers.
+            voltage_v, current_a = parse_float(repr(voltage_v)), parse_float(repr(current_a))
+        except ProtocolError:
+            raise wrong from None
+        if not status.is_integer():
+            raise wrong
+        return RawReading(voltage_v, current_a, bool(int(status) & _STATUS_COMPLIANCE), time_s)
 
 
 def _guard_rule(host_loss_s: float | None, ramp: Ramp) -> GuardRule | None:
@@ -335,11 +348,3 @@ def _sweep_script(smu: str, suffix: str, levels: Sequence[float], settle_s: floa
         "if index == 1 then labrig_first_s = timer.measure.t() end",
         "end",
     ]
-
-
-def _raw(voltage_v: float, current_a: float, status: float, time_s: float) -> RawReading:
-    # Through the text, so that the reserved numbers mean the same as in text answers.
-    voltage_v, current_a = parse_float(repr(voltage_v)), parse_float(repr(current_a))
-    if not status.is_integer():
-        raise ProtocolError(f"{status} is no status of a reading")
-    return RawReading(voltage_v, current_a, bool(int(status) & _STATUS_COMPLIANCE), time_s)

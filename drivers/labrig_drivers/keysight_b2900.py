@@ -37,11 +37,13 @@ from labrig_drivers.source_meter_dialect import (
     SCPI_OTHER_NAME,
     Abilities,
     RawReading,
+    no_reading,
     scpi_kind,
     scpi_settings,
 )
 from labrig_drivers.source_meter_settings import ramp_of, reconnect_of, settings_of
 from labrig_drivers.source_output import Ramp
+from labrig_drivers.wording import counted
 
 # DC limits of the series. The integration time is what mains of 50 Hz and of 60 Hz both allow; the instrument does not
 # refuse others but takes the nearest it has. A reading converts voltage and current, again after a change of range.
@@ -295,7 +297,7 @@ class KeysightB2900Dialect:
 
     async def read(self, timeout_s: float) -> RawReading:
         """Takes one reading."""
-        (reading,) = _readings(await self._query_doubles(f":MEAS? (@{self._number})", timeout_s), 1)
+        (reading,) = self._readings(await self._query_doubles(f":MEAS? (@{self._number})", timeout_s), 1)
         return reading
 
     async def run_sweep(
@@ -327,7 +329,7 @@ class KeysightB2900Dialect:
         await self._wait_until_idle(time.monotonic() + timeout_s)
         values = await self._query_doubles(f":FETC:ARR? (@{self._number})", timeout_s)
         await self._back_to_fixed(source, levels[-1])
-        return _readings(values, count)
+        return self._readings(values, count)
 
     async def abandon_sweep(self, source: SourceKind, levels: Sequence[float]) -> None:  # noqa: ARG002 - the contract
         """Aborts; the last reading in the memory tells at which level the source stands."""
@@ -372,6 +374,19 @@ class KeysightB2900Dialect:
             raise self.channel.distrust(f"{query!r} was answered with {len(data)} bytes, not with doubles")
         return [_number(value) for (value,) in struct.iter_unpack(">d", data)]
 
+    def _readings(self, values: Sequence[float], count: int) -> list[RawReading]:
+        if len(values) != _ELEMENT_COUNT * count:
+            wanted = f"{_ELEMENT_COUNT} for each of {counted(count, 'reading')}"
+            raise ProtocolError(f"{self.channel.name}: {len(values)} numbers came, not {wanted}")
+        groups = (values[start : start + _ELEMENT_COUNT] for start in range(0, len(values), _ELEMENT_COUNT))
+        return [self._raw(group) for group in groups]
+
+    def _raw(self, values: Sequence[float]) -> RawReading:
+        voltage_v, current_a, stamp_s, status = values
+        if not (math.isfinite(stamp_s) and status.is_integer()):
+            raise no_reading(self.channel, values, "voltage, current, time, status")
+        return RawReading(voltage_v, current_a, bool(int(status) & _STATUS_COMPLIANCE), stamp_s)
+
     def _own(self, subsystem: str, rest: str) -> str:
         """A command of this channel."""
         return f":{subsystem}{self._number}:{rest}"
@@ -382,18 +397,3 @@ def _number(value: float) -> float:
     if value == _NAN:
         return math.nan
     return math.copysign(math.inf, value) if abs(value) == _OVERFLOW else value
-
-
-def _readings(values: Sequence[float], count: int) -> list[RawReading]:
-    if len(values) != _ELEMENT_COUNT * count:
-        raise ProtocolError(f"{len(values)} numbers came, not {_ELEMENT_COUNT} for each of {count} readings")
-    groups = (values[start : start + _ELEMENT_COUNT] for start in range(0, len(values), _ELEMENT_COUNT))
-    return [_raw(*group) for group in groups]
-
-
-def _raw(voltage_v: float, current_a: float, stamp_s: float, status: float) -> RawReading:
-    if not (math.isfinite(stamp_s) and status.is_integer()):
-        raise ProtocolError(
-            f"{[voltage_v, current_a, stamp_s, status]} is no reading of voltage, current, time, status"
-        )
-    return RawReading(voltage_v, current_a, bool(int(status) & _STATUS_COMPLIANCE), stamp_s)

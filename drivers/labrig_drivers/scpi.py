@@ -261,7 +261,8 @@ class ScpiChannel:
                 return errors
             errors.append((int(entry[1]), entry[2]))
             answer = await self._ask(_NEXT_ERROR, None)
-        raise self.distrust(f"{_MAX_ERRORS} errors were read and the queue is not empty, the last is {errors[-1]}")
+        last = f"{errors[-1][0]} ({errors[-1][1]})"
+        raise self.distrust(f"{_MAX_ERRORS} errors were read and the queue is not empty, the last is {last}")
 
     async def identify(self) -> Identity:
         """Asks who the instrument is and remembers the answer for every later recovery.

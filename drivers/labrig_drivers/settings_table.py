@@ -140,5 +140,20 @@ class SettingsTable:
         return self._values.get(key, default)
 
     def _fault(self, key: str, value: object, wanted: str) -> None:
-        reason = f"is missing; {wanted} is needed" if key not in self._values else f"{value!r} is not {wanted}"
+        reason = f"is missing; {wanted} is needed" if key not in self._values else f"{as_toml(value)} is not {wanted}"
         self.faults.append(f"{self._where}.{key}: {reason}")
+
+
+def as_toml(value: object) -> str:
+    """A value of a rig file as its author wrote it, for messages; a table is only called so."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case Mapping():
+            return "a table"
+        case list() | tuple():
+            return f"[{', '.join(as_toml(one) for one in value)}]"
+        case str():
+            return repr(value)
+        case _:
+            return str(value)

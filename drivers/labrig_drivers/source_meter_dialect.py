@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
+from labrig_drivers.errors import ProtocolError
 from labrig_drivers.instrument import HostLossProtection, Identity
 from labrig_drivers.source_meter import SourceKind
 
@@ -26,6 +27,18 @@ SCPI_OTHER_NAME: Final = {kind: SCPI_NAME[other] for kind, other in OTHER_KIND.i
 def scpi_kind(answer: str) -> SourceKind:
     """The quantity that SCPI names in an answer, in short or long form."""
     return "current" if answer.strip().upper().startswith("CURR") else "voltage"
+
+
+def no_reading(channel: Channel, values: Sequence[float], wanted: str) -> ProtocolError:
+    """The error for numbers that make no reading.
+
+    Args:
+        channel: Where they came from.
+        values: The numbers, in the order of the answer.
+        wanted: What they should have been, in that order.
+    """
+    numbers = ", ".join(f"{value:g}" for value in values)
+    return ProtocolError(f"{channel.name} at {channel.address}: {numbers} is no reading of {wanted}")
 
 
 def scpi_settings(headers: Sequence[str]) -> dict[str, str]:

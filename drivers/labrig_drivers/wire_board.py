@@ -230,7 +230,10 @@ class WireBoard:
             duration_s = info.rows * info.columns * info.mvm_latency_s
             answer = await self._session.ask(ReadConductance(array), Conductance, self._timeout_s + duration_s)
             if answer.conductance_s.shape != (info.rows, info.columns):
-                raise self._session.distrust(f"it answered conductances of shape {list(answer.conductance_s.shape)}")
+                raise self._session.distrust(
+                    f"it answered conductances of shape {list(answer.conductance_s.shape)} "
+                    f"where {[info.rows, info.columns]} were asked for"
+                )
         return answer.conductance_s.astype(np.float64)
 
     async def ping(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from labrig_surrogates.activations import AsymmetricActivation, Orientation, log_saturation
-from labrig_surrogates.faults import refuse
+from labrig_surrogates.faults import not_finite, refuse
 
 _MOST_STEPS = 200
 _SMALLEST_IMPROVEMENT = 1e-12
@@ -47,8 +47,8 @@ def fit_asymmetric(x: Tensor, y: Tensor) -> ActivationFit:
     faults = []
     if x.dim() != 1 or x.shape != y.shape or x.numel() < 5:
         faults.append(f"x and y are [measurements], five or more, not {tuple(x.shape)} and {tuple(y.shape)}")
-    elif not (bool(torch.isfinite(x).all()) and bool(torch.isfinite(y).all())):
-        faults.append("some measurements are not finite")
+    elif bad := not_finite(x=x, y=y):
+        faults += bad
     elif float(x.std()) == 0 or float(y.std()) == 0:
         faults.append("all x or all y are equal: there is no curve")
     refuse("fit of an activation", faults)

@@ -151,7 +151,7 @@ class AnalogConfig:
         """
         unknown = sorted(set(effects) - set(EFFECTS))
         if unknown:
-            raise SurrogateError(f"{unknown} cannot be switched off; the effects are {list(EFFECTS)}")
+            raise SurrogateError(f"{', '.join(unknown)} cannot be switched off; the effects are {', '.join(EFFECTS)}")
         off: dict[str, object] = {name: () if name.endswith("_effects") else None for name in effects}
         if "weight_noise" in effects:
             off["backward"] = BackwardPass()

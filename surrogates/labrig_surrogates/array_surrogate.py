@@ -166,8 +166,8 @@ class ArraySurrogate(nn.Module):
         """
         if conductance_s.shape != (self.rows, self.columns) or voltage_v.shape[-1] != self.rows:
             raise SurrogateError(
-                f"array of {self.rows} x {self.columns} got conductances {tuple(conductance_s.shape)} "
-                f"and voltages {tuple(voltage_v.shape)}"
+                f"an array takes conductances [rows, columns] = [{self.rows}, {self.columns}] and voltages "
+                f"[batch, {self.rows}], not {list(conductance_s.shape)} and {list(voltage_v.shape)}"
             )
         current_a, sigma_a = self.moments(conductance_s, voltage_v, age_s=age_s)
         if read_draw is not None:

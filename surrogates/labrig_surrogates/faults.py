@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Integral, Real
 from types import UnionType
-from typing import Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Literal, Union, get_args, get_origin, get_type_hints
 
 from labrig_surrogates.errors import SurrogateError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def refuse(subject: str, faults: Sequence[str]) -> None:
@@ -41,7 +44,30 @@ def value_faults(settings: object, prefix: str = "") -> list[str]:
     """
     found = [(name, getattr(settings, name), kinds) for name, kinds in _kinds(type(settings))]  # type: ignore[arg-type]
     reasons = [(name, value, _reason(value, kinds)) for name, value, kinds in found]
-    return [f"{prefix}{name} = {value!r} {reason}" for name, value, reason in reasons if reason is not None]
+    return [f"{prefix}{name} = {told(value)} {reason}" for name, value, reason in reasons if reason is not None]
+
+
+def told(value: object) -> str:
+    """A value as its author wrote it, for messages: words in quotes, numbers without the name of their type."""
+    return str(value) if isinstance(value, Real) else repr(value)
+
+
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """A count and what is counted, as a person says it: `1 value`, `2 values`.
+
+    Args:
+        count: How many.
+        one: What there is one of.
+        several: The words for any other count; `one` and an s without it.
+    """
+    return f"{count} {one if count == 1 else several or f'{one}s'}"
+
+
+def not_finite(**values: Tensor) -> list[str]:
+    """Says how many values of each tensor are not finite; nothing of those in which all are."""
+    bad = {name: int((~value.isfinite()).sum()) for name, value in values.items()}
+    words = ("value that is not finite", "values that are not finite")
+    return [f"{name} has {counted(n, *words)}" for name, n in bad.items() if n]
 
 
 @lru_cache

@@ -29,7 +29,7 @@ _OPTIONAL_ARRAYS = ("write_conductance_error_s", "cell_slope_error", "write_log_
 _RESIDUAL = ("hidden", "bias", "out", "scale_a")
 
 
-def save_chip(path: Path, chip: ChipParameters) -> None:
+def save_chip(path: Path | str, chip: ChipParameters) -> None:
     """Writes a chip's parameters; the file appears under its name only when it is complete.
 
     Args:
@@ -39,6 +39,7 @@ def save_chip(path: Path, chip: ChipParameters) -> None:
     Raises:
         SurrogateError: The folder cannot be written.
     """
+    path = Path(path)
     tensors: dict[str, np.ndarray] = {}
     arrays_header: dict[str, dict[str, object]] = {}
     for index, array in chip.arrays.items():
@@ -80,7 +81,7 @@ def save_chip(path: Path, chip: ChipParameters) -> None:
         raise SurrogateError(f"{path}: cannot be written ({error}); choose a folder that you may write to") from error
 
 
-def load_chip(path: Path) -> ChipParameters:
+def load_chip(path: Path | str) -> ChipParameters:
     """Reads a chip's parameters.
 
     Args:
@@ -89,6 +90,7 @@ def load_chip(path: Path) -> ChipParameters:
     Raises:
         SurrogateError: No such file, not a chip file, a newer schema, or parts are missing.
     """
+    path = Path(path)
     if not path.is_file():
         raise SurrogateError(f"{path}: no such file; make it with `labrig calibrate RECORDING -o {path.name}`")
     try:
@@ -103,12 +105,16 @@ def load_chip(path: Path) -> ChipParameters:
     except SurrogateError:
         raise
     except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise SurrogateError(f"{path}: damaged or incomplete chip file ({error}); calibrate again") from error
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise SurrogateError(f"{path}: damaged or incomplete chip file ({what}); calibrate again") from error
 
 
 def _demand_readable(path: Path, header: Mapping[str, str]) -> None:
     if header.get("schema") != SCHEMA:
-        raise SurrogateError(f"{path}: not a labrig chip file (schema {header.get('schema')!r})")
+        found = (
+            f"schema {header['schema']!r} instead of {SCHEMA!r}" if "schema" in header else "no schema in its header"
+        )
+        raise SurrogateError(f"{path}: not a labrig chip file ({found}); `labrig calibrate` makes one")
     if int(header["schema_version"]) > SCHEMA_VERSION:
         raise SurrogateError(
             f"{path}: schema version {header['schema_version']} is newer than this labrig reads "

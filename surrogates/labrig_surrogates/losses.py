@@ -148,7 +148,7 @@ class PhysicsInformedLoss(nn.Module):
             if not 0 <= value < float("inf")
         ]
         if train_size < 1:
-            faults.append(f"train_size is {train_size}: the number of training samples")
+            faults.append(f"train_size is {train_size}: the number of training samples, one or more")
         if (distance == "sliced_wasserstein") != (projections is not None):
             faults.append("projections and the distance sliced_wasserstein need each other")
         refuse("physics-informed loss", faults)

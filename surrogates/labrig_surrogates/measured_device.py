@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +47,9 @@ class RelaxationTable:
                 f"shifts of {tuple(self.shifts_s.shape)} for {len(self.ages_s)} ages, {len(self.levels_s)} levels"
             )
         if len(self.levels_s) < 2 or not bool((self.levels_s.diff() > 0).all()):
-            faults.append("levels must ascend, and be two at least")
+            faults.append(f"levels must ascend, and be two at least, not {_listed(self.levels_s.tolist())} S")
         if not self.ages_s or self.ages_s[0] <= 0 or list(self.ages_s) != sorted(set(self.ages_s)):
-            faults.append("ages must ascend from above zero")
+            faults.append(f"ages must ascend from above zero, not {_listed(self.ages_s)} s")
         refuse("relaxation table", faults)
 
     def state_s(self, target_s: Tensor, age_s: float, numbers: Numbers) -> Tensor:
@@ -84,6 +85,10 @@ class RelaxationTable:
         start_s, end_s = self.ages_s[after - 1], self.ages_s[after]
         share = math.log(age_s / start_s) / math.log(end_s / start_s)
         return [(after - 1, 1.0 - share), (after, share)]
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers) or "none"
 
 
 def _between(rank: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from labrig_surrogates.faults import refuse
+from labrig_surrogates.faults import not_finite, refuse
 from labrig_surrogates.quantization import wide
 
 Extrapolation = Literal["linear", "flat"]
@@ -172,8 +172,8 @@ def _check_points(x: Tensor, y: Tensor) -> None:
         refuse("monotone curve", [f"it needs x and y of two points or more, both [points], not {shapes}"])
     steps, rises = torch.diff(x.detach().double()), torch.diff(y.detach().double())
     faults = []
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        faults.append("some points are not finite")
+    if bad := not_finite(x=x, y=y):
+        faults += bad
     elif bool((steps <= 0).any()):
         faults.append(f"x does not rise after point {int(torch.nonzero(steps <= 0)[0])}: sort and merge the points")
     if bool((rises > 0).any()) and bool((rises < 0).any()):

@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from labrig_surrogates.faults import refuse
+from labrig_surrogates.faults import refuse, told
 from labrig_surrogates.quantization import wide
 
 Definition = Literal["wmax", "wrange", "wmult", "wrms", "ostd", "ofs", "aihwkit", "abs"]
@@ -131,7 +131,7 @@ def _combination_faults(spec: NoiseSpec) -> list[str]:
     on_weights = spec.location == "weight"
     faults = []
     if not (math.isfinite(spec.level) and spec.level >= 0):
-        faults.append(f"level {spec.level!r}: a level is finite and not negative (10 % is 0.10)")
+        faults.append(f"level {told(spec.level)}: a level is finite and not negative (10 % is 0.10)")
     if spec.definition in WEIGHT_DEFINITIONS and not on_weights:
         faults.append(f"{spec.definition} is a fraction of weights and cannot enter at the {spec.location}'s output")
     if spec.definition in OUTPUT_DEFINITIONS and on_weights:

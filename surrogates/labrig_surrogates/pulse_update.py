@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from labrig_surrogates.faults import refuse
+from labrig_surrogates.faults import counted, refuse
 
 
 class PulseResponse(Protocol):
@@ -103,11 +103,13 @@ class MeasuredPulses:
     def __post_init__(self) -> None:
         faults = []
         if len(self.states) < 2 or not bool((self.states.diff() > 0).all()):
-            faults.append("the grid of states must ascend")
-        if not bool((self.up_steps > 0).all()):
-            faults.append("up steps must be positive")
-        if not bool((self.down_steps < 0).all()):
-            faults.append("down steps must be negative")
+            faults.append(f"the grid of {counted(len(self.states), 'state')} must ascend at each of two or more")
+        for name, steps, sign in (("up", self.up_steps, "positive"), ("down", self.down_steps, "negative")):
+            wrong = int((~(steps > 0 if sign == "positive" else steps < 0)).sum())
+            if wrong:
+                faults.append(
+                    f"{name} steps must be {sign}: {wrong} of {steps.numel()} {'is' if wrong == 1 else 'are'} not"
+                )
         refuse("measured pulses", faults)
 
     def step(self, state: Tensor, *, up: bool) -> Tensor:
@@ -159,7 +161,12 @@ def measured_pulses(up: NDArray[np.float64], down: NDArray[np.float64], *, point
     """
     trains = {"up": up, "down": down}
     faults = [f"the {name} train has {len(one)} readings" for name, one in trains.items() if len(one) < 10 * points]
-    faults += [f"the {name} train is not finite" for name, one in trains.items() if not np.isfinite(one).all()]
+    bad = {name: int((~np.isfinite(one)).sum()) for name, one in trains.items()}
+    faults += [
+        f"the {name} train has {counted(n, 'reading that is', 'readings that are')} not finite"
+        for name, n in bad.items()
+        if n
+    ]
     refuse(f"measured pulses (at least {10 * points} readings are needed)", faults)
     low, high = np.percentile(np.concatenate([up, down]), [2.0, 98.0])
     grid = np.linspace(low, high, points)

@@ -79,7 +79,7 @@ def range_faults(given: Mapping[str, Tensor], in_use: Mapping[str, Tensor | None
         "output_mean": "no output noise follows the signal (output_noise.law is not 'poisson')",
     }
     faults = [
-        f"{name} must be positive and finite"
+        f"{name} = {float(value[~((value > 0.0) & torch.isfinite(value))][0]):g} must be positive and finite"
         for name, value in given.items()
         if not bool((value > 0.0).all() and torch.isfinite(value).all())
     ]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from labrig_surrogates.errors import SurrogateError
-from labrig_surrogates.faults import refuse
+from labrig_surrogates.faults import refuse, told
 
 MEAN_OF_FOLDED_NORMAL = math.sqrt(2.0 / math.pi)
 """Mean of |n| for n ~ N(0, 1)."""
@@ -42,7 +42,7 @@ def _same(schedule: Schedule, step: int, samples: int, generator: torch.Generato
 
 def _level_faults(**levels: float) -> list[str]:
     return [
-        f"{name} is {value!r}: levels are finite and not negative"
+        f"{name} is {told(value)}: levels are finite and not negative"
         for name, value in levels.items()
         if not (math.isfinite(value) and value >= 0)
     ]
@@ -50,7 +50,9 @@ def _level_faults(**levels: float) -> list[str]:
 
 def _step_faults(**steps: int) -> list[str]:
     return [
-        f"{name} is {value!r}: it is a whole number of steps, one or more" for name, value in steps.items() if value < 1
+        f"{name} is {told(value)}: it is a whole number of steps, one or more"
+        for name, value in steps.items()
+        if value < 1
     ]
 
 
@@ -198,7 +200,7 @@ class Overshoot:
     def __post_init__(self) -> None:
         faults = _level_faults(end=self.end) + _step_faults(rise_steps=self.rise_steps, fall_steps=self.fall_steps)
         if not (math.isfinite(self.peak_factor) and self.peak_factor >= 1):
-            faults.append(f"peak_factor is {self.peak_factor!r}: a peak is one or more times the end")
+            faults.append(f"peak_factor is {told(self.peak_factor)}: a peak is one or more times the end")
         refuse("overshoot schedule", faults)
 
     def level(self, step: int) -> float:
@@ -317,7 +319,7 @@ def _to_mapping(schedule: Schedule) -> dict[str, object]:
 
 def _from_mapping(content: object, where: str) -> Schedule:
     if not isinstance(content, Mapping):
-        raise SurrogateError(f"{where}: {content!r} is not an object with a key 'kind'")
+        raise SurrogateError(f"{where}: {json.dumps(content)[:60]} is not an object with a key 'kind'")
     kind = _KINDS.get(str(content.get("kind")))
     if kind is None:
         raise SurrogateError(f"{where}: kind {content.get('kind')!r} is none of {', '.join(_KINDS)}")

@@ -38,7 +38,11 @@ class StuckCells:
     def __post_init__(self) -> None:
         named = {"off": self.off, "on": self.on, "between": self.between}
         faults = [f"{name} = {value} is no fraction of cells" for name, value in named.items() if not 0 <= value <= 1]
-        faults += [f"{sum(named.values())} of all cells are stuck"] if not faults and sum(named.values()) > 1 else []
+        faults += (
+            [f"{sum(named.values()):g} of all cells are stuck, more than 1"]
+            if not faults and sum(named.values()) > 1
+            else []
+        )
         faults += [f"level {one} lies outside of 0 to 1" for one in self.levels if not 0 <= one <= 1]
         faults += ["levels need a fraction `between`"] if self.levels and not self.between else []
         refuse("stuck cells", faults)

@@ -35,9 +35,12 @@ def crossbar_admittance(
     """
     if conductance_s.device.type == "cpu":
         for line, ohm in (("word", word_line_ohm), ("bit", bit_line_ohm)):
-            if not bool(((ohm >= 0.0) & torch.isfinite(ohm)).all()):
+            wrong = ohm[~((ohm >= 0.0) & torch.isfinite(ohm))]
+            if wrong.numel():
+                few = "" if ohm.numel() == 1 else f" ({wrong.numel()} of {ohm.numel()} are wrong, this is the first)"
                 raise SurrogateError(
-                    f"resistance of a {line}-line segment: {ohm.tolist()} ohm; it has to be finite and not negative"
+                    f"resistance of a {line}-line segment: {float(wrong[0]):g} ohm{few}; "
+                    "it has to be finite and not negative"
                 )
     with full_precision(conductance_s.device):
         return solve(conductance_s, word_line_ohm, bit_line_ohm, keep)

@@ -303,7 +303,7 @@ async def test_lines_are_never_driven_beyond_their_session(bench: CrossbarBench)
     async with lines.session(limit_a=1e-3, highest_v=0.2, gate_v=0.0, nplc=0.01):
         await lines.select(0, (0,))
         for word_v, bit_v in ((0.21, 0.0), (0.0, -0.21), (0.15, -0.15), (np.nan, 0.0)):
-            with pytest.raises(SafetyError, match=r"is beyond 0\.2 V"):
+            with pytest.raises(SafetyError, match=r"voltages? .* not in -0\.2 to 0\.2 V"):
                 await lines.drive(word_v, bit_v)
     await lines.close()
     assert all(event.voltage_v == 0.0 for event in bench.events if isinstance(event, OutputEvent))
@@ -313,21 +313,28 @@ def test_settings_that_contradict_their_envelope_are_refused_with_every_fault() 
     wrong = replace(
         SETTINGS,
         geometry=replace(GEOMETRY, meter_rows=(2, 3), bit_columns=(5, 7, 8)),
-        pulse=replace(PULSE, set_start_v=2.0, tolerance_s=0.0),
-        read=replace(READ, cell_v=0.3, limit_a=5e-5),
+        pulse=replace(PULSE, set_start_v=2.0, tolerance_s=0.0, max_pulses=0, width_s=-1.0),
+        read=replace(READ, cell_v=0.3, limit_a=5e-5, nplc=0.0, settle_s=-2.0),
+        cells=replace(SETTINGS.cells, writes_before=-1, gate_v=0.0),
     )
     with pytest.raises(SafetyError) as caught:
         wrong.check("bench")
     text = str(caught.value)
-    assert len(caught.value.reasons) == 7
+    assert len(caught.value.reasons) == 13
     for fault in (
-        "two lines share one of the matrix columns",
-        "two instruments share one of the matrix rows",
+        "two lines share matrix column 5",
+        "two instruments share matrix row 3",
         "pulse.set_start_v = 2 V is above the envelope pulse.max_v = 1.5 V",
         "pulse.tolerance_s = 0 is not positive",
         "read.cell_v = 0.3 V is above read.max_v",
         "draws up to 6e-05 A at read.max_v",
         "read.full_scale_a = 0.0001 A is above read.limit_a",
+        "pulse.max_pulses = 0 is less than 1",
+        "pulse.width_s = -1 s is negative",
+        "read.nplc = 0 is not positive",
+        "read.settle_s = -2 s is negative",
+        "writes_before = -1 is negative",
+        "gate_v = 0 V is not positive",
     ):
         assert fault in text
 

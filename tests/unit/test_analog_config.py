@@ -180,7 +180,7 @@ def test_effects_are_switched_off_by_name() -> None:
     assert config.effects_on == ("dac", "weight_noise", "adc")
     assert config.without("adc", "weight_noise") == AnalogConfig(dac=Dac())
     assert config.without(*EFFECTS) == AnalogConfig()
-    with pytest.raises(SurrogateError, match=r"\['mapping'\] cannot be switched off"):
+    with pytest.raises(SurrogateError, match="mapping cannot be switched off; the effects are dac, "):
         config.without("mapping")
     with pytest.raises(FrozenInstanceError):
         config.dac = None  # type: ignore[misc]
@@ -245,8 +245,8 @@ def test_ranges_are_refused_where_nothing_uses_them() -> None:
     with pytest.raises(SurrogateError) as caught:
         layer.core.set_ranges(weight_max=1.0, output_max=-1.0, output_std=1.0, input_max=float("nan"))
     for part in (
-        "output_max must be",
-        "input_max must be",
+        "output_max = -1 must be",
+        "input_max = nan must be",
         "weight_max: the mapping",
         "output_max: the ADC",
         "output_std",

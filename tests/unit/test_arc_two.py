@@ -325,8 +325,11 @@ def test_settings_of_a_rig_file() -> None:
     [
         ({"chip_id": "", "speed": 3}, ["chip_id: '' is not a text", "speed: unknown key"]),
         ({"rows": 33}, ["rows: 33 is more than the 32"]),
-        ({"conductance_min_s": 1e-3, "voltage_max_v": 11.0}, ["must be below conductance_max_s", "channels' 10 V"]),
-        ({"voltage_max_v": 0.1}, ["pulses.verify_v: exceeds the read voltage"]),
+        (
+            {"conductance_min_s": 1e-3, "voltage_max_v": 11.0},
+            ["0.001 S must be below conductance_max_s", "11 V exceeds the channels' 10 V"],
+        ),
+        ({"voltage_max_v": 0.1}, ["pulses.verify_v: 0.2 V exceeds the read voltage voltage_max_v = 0.1 V"]),
         ({"pulses": {"set_v": 2.0}}, ["pulses.max_v: is missing", "pulses.reset_v: is missing"]),
     ],
 )

@@ -48,8 +48,19 @@ def test_numbers_that_are_not_finite_are_refused_where_they_are(chip: MeasuredCh
     current_a[5, 3] = np.nan
     voltage_v = chip.dataset.voltage_v.copy()
     voltage_v[7, :2] = np.inf
-    with pytest.raises(DatasetError, match="voltage_v has 2 values that are not finite; current_a has 1 values"):
+    with pytest.raises(DatasetError, match="voltage_v has 2 values that are not finite; current_a has 1 value that is"):
         replace(chip.dataset, current_a=current_a, voltage_v=voltage_v)
+
+
+def test_shapes_and_writes_that_do_not_fit_are_told_with_what_was_found(chip: MeasuredChip) -> None:
+    with pytest.raises(DatasetError) as caught:
+        replace(chip.dataset, voltage_v=chip.dataset.voltage_v[0], current_a=chip.dataset.current_a[0])
+    rows, columns = chip.dataset.rows, chip.dataset.columns
+    assert f"voltage_v has shape [{rows}], expected [N, rows]" in str(caught.value)
+    assert f"current_a has shape [{columns}], expected [N, columns]" in str(caught.value)
+    assert "target_conductance_s" not in str(caught.value)
+    with pytest.raises(DatasetError, match="pattern names writes 4 to 7, and those of target_conductance_s are 0 to 3"):
+        replace(chip.dataset, pattern=chip.dataset.pattern + 4)
 
 
 def test_saturated_columns_and_missing_zeros_are_named_together(chip: MeasuredChip) -> None:

@@ -190,12 +190,14 @@ def test_block_bootstrap_agrees_with_the_hessian(draws: int, within: float) -> N
 
 def test_predictions_say_what_they_need(result: CalibrationResult) -> None:
     voltage_v = np.zeros((2, SETTINGS.rows))
-    with pytest.raises(ValueError, match="either the number of a recorded write or the target"):
+    with pytest.raises(ValueError, match=r"array 0 .* either pattern, a recorded write, or target_conductance_s"):
         result.predict(voltage_v)
-    with pytest.raises(ValueError, match="outside 0 to 3"):
+    with pytest.raises(ValueError, match="pattern names writes 4 to 4, and those that were recorded are 0 to 3"):
         result.predict(voltage_v, 4)
-    with pytest.raises(ValueError, match="the target has shape"):
+    with pytest.raises(ValueError, match=r"target_conductance_s has shape \[2, 2\]"):
         result.predict(voltage_v, target_conductance_s=np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=r"voltage_v .* \[2, 3\].*pattern has shape \[3\].*age_s has shape \[4\]"):
+        result.predict(voltage_v[:, :3], np.zeros(3, dtype=np.int64), age_s=np.zeros(4))
 
 
 def test_noise_has_its_place(chip: MeasuredChip) -> None:

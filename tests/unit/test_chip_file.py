@@ -76,7 +76,7 @@ def test_missing_foreign_and_truncated_files_are_refused(tmp_path: Path) -> None
     with pytest.raises(SurrogateError, match="no such file; make it with `labrig calibrate"):
         load_chip(path)
     save_file({"x": np.zeros(3)}, path)
-    with pytest.raises(SurrogateError, match="not a labrig chip file"):
+    with pytest.raises(SurrogateError, match=r"not a labrig chip file \(no schema in its header\); `labrig calibrate`"):
         load_chip(path)
     save_chip(path, ChipParameters("A", {0: random_array(0, 3, 3, 2, 0)}, {}))
     whole = path.read_bytes()

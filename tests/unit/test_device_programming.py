@@ -129,7 +129,7 @@ def test_the_noise_of_reading_is_taken_out() -> None:
 
 
 def test_faults_are_all_named_and_json_has_no_nan() -> None:
-    with pytest.raises(DeviceFitError, match=r"has 3 rows.*has 2 rows.*conductance_s: 1 are not finite.*at least 10"):
+    with pytest.raises(DeviceFitError, match=r"has 3 rows.*has 2 rows.*_s: 1 value is not finite.*at least 10"):
         ProgrammedCells(np.ones(3), np.array([1.0, np.nan]), np.arange(3))
     alone = ProgrammedCells(
         t := np.full(20, US), t + 0.1 * US * np.random.default_rng(0).standard_normal(20), np.arange(20)

@@ -159,7 +159,7 @@ def test_every_fault_is_named() -> None:
     with pytest.raises(DeviceFitError, match=r"10 cells up to 1 s.*1 ages above zero.*no law 'magic'"):
         fit_relaxation(data, 1.0, "magic")
     broken = Relaxation(data.cell, data.level, data.programmed_s, np.full_like(data.state_s, np.nan), data.age_s)
-    with pytest.raises(DeviceFitError, match="state_s: 40 not finite"):
+    with pytest.raises(DeviceFitError, match="state_s: 40 values are not finite"):
         fit_relaxation(broken, 64.0)
 
 

@@ -106,7 +106,7 @@ def test_levels_fall_and_end_at_zero() -> None:
     drawn = LEVELS.draw(20_000, seeded(6)).log()
     assert float(drawn.mean()) == pytest.approx(LEVELS.log_mean, abs=0.05)
     assert float(drawn.std()) == pytest.approx(LEVELS.log_std, abs=0.05)
-    with pytest.raises(SurrogateError, match="positive and rising"):
+    with pytest.raises(SurrogateError, match=r"low = 1 and high = 0\.5 have to be positive and rising"):
         NoiseLevels(low=1.0, high=0.5)
 
 

@@ -143,7 +143,7 @@ def test_when_to_measure_again() -> None:
 def test_what_has_no_drift_to_fit_is_refused() -> None:
     conductance_s, _ = drifting(10, 0)
     conductance_s[2, 3] = -1e-6
-    with pytest.raises(JudgementError, match=r"1 conductances are not positive.*10 ages are not positive"):
+    with pytest.raises(JudgementError, match=r"1 conductance is not positive.*10 ages are not positive"):
         fit_drift(np.append(0.0, AGES_S[1:]), conductance_s)
     with pytest.raises(JudgementError, match="all readings have one age"):
         fit_drift(np.full(7, 3.0), np.abs(conductance_s))

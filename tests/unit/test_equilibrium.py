@@ -152,9 +152,9 @@ def test_weights_are_brought_under_the_bound() -> None:
     for limit in (0.0, 1.0):
         with pytest.raises(SurrogateError, match="no contraction"):
             bound_spectral_norm(weight, limit)
-    with pytest.raises(SurrogateError, match="at least one step"):
+    with pytest.raises(SurrogateError, match="averaged = 4 must lie between 1 and steps = 3"):
         Iteration(steps=3, averaged=4)
-    with pytest.raises(SurrogateError, match="one read"):
+    with pytest.raises(SurrogateError, match="drive_reads = 0 must be 1 or more"):
         Iteration(drive_reads=0)
 
 

@@ -233,7 +233,7 @@ async def test_ranges_are_fixed_or_automatic_and_the_limit_is_written_again() ->
         with pytest.raises(InstrumentError, match="Settings conflict") as caught:
             await meter.set_ranges(current_a=0.1)
         assert caught.value.command == ":SOUR:VOLT:ILIM 1e-06"
-        with pytest.raises(SafetyError, match="2 is not in"):
+        with pytest.raises(SafetyError, match=r"current range 2 A is not in 0 to 1\.05 A"):
             await meter.set_ranges(current_a=2)
         await meter.configure(source="current")
         await meter.set_ranges(voltage_v=2.0)

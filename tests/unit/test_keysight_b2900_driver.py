@@ -424,8 +424,13 @@ async def test_overflow_is_infinite_and_a_number_that_is_none_is_refused(overflo
     assert (await driver.measure()).current_a == -math.inf
     for nothing in (9.91e37, math.nan):
         bench.answers[":MEAS? (@1)"] = block(0.1, nothing, 1.5, 0.0)
-        with pytest.raises(ProtocolError, match="no reading"):
+        with pytest.raises(ProtocolError, match=r"voltage 0\.1 V, current nan A is no reading"):
             await driver.measure()
+    bench.answers[":MEAS? (@1)"] = block(0.1, 1e-4, 1.5, 0.5)
+    with pytest.raises(
+        ProtocolError, match=r"^\S+ at \S+: 0\.1, 0\.0001, 1\.5, 0\.5 is no reading of voltage, current"
+    ):
+        await driver.measure()
     bench.answers.clear()
     assert (await driver.measure()).current_a == pytest.approx(1e-4)
     await driver.close()

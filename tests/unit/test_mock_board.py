@@ -180,6 +180,30 @@ async def test_identity_and_settings_are_checked() -> None:
     assert "seed" in message
     assert "rowz" in message
     assert "wire_ohm" in message
+    impossible = {
+        "rows": -1,
+        "seed": -2,
+        "adc_bits": 17,
+        "voltage_max_v": -1.0,
+        "conductance_min_s": 1e-3,
+        "stuck_fraction": 2.0,
+        "wire_ohm": math.nan,
+        "drift_exponent": math.inf,
+        "compression_a": math.inf,
+    }
+    with pytest.raises(ConfigError) as caught:
+        MockBoard.from_settings(impossible, ExpectedIdentity(), "board")
+    assert str(caught.value).splitlines() == [
+        "board.settings.rows: -1 is less than 1",
+        "board.settings.seed: -2 is negative",
+        "board.settings.adc_bits: 17 is not 2 to 16 bits",
+        "board.settings.voltage_max_v: -1 is not a positive number",
+        "board.settings.wire_ohm: nan is negative or not finite",
+        "board.settings.drift_exponent: inf is not finite",
+        "board.settings.stuck_fraction: 2 is more than 1",
+        "board.settings.conductance_min_s: 0.001 S is not below conductance_max_s = 5e-05 S",
+    ]
+    assert ChipSettings().faults() == []
     board = MockBoard.from_settings({"seed": 9, "wire_ohm": 2}, ExpectedIdentity(), "board")
     assert board.chip_id == "SIM-0009"
     assert board.settings.wire_ohm == 2.0

@@ -117,7 +117,7 @@ def test_faults_are_all_named() -> None:
     ):
         ExponentialPulses(0.0, 1.0, pulses=-1, cycle_sigma=-1.0)
     grid = torch.linspace(-1, 1, 3)
-    with pytest.raises(SurrogateError, match="up steps must be positive; down steps must be negative"):
+    with pytest.raises(SurrogateError, match=r"up steps must be positive: 3 of 3 are not; down steps .* 3 of 3"):
         MeasuredPulses(grid, -grid.abs() - 1, grid.abs() + 1, 0 * grid, 0 * grid)
 
 

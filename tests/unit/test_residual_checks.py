@@ -53,7 +53,7 @@ def test_residuals_of_a_coarse_adc_are_normal_and_naive_ones_are_not() -> None:
 
 
 def test_residuals_refuse_with_every_fault_and_keep_gaps() -> None:
-    with pytest.raises(JudgementError, match=r"one shape .*; 1 predicted means .*; 2 predicted standard deviations"):
+    with pytest.raises(JudgementError, match=r"one shape .*; 1 predicted mean is .*; 2 predicted standard deviations"):
         standardised(np.array([[np.nan, 0.0]]), np.array([[0.0, -1.0]]), np.zeros((2, 2)))
     one = np.ones((3, 1))
     z = quantile_residuals(

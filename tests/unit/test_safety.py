@@ -375,7 +375,7 @@ async def test_board_keeps_the_envelope_and_its_own_range() -> None:
         with pytest.raises(SafetyError) as caught:
             await board.mvm(0, over)
         assert caught.value.reasons == (
-            "1 word line voltages exceed safety.max_read_voltage_v = 0.2 V (largest 0.25 V)",
+            "1 word line voltage exceeds safety.max_read_voltage_v = 0.2 V (largest 0.25 V)",
         )
         over[0, 0] = 5.0
         with pytest.raises(SafetyError) as caught:
@@ -461,11 +461,11 @@ async def test_lines_driven_backwards_or_left_open_are_held_against_the_envelope
         with pytest.raises(SafetyError) as caught:
             await board.mvm_transposed(0, np.array([[0.25, 0.5]]))
         assert caught.value.reasons == (
-            "1 bit line voltages outside -0.3 to 0.3 V, or not finite",
+            "1 bit line voltage outside -0.3 to 0.3 V, or not finite (the first is 0.5 V)",
             "2 bit line voltages exceed safety.max_read_voltage_v = 0.2 V (largest 0.5 V)",
         )
         some = np.array([True, False, True, True])
-        with pytest.raises(SafetyError, match="1 word line voltages exceed"):
+        with pytest.raises(SafetyError, match="1 word line voltage exceeds"):
             await board.mvm_floating(0, np.array([[0.25, 0.0, 0.1, 0.1]]), some)
         with pytest.raises(CapabilityError, match="expected"):
             await board.mvm_transposed(0, np.zeros((1, 4)))
@@ -491,8 +491,8 @@ async def test_a_sweep_of_a_cell_is_held_against_every_limit() -> None:
         with pytest.raises(SafetyError) as caught:
             await board.sweep_cell(0, 3, 1, [0.1, -0.4], 2e-4)
         assert caught.value.reasons == (
-            "1 levels outside -0.3 to 0.3 V, or not finite",
-            "1 word line voltages exceed safety.max_read_voltage_v = 0.2 V (largest 0.4 V)",
+            "1 level outside -0.3 to 0.3 V, or not finite (the first is -0.4 V)",
+            "1 word line voltage exceeds safety.max_read_voltage_v = 0.2 V (largest 0.4 V)",
             "0.0002 A exceeds safety.max_current_a = 0.0001 A",
             "8e-05 W exceeds safety.max_power_w = 1e-05 W",
         )

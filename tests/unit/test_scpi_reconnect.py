@@ -81,8 +81,8 @@ async def test_another_instrument_is_not_asked() -> None:
 
 def test_pauses_grow_to_a_longest_one() -> None:
     assert list(Reconnect(5, 0.1, 2.0, 0.5).pauses_s()) == [0.1, 0.2, 0.4, 0.5, 0.5]
-    with pytest.raises(ValueError, match="positive"):
-        Reconnect(attempts=0)
+    with pytest.raises(ValueError, match=r"attempts = 0 is not positive; growth = 0\.5 .* first_pause_s = -1 s is not"):
+        Reconnect(attempts=0, first_pause_s=-1.0, growth=0.5)
 
 
 async def test_a_block_is_taken_whole() -> None:

@@ -132,9 +132,12 @@ def test_allan_deviation_by_its_definition() -> None:
 
 
 def test_what_is_no_trace_is_refused() -> None:
-    with pytest.raises(JudgementError, match=r"1 values are missing.*the rate of 0"):
+    with pytest.raises(JudgementError, match=r"1 value is missing.*the rate of 0"):
         welch(np.where(np.arange(100)[:, None] == 3, np.nan, 0.0), 0.0)
     with pytest.raises(JudgementError, match="at least 64 values"):
         noise_colour(np.zeros((10, 1)), 1.0)
-    with pytest.raises(JudgementError, match=r"times must be between 1 and 50 s"):
+    with pytest.raises(JudgementError, match=r"times must be between 1 and 50 s, not 80 to 80 s"):
         allan_deviation(np.zeros((100, 1)), 1.0, tau_s=np.array([80.0]))
+    # The shape is right here; what is wrong is a value.
+    with pytest.raises(JudgementError, match=r"no Allan deviation: the trace has 1 value that is not finite$"):
+        allan_deviation(np.where(np.arange(100)[:, None] == 3, np.nan, 0.0), 1.0)

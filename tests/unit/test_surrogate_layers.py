@@ -197,7 +197,7 @@ def test_a_training_step_compiles() -> None:
 
 def test_misuse_is_refused_with_the_shapes() -> None:
     surrogate = ArraySurrogate(parameters())
-    with pytest.raises(SurrogateError, match=r"8 x 6 got conductances \(8, 5\)"):
+    with pytest.raises(SurrogateError, match=r"takes conductances .* = \[8, 6\] .* not \[8, 5\] and \[1, 8\]"):
         surrogate(torch.ones((8, 5)), torch.ones((1, 8)))
     with pytest.raises(SurrogateError, match=r"no fit of arrays \[3\]; it has \[0\]"):
         SurrogateBackend({0: surrogate}, {"layer/0": 3}, torch.Generator())

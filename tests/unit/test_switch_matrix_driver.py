@@ -236,7 +236,7 @@ def test_every_fault_of_the_settings_is_named(make: Make) -> None:
         make({"rows": 0, "columns": True, "family": "tsp", "settle_s": -1.0, "colour": "red"})
     assert str(caught.value).splitlines() == [
         "matrix.settings.rows: 0 is not a whole number of at least 1",
-        "matrix.settings.columns: True is not a whole number of at least 1",
+        "matrix.settings.columns: true is not a whole number of at least 1",
         "matrix.settings.settle_s: -1.0 is not a positive number",
         "matrix.settings.first_channel: is missing; a whole number of at least 0 is needed",
         "matrix.settings.family: 'tsp' is not one of agilent, femto, multiple",

@@ -55,5 +55,5 @@ def test_units_do_not_matter() -> None:
 def test_what_is_no_curve_is_refused() -> None:
     with pytest.raises(ValueError, match="y \\[columns, N >= 8\\]"):
         fit_curves(torch.zeros(4), torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="y has 18 values that are not finite"):
         fit_curves(torch.zeros(9), torch.full((2, 9), torch.nan))

@@ -28,6 +28,7 @@ from labrig_calibration.devices.values import (
     refuse,
 )
 from labrig_surrogates.cell_curves import CubicCurve
+from labrig_surrogates.faults import counted
 
 _FEWEST = 12
 _PIECES, _FOLDS = 10, 5
@@ -186,9 +187,10 @@ def fit_iv(curves: Sequence[Curve], *, temperature_k: float = 293.15) -> IvFit:
     faults = [] if curves else ["there are no curves"]
     for curve, (voltage, current) in zip(curves, kept, strict=True):
         if len({len(curve.voltage_v), len(curve.current_a), len(curve.in_compliance)}) != 1:
-            faults.append(f"{curve.name}: voltages, currents and flags have different lengths")
-        elif not (np.isfinite(curve.voltage_v).all() and np.isfinite(curve.current_a).all()):
-            faults.append(f"{curve.name}: readings that are not finite")
+            lengths = f"{len(curve.voltage_v)} voltages, {len(curve.current_a)} currents"
+            faults.append(f"{curve.name}: {lengths} and {len(curve.in_compliance)} flags must be as many")
+        elif bad := int((~(np.isfinite(curve.voltage_v) & np.isfinite(curve.current_a))).sum()):
+            faults.append(f"{curve.name}: {counted(bad, 'reading is', 'readings are')} not finite")
         elif len(voltage) < _FEWEST:
             faults.append(f"{curve.name}: {len(voltage)} readings outside compliance, at least {_FEWEST} are needed")
         elif not np.abs(voltage).max() > 0 or not (voltage * current).sum() > 0:

@@ -30,6 +30,7 @@ from labrig_calibration.devices.values import (
 )
 from labrig_surrogates.device_curves import Polynomial
 from labrig_surrogates.device_laws import Programmed
+from labrig_surrogates.faults import counted
 
 _FEWEST = 10
 # Further from the middle than this in robust standard deviations, a device is counted as failed, not as spread.
@@ -62,7 +63,7 @@ class ProgrammedCells:
             faults.append(", ".join(f"{name} has {len(one)} rows" for name, one in lengths.items()))
         for name, one in lengths.items():
             if not np.isfinite(one).all():
-                faults.append(f"{name}: {np.count_nonzero(~np.isfinite(one))} are not finite")
+                faults.append(f"{name}: {counted(int((~np.isfinite(one)).sum()), 'value is', 'values are')} not finite")
         if len(self.target_s) < _FEWEST:
             faults.append(f"{len(self.target_s)} programmings, at least {_FEWEST} are needed")
         if not self.read_sigma_s >= 0.0:

@@ -33,6 +33,7 @@ from labrig_calibration.devices.values import (
     quiet,
     refuse,
 )
+from labrig_surrogates.faults import counted
 from labrig_surrogates.parameters import Estimate
 from labrig_surrogates.pulse_update import ExponentialPulses
 
@@ -64,8 +65,8 @@ class PulseTrains:
         for name, train, sign in (("up", self.up, 1.0), ("down", self.down, -1.0)):
             if train.ndim != 2 or train.shape[1] < _FEWEST_PULSES or not len(train):
                 faults.append(f"{name} trains of shape {list(train.shape)}: [devices, at least {_FEWEST_PULSES}]")
-            elif not np.isfinite(train).all():
-                faults.append(f"{name} trains: {np.count_nonzero(~np.isfinite(train))} readings are not finite")
+            elif bad := int((~np.isfinite(train)).sum()):
+                faults.append(f"{name} trains: {counted(bad, 'reading is', 'readings are')} not finite")
             else:
                 fifth = train.shape[1] // 5
                 gone = sign * (train[:, -fifth:].mean(axis=1) - train[:, :fifth].mean(axis=1))

@@ -22,6 +22,7 @@ from labrig_calibration.devices.values import (
 )
 from labrig_calibration.spectrum import NoiseColour, noise_colour
 from labrig_surrogates.device_laws import StateNoise
+from labrig_surrogates.faults import counted
 from labrig_surrogates.noise_traces import Flicker
 
 _FEWEST = 256
@@ -49,7 +50,7 @@ class Traces:
         if self.values.ndim != 2 or self.values.shape[1] < _FEWEST or not len(self.values):
             faults.append(f"traces of shape {list(self.values.shape)}: [traces, at least {_FEWEST} readings]")
         elif not np.isfinite(self.values).all():
-            faults.append(f"{np.count_nonzero(~np.isfinite(self.values))} readings are not finite")
+            faults.append(f"{counted(int((~np.isfinite(self.values)).sum()), 'reading is', 'readings are')} not finite")
         elif constant := np.flatnonzero(np.ptp(self.values, axis=1) == 0).tolist():
             faults.append(f"traces {constant[:8]} never change: the converter's step hides the noise")
         if not (self.rate_hz > 0 and math.isfinite(self.rate_hz)):

@@ -25,6 +25,7 @@ from labrig_calibration.devices.values import (
     refuse,
     share,
 )
+from labrig_surrogates.faults import counted
 from labrig_surrogates.measured_device import Relaxation, RelaxationTable
 
 _FEWEST_CELLS = 20
@@ -231,7 +232,8 @@ def fit_relaxation(
     if len(ages_s) < 2:
         faults.append(f"{len(ages_s)} ages above zero up to {until_s:g} s, at least 2 are needed to see growth")
     for name, one in (("programmed_s", early.programmed_s), ("state_s", early.state_s)):
-        faults += [f"{name}: {np.count_nonzero(~np.isfinite(one))} not finite"] if not np.isfinite(one).all() else []
+        if bad := int((~np.isfinite(one)).sum()):
+            faults.append(f"{name}: {counted(bad, 'value is', 'values are')} not finite")
     if law is not None and law not in LAWS:
         faults.append(f"there is no law {law!r}; there are: {', '.join(LAWS)}")
     refuse("relaxation", faults)

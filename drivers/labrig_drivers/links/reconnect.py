@@ -26,8 +26,12 @@ class Reconnect:
     longest_pause_s: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.first_pause_s <= 0.0 or self.growth < 1.0 or self.longest_pause_s <= 0.0:
-            raise ValueError(f"{self}: attempts and pauses must be positive and must not shrink")
+        faults = [] if self.attempts >= 1 else [f"attempts = {self.attempts} is not positive"]
+        faults += [] if self.growth >= 1.0 else [f"growth = {self.growth:g} makes pauses shrink; 1 or more is needed"]
+        pauses_s = {"first_pause_s": self.first_pause_s, "longest_pause_s": self.longest_pause_s}
+        faults += [f"{name} = {value:g} s is not positive" for name, value in pauses_s.items() if not value > 0.0]
+        if faults:
+            raise ValueError(f"reconnecting: {'; '.join(faults)}")
 
     def pauses_s(self) -> Iterator[float]:
         """The pause in s before each attempt."""

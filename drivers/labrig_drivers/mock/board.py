@@ -32,6 +32,7 @@ from labrig_drivers.instrument import ExpectedIdentity, Identity
 from labrig_drivers.mock.chip import ChipSettings, MeasuredBatch, SimulatedArray, WrittenArray
 from labrig_drivers.mock.clock import Clock, CommandedClock
 from labrig_drivers.mock.supply import SupplyPin
+from labrig_drivers.settings_table import as_toml
 from labrig_drivers.source_meter import Reading
 
 FloatArray = NDArray[np.float64]
@@ -81,7 +82,9 @@ class MockBoard:
         capabilities: frozenset[str] = USUAL_CAPABILITIES,
     ) -> None:
         if unknown := sorted(capabilities - MOCK_CAPABILITIES):
-            raise ConfigError(f"{name}: a mock offers no {', '.join(unknown)}, only {sorted(MOCK_CAPABILITIES)}")
+            raise ConfigError(
+                f"{name}: a mock offers no {', '.join(unknown)}, only {', '.join(sorted(MOCK_CAPABILITIES))}"
+            )
         self.settings = settings or ChipSettings()
         self.clock: Clock = clock or CommandedClock()
         self.capabilities = capabilities | ({COMMANDED} if isinstance(self.clock, CommandedClock) else set())
@@ -101,7 +104,7 @@ class MockBoard:
         Its keys are the fields of `ChipSettings`, and `capabilities`: a list of names out of `MOCK_CAPABILITIES`.
 
         Raises:
-            ConfigError: A key is none of these, or its value has the wrong type; all faults at once.
+            ConfigError: A key is unknown, a value has the wrong type, or no chip is like it; all faults at once.
         """
         known = {field.name: _number_type(field) for field in fields(ChipSettings)}
         faults = []
@@ -112,21 +115,21 @@ class MockBoard:
                 if isinstance(value, list) and MOCK_CAPABILITIES.issuperset(map(str, value)):
                     capabilities = frozenset(map(str, value))
                 else:
-                    faults.append(
-                        f"board.settings.capabilities: {value!r} is not a list out of {sorted(MOCK_CAPABILITIES)}"
-                    )
+                    known_names = ", ".join(sorted(MOCK_CAPABILITIES))
+                    faults.append(f"board.settings.capabilities: {as_toml(value)} is not a list out of {known_names}")
             elif key not in known:
                 names = ", ".join(sorted({*known, "capabilities"}))
                 faults.append(f"board.settings.{key}: unknown key; known are {names}")
             elif isinstance(value, bool) or not isinstance(value, int | float):
-                faults.append(f"board.settings.{key}: {value!r} is not a number")
+                faults.append(f"board.settings.{key}: {as_toml(value)} is not a number")
             elif known[key] is int and not isinstance(value, int):
-                faults.append(f"board.settings.{key}: {value!r} is not a whole number")
+                faults.append(f"board.settings.{key}: {as_toml(value)} is not a whole number")
             else:
                 values[key] = known[key](value)
+        chip = ChipSettings(**values)  # type: ignore[arg-type]
+        faults += [f"board.settings.{fault}" for fault in chip.faults()]
         if faults:
             raise ConfigError("\n".join(faults))
-        chip = ChipSettings(**values)  # type: ignore[arg-type]
         return cls(chip, expected=expected, name=name, capabilities=capabilities)
 
     @property

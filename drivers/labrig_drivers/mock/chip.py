@@ -7,7 +7,9 @@ Every random draw comes from a generator keyed by (seed, array, write, request),
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,18 @@ FloatArray = NDArray[np.float64]
 
 # Tags that keep the streams of random numbers apart.
 _DEVICES, _PROGRAMMING, _READING, _VERIFYING, _TRANSPOSED, _SWEEPING = 1, 2, 3, 4, 5, 6
+
+_COUNTS: Final = ("seed", "arrays", "rows", "columns", "dac_bits", "adc_bits")
+_POSITIVE: Final = (
+    "conductance_max_s",
+    "voltage_max_v",
+    "adc_full_scale_a",
+    "compression_a",
+    "drift_start_s",
+    "temperature_k",
+)
+# Codes are int16.
+_MOST_BITS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,39 @@ class ChipSettings:
     temperature_k: float = 300.0
     cell_reading_s: float = 20e-3
     bit_wire_ohm: float | None = None
+
+    def faults(self) -> list[str]:
+        """What no chip can be made of, a clause each as `key: reason`."""
+        named = {name: value for name, value in asdict(self).items() if value is not None}
+        faults = [f"{name}: {named[name]} is less than 1" for name in ("arrays", "rows", "columns") if named[name] < 1]
+        if self.seed < 0:
+            faults.append(f"seed: {self.seed} is negative")
+        faults += [
+            f"{name}: {named[name]} is not 2 to {_MOST_BITS} bits"
+            for name in ("dac_bits", "adc_bits")
+            if not 2 <= named[name] <= _MOST_BITS
+        ]
+        # A column without compression has an infinite current here.
+        faults += [
+            f"{name}: {value:g} is not a positive number"
+            for name, value in named.items()
+            if name in _POSITIVE and not (value > 0.0 and (value < math.inf or name == "compression_a"))
+        ]
+        faults += [
+            f"{name}: {value:g} is negative or not finite"
+            for name, value in named.items()
+            if name not in {*_POSITIVE, *_COUNTS, "drift_exponent"} and not 0.0 <= value < math.inf
+        ]
+        if not math.isfinite(self.drift_exponent):
+            faults.append(f"drift_exponent: {self.drift_exponent} is not finite")
+        if self.stuck_fraction > 1.0:
+            faults.append(f"stuck_fraction: {self.stuck_fraction:g} is more than 1")
+        if self.conductance_min_s >= self.conductance_max_s:
+            faults.append(
+                f"conductance_min_s: {self.conductance_min_s:g} S is not below conductance_max_s = "
+                f"{self.conductance_max_s:g} S"
+            )
+        return faults
 
 
 def programming_sigma_s(target_s: FloatArray, conductance_max_s: float, scale: float) -> FloatArray:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.faults import refuse
 
 _CHANNELS = 3
 # The paper's: directions of patches whose variance is below this are not blown up to full size.
@@ -39,8 +40,12 @@ class AirbenchShape:
     batch_norm_momentum: float = 0.4
 
     def __post_init__(self) -> None:
-        if min(self.classes, *self.widths, self.whitening_kernel) < 1 or not 0 < self.batch_norm_momentum <= 1:
-            raise SurrogateError(f"{self}: counts must be positive and the momentum within 0 to 1")
+        counts = {"classes": self.classes, "whitening_kernel": self.whitening_kernel}
+        counts |= {f"widths[{index}]": width for index, width in enumerate(self.widths)}
+        faults = [f"{name} = {count} must be positive" for name, count in counts.items() if count < 1]
+        if not 0 < self.batch_norm_momentum <= 1:
+            faults.append(f"batch_norm_momentum = {self.batch_norm_momentum:g} must lie above 0 and not above 1")
+        refuse("shape of an airbench network", faults)
 
     @property
     def whitened(self) -> int:

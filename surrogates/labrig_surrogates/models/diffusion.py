@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.faults import refuse
 from labrig_surrogates.models.hardware_noise import NormalSource
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -44,8 +44,12 @@ class NoiseLevels:
     log_std: float = 1.2
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.low < self.high or min(self.data_std, self.curvature, self.log_std) <= 0.0:
-            raise SurrogateError(f"{self}: levels have to be positive and rising")
+        faults = []
+        if not 0.0 < self.low < self.high:
+            faults.append(f"low = {self.low:g} and high = {self.high:g} have to be positive and rising")
+        rest = {"data_std": self.data_std, "curvature": self.curvature, "log_std": self.log_std}
+        faults += [f"{name} = {value:g} must be positive" for name, value in rest.items() if not value > 0.0]
+        refuse("noise levels of a diffusion model", faults)
 
     def ladder(self, steps: int) -> Tensor:
         """Levels of a sampler from `high` down to `low`, then zero, `[steps + 1]` (Karras et al., eq. 5)."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.faults import refuse
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,14 @@ class Iteration:
     backward_steps: int = 20
 
     def __post_init__(self) -> None:
-        if not 1 <= self.averaged <= self.steps or self.drive_reads < 1 or self.backward_steps < 0:
-            raise SurrogateError(f"{self}: at least one step and one read, and no more averaged than there are")
+        faults = []
+        if not 1 <= self.averaged <= self.steps:
+            faults.append(f"averaged = {self.averaged} must lie between 1 and steps = {self.steps}")
+        if self.drive_reads < 1:
+            faults.append(f"drive_reads = {self.drive_reads} must be 1 or more")
+        if self.backward_steps < 0:
+            faults.append(f"backward_steps = {self.backward_steps} must not be negative")
+        refuse("settling of an equilibrium model", faults)
 
 
 class Equilibrium(nn.Module):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.faults import refuse
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,13 @@ class Relaxation:
     nudge: float = 0.3
 
     def __post_init__(self) -> None:
-        if min(self.free_steps, self.nudged_steps) < 1 or not 0.0 < self.step <= 1.0 or not self.nudge > 0.0:
-            raise SurrogateError(f"{self}: steps have to be positive, the step at most 1 and the nudge above 0")
+        counts = {"free_steps": self.free_steps, "nudged_steps": self.nudged_steps}
+        faults = [f"{name} = {count} must be positive" for name, count in counts.items() if count < 1]
+        if not 0.0 < self.step <= 1.0:
+            faults.append(f"step = {self.step:g} must lie above 0 and not above 1")
+        if not self.nudge > 0.0:
+            faults.append(f"nudge = {self.nudge:g} must be positive")
+        refuse("relaxation", faults)
 
 
 class SymmetricWeights(nn.Module):

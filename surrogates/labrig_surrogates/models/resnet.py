@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.faults import refuse
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,16 @@ class ResNetShape:
     inputs: int = 3
 
     def __post_init__(self) -> None:
-        if len(self.blocks) != len(self.widths) or min(*self.blocks, *self.widths, self.classes, self.inputs) < 1:
-            raise SurrogateError(f"{self}: as many stages as widths, and all counts positive")
+        faults = []
+        if len(self.blocks) != len(self.widths) or not self.blocks:
+            faults.append(
+                f"{len(self.blocks)} stages of blocks and {len(self.widths)} widths: one width for each stage"
+            )
+        counts = {f"blocks[{index}]": count for index, count in enumerate(self.blocks)}
+        counts |= {f"widths[{index}]": count for index, count in enumerate(self.widths)}
+        counts |= {"classes": self.classes, "inputs": self.inputs}
+        faults += [f"{name} = {count} must be positive" for name, count in counts.items() if count < 1]
+        refuse("shape of a residual network", faults)
 
 
 def resnet20(
