@@ -57,11 +57,11 @@ def datasets_of(paths: Sequence[Path]) -> list[MvmDataset]:
     return [dataset.without_sparse_writes(smallest_write(dataset.rows)) for dataset in arrays]
 
 
-def calibrate_recordings(paths: Sequence[Path], seed: int, bus: EventBus) -> Calibration:
+def calibrate_recordings(paths: Path | str | Sequence[Path | str], seed: int, bus: EventBus) -> Calibration:
     """Fits every array of a chip.
 
     Args:
-        paths: Recordings of one chip.
+        paths: A recording, or several of one chip.
         seed: Of the draws in the diagnostics; the fit itself draws nothing.
         bus: Gets the progress.
 
@@ -69,6 +69,7 @@ def calibrate_recordings(paths: Sequence[Path], seed: int, bus: EventBus) -> Cal
         StorageError: See `datasets_of`.
         CalibrationError: The data cannot carry a fit.
     """
+    paths = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
     rng = np.random.default_rng(seed)
     fits = []
     for dataset in datasets_of(paths):

@@ -306,7 +306,7 @@ def instrument_specs(config: RigConfig) -> list[InstrumentSpec]:
     return specs
 
 
-def open_rig(source: RigConfig | Path | str, *, lock_folder: Path = LOCK_FOLDER) -> Rig:
+def open_rig(source: RigConfig | Path | str, *, lock_folder: Path | str = LOCK_FOLDER) -> Rig:
     """Makes the rig of a rig file. It is opened by `async with`, as in the example of `Rig`.
 
     Args:
@@ -316,7 +316,7 @@ def open_rig(source: RigConfig | Path | str, *, lock_folder: Path = LOCK_FOLDER)
     Raises:
         ConfigError: The rig file is wrong, or a driver refuses what it is given; every fault at once.
     """
-    config = source if isinstance(source, RigConfig) else load_rig(source)
+    config, lock_folder = source if isinstance(source, RigConfig) else load_rig(source), Path(lock_folder)
     specs = instrument_specs(config)
     try:
         built = build_instruments(specs)

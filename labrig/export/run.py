@@ -12,7 +12,7 @@ from labrig.export.tables import Content, Table, about, tables_of
 from labrig.extras import MissingExtraError, demand_extra
 from labrig.recording.output_file import in_thread
 from labrig.recording.trusted import trusted
-from labrig.recording.whole_files import WholeFiles, refusals
+from labrig.recording.whole_files import WholeFiles, no_file, refusals
 from labrig_drivers.errors import StorageError
 
 
@@ -44,8 +44,8 @@ FORMATS: Mapping[str, Format] = {
 
 
 def export_recording(
-    source: Path,
-    output: Path,
+    source: Path | str,
+    output: Path | str,
     *,
     kind: str | None = None,
     array: int | None = None,
@@ -74,9 +74,10 @@ def export_recording(
             format is not known; or a file exists or cannot be written. Every fault is listed, and no file is left.
         MissingExtraError: The format needs an extra that is not installed.
     """
+    source, output = Path(source), Path(output)
     faults = []
-    if not source.is_file():
-        faults.append(f"{source}: there is no such file")
+    if (absent := no_file(source)) is not None:
+        faults.append(absent)
     try:
         chosen: Format | None = format_of(output, kind)
     except StorageError as error:

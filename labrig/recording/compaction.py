@@ -17,7 +17,7 @@ from labrig.recording.nodes import dataset_at
 from labrig.recording.output_file import OutputFile, in_thread
 from labrig.recording.trusted import held, trusted
 from labrig.recording.walk import COPY_ATTRIBUTES, SCALE_ATTRIBUTES, ContentDigest, Item, Node, place_of, sha256, walk
-from labrig.recording.whole_files import WholeFiles, refusals
+from labrig.recording.whole_files import WholeFiles, no_file, refusals
 from labrig_drivers.errors import StorageError
 
 Progress = Callable[[str, int, int], None]
@@ -46,7 +46,7 @@ class Compaction:
     sha256: str
 
 
-def compact(source: Path, target: Path, progress: Progress = lambda *_: None) -> Compaction:
+def compact(source: Path | str, target: Path | str, progress: Progress = lambda *_: None) -> Compaction:
     """Writes a compact copy of a recording: only committed rows, compressed and with a checksum of each chunk.
 
     Everything else is as it was: attributes, axes, journal, so that the copy is read like the recording. It is compared
@@ -61,9 +61,10 @@ def compact(source: Path, target: Path, progress: Progress = lambda *_: None) ->
         StorageError: The recording cannot be read, is damaged, or is being written; the target exists or cannot be
             written; or the copy differs. No copy is left.
     """
+    source, target = Path(source), Path(target)
     refused = refusals([target])
-    if not source.is_file():
-        refused.insert(0, f"{source}: there is no such file")
+    if (absent := no_file(source)) is not None:
+        refused.insert(0, absent)
     if refused:
         raise StorageError("; ".join(refused))
     with trusted(source) as (_, contents), WholeFiles() as files:
@@ -84,7 +85,7 @@ def compact(source: Path, target: Path, progress: Progress = lambda *_: None) ->
         return Compaction(target, source.stat().st_size, part.stat().st_size, digest)
 
 
-def content_sha256(path: Path, progress: Progress = lambda *_: None) -> str:
+def content_sha256(path: Path | str, progress: Progress = lambda *_: None) -> str:
     """SHA-256 of everything that counts in a recording: values, types, attributes, axes; the same for a compact copy.
 
     Args:
@@ -94,6 +95,7 @@ def content_sha256(path: Path, progress: Progress = lambda *_: None) -> str:
     Raises:
         StorageError: It cannot be read, or is being written.
     """
+    path = Path(path)
     with held(path), Contents.open(path) as contents, reading(path):
         items = list(walk(contents.file))
         return sha256(items, _Steps("hashing", sum(item.content_bytes for item in items), progress))

@@ -271,20 +271,20 @@ class TrainConfig:
         """The folder that import paths start from."""
         return self.path.parent
 
-    def overridden(self, *, rig: Path | None, recording: Path | None) -> TrainConfig:
+    def overridden(self, *, rig: Path | str | None, recording: Path | str | None) -> TrainConfig:
         """With `--rig` or `--recording` of the command line in place of the file's own.
 
         A recording takes the place of a rig and of a fitted chip, and a rig that of nothing else.
         """
         config = self
         if recording is not None:
-            config = replace(config, recording=recording, calibration=None, rig=None)
+            config = replace(config, recording=Path(recording), calibration=None, rig=None)
         if rig is not None:
-            config = replace(config, rig=rig)
+            config = replace(config, rig=Path(rig))
         return config
 
 
-def load_training(path: Path) -> TrainConfig:
+def load_training(path: Path | str) -> TrainConfig:
     """Reads and checks a training file.
 
     Args:
@@ -293,6 +293,7 @@ def load_training(path: Path) -> TrainConfig:
     Raises:
         ConfigError: The file cannot be read or is wrong; the message lists every fault as `file:line: key: reason`.
     """
+    path = Path(path)
     return parse_training(read_toml(path), path)
 
 

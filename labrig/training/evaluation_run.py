@@ -68,7 +68,7 @@ class Evaluation:
 
 
 def evaluate_run(
-    folder: Path, rig_path: Path | None, writes: int | None, bus: EventBus, *, chips: int = 0
+    folder: Path | str, rig_path: Path | str | None, writes: int | None, bus: EventBus, *, chips: int = 0
 ) -> Evaluation:
     """Judges the network of a run folder: on the chip where it was trained for one, else in float.
 
@@ -84,6 +84,7 @@ def evaluate_run(
         IdentityError: The rig has another chip than the run.
         StorageError: Not a finished run, or a file cannot be written.
     """
+    folder = Path(folder)
     summary, config = load_summary(folder), load_origin(folder)
     data = load_images(config.file.data.name, config.base)
     network = network_of(config, summary, data)

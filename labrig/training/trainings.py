@@ -25,7 +25,13 @@ OnStep = Callable[[str, int, int, float], None]
 
 
 def digital_baseline(
-    data: ImageSet, recipe: Recipe, seed: int, on_step: OnStep, *, model: str = TWO_LAYER, base: Path | None = None
+    data: ImageSet,
+    recipe: Recipe,
+    seed: int,
+    on_step: OnStep,
+    *,
+    model: str = TWO_LAYER,
+    base: Path | str | None = None,
 ) -> nn.Module:
     """Trains the digital network.
 
@@ -38,7 +44,7 @@ def digital_baseline(
         base: Folder that import paths start from.
     """
     generator = generator_of(seed, DATA_STREAM)
-    network = build_model(model, data, recipe.hidden, generator, base)
+    network = build_model(model, data, recipe.hidden, generator, None if base is None else Path(base))
     stepper = Stepper(network, recipe.optimisation, recipe.digital_steps)
     sampler = Sampler(data, recipe.optimisation.batch, generator)
     for step in range(recipe.digital_steps):

@@ -198,6 +198,28 @@ def test_every_public_name_is_documented_and_typed(package: str) -> None:
     assert [fault for name in module.__all__ for fault in faults_of(name, getattr(module, name), page)] == []
 
 
+def only_paths(where: str, function: Callable[..., object]) -> Iterator[str]:
+    """Arguments that take a `Path` and not its text."""
+    for one in inspect.signature(function).parameters.values():
+        text = str(one.annotation)
+        if "Path" in text and "str" not in text and not text.startswith("Callable"):
+            yield f"{where}: {one.name} is {text}"
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_whoever_takes_a_path_takes_its_text(package: str) -> None:
+    module = importlib.import_module(package)
+    faults = []
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if inspect.isfunction(thing):
+            faults += only_paths(name, thing)
+        elif inspect.isclass(thing):
+            for method, function, _ in methods_of(thing):
+                faults += only_paths(f"{name}.{method}", function)
+    assert faults == []
+
+
 @pytest.mark.parametrize("package", FOLDERS)
 def test_nothing_leaks(package: str) -> None:
     module = importlib.import_module(package)
