@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.linear_rungs import LinearSums
+from labrig_calibration.mapped import pieces
 from labrig_surrogates.faults import counted
 
 # A column whose outputs vary less than this many ADC steps has not answered.
@@ -36,12 +37,13 @@ def faults_of(dataset: MvmDataset) -> list[str]:
     ]
     if not len(dataset):
         return faults
-    if not (np.abs(dataset.voltage_v).max(axis=1) == 0.0).any():
+    of_mvm_v, of_row_v = _largest_inputs(dataset)
+    if not (of_mvm_v == 0.0).any():
         faults.append("no zero input vector, so offsets cannot be told from leakage")
     full = np.flatnonzero(dataset.saturated.mean(axis=0) > 0.5)
     if full.size:
         faults.append(f"columns {full.tolist()} saturate in more than half of the MVMs; lower the read voltage")
-    never = np.flatnonzero(np.abs(dataset.voltage_v).max(axis=0) == 0.0)
+    never = np.flatnonzero(of_row_v == 0.0)
     if never.size:
         faults.append(f"rows {never.tolist()} are never driven, so nothing is known of their cells")
     early = int((dataset.age_s < 0.0).sum())
@@ -73,10 +75,20 @@ def faults_of_sums(dataset: MvmDataset, sums: LinearSums) -> list[str]:
             "target_conductance_s (S) is in another unit"
         )
     limit_v = max(abs(dataset.converters.voltage_min_v), abs(dataset.converters.voltage_max_v))
-    largest_v = float(np.abs(dataset.voltage_v).max())
+    largest_v = float(_largest_inputs(dataset)[1].max())
     if largest_v > _WRONG_UNIT * limit_v:
         faults.append(f"voltage_v reaches {largest_v:.3g} V where the DAC ends at {limit_v:.3g} V; is it in V?")
     return faults
+
+
+def _largest_inputs(dataset: MvmDataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The largest voltage in V of each MVM, `[N]`, and of each row, `[rows]`."""
+    of_mvm_v, of_row_v = np.zeros(len(dataset)), np.zeros(dataset.rows)
+    for piece in pieces(len(dataset)):
+        size_v = np.abs(dataset.voltage_v[piece])
+        of_mvm_v[piece] = size_v.max(axis=1)
+        of_row_v = np.maximum(of_row_v, size_v.max(axis=0))
+    return of_mvm_v, of_row_v
 
 
 def dead_columns(dataset: MvmDataset) -> NDArray[np.bool_]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from labrig_calibration.mapped import picked_rows, pieces
+
 FloatArray = NDArray[np.float64]
 
 
@@ -64,7 +66,8 @@ class MvmDataset:
     """Measurements of one array. A pattern is one *write*: the same target written twice is two patterns.
 
     Whoever has only the first five arrays leaves the others out: a write then ends with its first MVM, no output is
-    known to be clipped, and converters neither round nor clip.
+    known to be clipped, and converters neither round nor clip. Arrays of MVMs may be memory-mapped files
+    (`np.memmap`): nothing holds one of them as a whole.
 
     Attributes:
         voltage_v: Commanded inputs in V, `[N, rows]`.
@@ -129,18 +132,19 @@ class MvmDataset:
         """Hash of the numbers that a fit depends on; a fitted file carries it."""
         digest = hashlib.sha256()
         for array in (self.voltage_v, self.current_a, self.pattern, self.target_conductance_s, self.time_s):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            for piece in pieces(len(array)):
+                digest.update(np.ascontiguousarray(array[piece]).tobytes())
         return digest.hexdigest()
 
     def select(self, keep: NDArray[np.bool_]) -> MvmDataset:
         """The same writes, with only the MVMs where `keep[N]` is true."""
         return replace(
             self,
-            voltage_v=self.voltage_v[keep],
-            current_a=self.current_a[keep],
+            voltage_v=picked_rows(self.voltage_v, keep),
+            current_a=picked_rows(self.current_a, keep),
             pattern=self.pattern[keep],
             time_s=self.time_s[keep],
-            saturated=self.saturated[keep],
+            saturated=picked_rows(self.saturated, keep),
             temperature_k=None if self.temperature_k is None else self.temperature_k[keep],
         )
 
@@ -158,13 +162,13 @@ class MvmDataset:
         rows = renumbered[self.pattern] >= 0
         return replace(
             self,
-            voltage_v=self.voltage_v[rows],
-            current_a=self.current_a[rows],
+            voltage_v=picked_rows(self.voltage_v, rows),
+            current_a=picked_rows(self.current_a, rows),
             pattern=renumbered[self.pattern[rows]],
             target_conductance_s=self.target_conductance_s[kept],
             time_s=self.time_s[rows],
             programmed_at_s=self.programmed_at_s[kept],
-            saturated=self.saturated[rows],
+            saturated=picked_rows(self.saturated, rows),
             temperature_k=None if self.temperature_k is None else self.temperature_k[rows],
         )
 
@@ -227,7 +231,8 @@ class MvmDataset:
             if got != shape:
                 faults.append(f"{name} has shape {list(got)}, expected {list(shape)}")
         for name in ("voltage_v", "current_a", "target_conductance_s", "time_s", "programmed_at_s"):
-            bad = int((~np.isfinite(getattr(self, name))).sum())
+            array: FloatArray = getattr(self, name)
+            bad = sum(int((~np.isfinite(array[piece])).sum()) for piece in pieces(len(array)))
             if bad:
                 faults.append(f"{name} has {_values(bad, 'not finite')}")
         if self.pattern.size and (self.pattern.min() < 0 or self.pattern.max() >= writes):

@@ -20,6 +20,7 @@ from labrig_calibration.expanding import expanded
 from labrig_calibration.heldout import heldout_nll
 from labrig_calibration.ladder import Ladder, RungVerdict
 from labrig_calibration.linear_rungs import LinearSums
+from labrig_calibration.mapped import picked_columns
 from labrig_calibration.measurements import Measurements
 from labrig_calibration.noise_law import DRIFT_SPREAD, TERMS, UNITS
 from labrig_calibration.residual_fit import correction_a, fit_residual
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 HELDOUT_FRACTION = Ladder().heldout_fraction
+
+# So many held-out outputs show whatever a check can show; all of a large recording's would not fit into memory.
+_MOST_JUDGED = 2**20
 
 
 class CalibrationError(ValueError):
@@ -96,12 +100,13 @@ def fit(
     posterior = _posterior(climbed, cells)
     if dead.any():
         parameters, posterior = expanded(parameters, posterior, ~dead, converter_range(dataset), dataset)
-    chosen = np.zeros(len(dataset), dtype=np.bool_)
-    for part in later.parts:
-        chosen[part] = True
+    heldout = _mvms_of(later)
+    chosen = _mvms_of(later.beginning(max(_MOST_JUDGED // (dataset.columns * dataset.writes), 1)))
     diagnostics = diagnose(parameters, dataset.select(chosen & ~wrong), rng=rng)
     report("diagnostics", 1.0)
     lost = _lost_in_wires(cells, data.target_s)
+    if chosen.sum() < heldout.sum():
+        lost = (*lost, f"judged on {chosen.sum():,} of {heldout.sum():,} MVMs that were held out")
     notes = (*notes_of(dataset), *lost, *(f"hard to tell apart: {text}" for text in trade_offs(posterior)))
     return CalibrationResult(
         judged=JudgedArray(parameters, diagnostics, dataset),
@@ -153,10 +158,16 @@ def converter_range(dataset: MvmDataset) -> ConverterRange:
 def split_chronologically(dataset: MvmDataset, fraction: float) -> tuple[MvmDataset, MvmDataset]:
     """Splits off the last part of every write: `(earlier, later)`."""
     _, later = Measurements.of(dataset).split(fraction)
-    held = np.zeros(len(dataset), dtype=np.bool_)
-    for part in later.parts:
-        held[part] = True
+    held = _mvms_of(later)
     return dataset.select(~held), dataset.select(held)
+
+
+def _mvms_of(measurements: Measurements) -> NDArray[np.bool_]:
+    """Which MVMs of a data set these are, bool, `[N]`."""
+    chosen = np.zeros(len(measurements.dataset), dtype=np.bool_)
+    for part in measurements.parts:
+        chosen[part] = True
+    return chosen
 
 
 def _refuse(faults: list[str]) -> None:
@@ -172,8 +183,8 @@ def _columns_of(dataset: MvmDataset, chosen: NDArray[np.bool_]) -> MvmDataset:
     converters = replace(dataset.converters, adc_full_scale_a=dataset.converters.adc_full_scale_a[chosen])
     return replace(
         dataset,
-        current_a=dataset.current_a[:, chosen],
-        saturated=dataset.saturated[:, chosen],
+        current_a=picked_columns(dataset.current_a, chosen),
+        saturated=picked_columns(dataset.saturated, chosen),
         target_conductance_s=dataset.target_conductance_s[:, :, chosen],
         converters=converters,
     )

@@ -90,6 +90,10 @@ class Measurements:
             )
         )
 
+    def beginning(self, most: int) -> Measurements:
+        """The first `most` MVMs of every write."""
+        return self._with(tuple(_piece(part, 0, min(_size(part), most)) for part in self.parts))
+
     def of_columns(self, columns: slice) -> Measurements:
         """The same MVMs, of some of the columns."""
         return replace(self, columns=columns)

@@ -25,8 +25,10 @@ from labrig_calibration.noise_law import (
 )
 from labrig_calibration.noise_law import variance as law_of
 
-# Columns handled together: bounds what is held of all MVMs at once.
-_COLUMN_CHUNK = 32
+# What is held at once: so many columns, and so many outputs.
+_COLUMN_CHUNK, _MOST_OUTPUTS = 32, 2**21
+# MVMs that are enough for the law of the noise: a variance is then known to 0.3 %.
+_ENOUGH_MVMS = 2**18
 # An MVM is left out where its squared residuals over all columns lie as far above what they should be as six standard
 # deviations of a normal variable; so many MVMs can be wrong before it is the model that is wrong.
 _ROW_LIMIT = 6.0
@@ -89,8 +91,9 @@ class _Squares:
 def fit_noise(
     data: Measurements, state: ColumnState, factor: Factor, floor_a2: Tensor, active: tuple[int, ...]
 ) -> NoiseFit:
-    """The law of every column with the given terms."""
-    parts = [(squares.fit(active, floor_a2[chunk]), chunk) for squares, chunk in _chunks(data, state, factor)]
+    """The law of every column with the given terms; of a large recording part of the MVMs tell it, spread over all."""
+    some = data.thinned(_ENOUGH_MVMS // data.dataset.writes)
+    parts = [(squares.fit(active, floor_a2[chunk]), chunk) for squares, chunk in _chunks(some, state, factor)]
     columns = state.shared.shape[1]
     value = torch.zeros((len(TERMS), columns), dtype=torch.float64)
     for law, chunk in parts:
@@ -156,8 +159,9 @@ def wrong_rows(data: Measurements, state: ColumnState, flagged: NDArray[np.bool_
 
 def _chunks(data: Measurements, state: ColumnState, factor: Factor) -> Iterator[tuple[_Squares, slice]]:
     columns = state.shared.shape[1]
-    for first in range(0, columns, _COLUMN_CHUNK):
-        chunk = slice(first, min(first + _COLUMN_CHUNK, columns))
+    together = min(_COLUMN_CHUNK, max(1, _MOST_OUTPUTS // max(int(data.counts().sum()), 1)))
+    for first in range(0, columns, together):
+        chunk = slice(first, min(first + together, columns))
         yield _squares(data, state, factor, chunk), chunk
 
 

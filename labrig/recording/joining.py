@@ -11,8 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from labrig.recording.reader import Recording
+from labrig.recording.spooling import size_bytes, spooled
 from labrig_calibration.dataset import MvmDataset, join
 from labrig_drivers.errors import StorageError
+
+# Data sets beyond this are memory-mapped.
+MEMORY_BYTES = 2**31
 
 # What of a board's description decides whether its numbers mean the same, with the words for it.
 _SAME_CONVERTERS = {
@@ -42,28 +46,46 @@ def read_mvms(path: Path | str | Sequence[Path | str], array: int = 0) -> MvmDat
     """
     paths = [path] if isinstance(path, str | Path) else list(path)
     with ExitStack() as opened:
-        recordings = _fitting([opened.enter_context(Recording.open(one)) for one in paths], array)
+        recordings = _fitting(_opened(paths, opened), array)
         return join([recording.dataset(array) for recording in recordings])
 
 
-def read_arrays(paths: Sequence[Path | str]) -> dict[int, MvmDataset]:
+def read_arrays(paths: Sequence[Path | str], *, memory_bytes: int = MEMORY_BYTES) -> dict[int, MvmDataset]:
     """The committed measurements of every array that has any, over one or several recordings of one chip.
 
     Args:
         paths: The recordings; see `read_mvms`.
+        memory_bytes: So much is held in memory. Inputs and outputs of more than that lie in files without a name in the
+            folder for temporary files (`TMPDIR`), memory-mapped, and go with the data sets.
 
     Raises:
-        StorageError: See `read_mvms`; or no file has a committed MVM.
+        StorageError: See `read_mvms`; or no file has a committed MVM; or there is no room for those files.
     """
-    parts: dict[int, list[MvmDataset]] = {}
+    parts: dict[int, list[Recording]] = {}
     with ExitStack() as opened:
-        for recording in _fitting([opened.enter_context(Recording.open(one)) for one in paths]):
+        for recording in _fitting(_opened(paths, opened)):
             for array in recording.arrays:
                 if recording.committed(array):
-                    parts.setdefault(array, []).append(recording.dataset(array))
-    if not parts:
-        raise StorageError(f"{', '.join(map(str, paths))}: no MVM was committed")
-    return {array: join(parts[array]) for array in sorted(parts)}
+                    parts.setdefault(array, []).append(recording)
+        if not parts:
+            raise StorageError(f"{', '.join(map(str, paths))}: no MVM was committed")
+        needed = sum(size_bytes(recordings, array) for array, recordings in parts.items())
+        if needed > memory_bytes:
+            return {array: spooled(parts[array], array) for array in sorted(parts)}
+        return {array: join([one.dataset(array) for one in parts[array]]) for array in sorted(parts)}
+
+
+def _opened(paths: Sequence[Path | str], opened: ExitStack) -> list[Recording]:
+    """All of them, or one error with every one that cannot be opened."""
+    found, faults = [], []
+    for path in paths:
+        try:
+            found.append(opened.enter_context(Recording.open(path)))
+        except StorageError as error:
+            faults.append(str(error))
+    if faults:
+        raise StorageError("; ".join(faults))
+    return found
 
 
 def _fitting(recordings: Sequence[Recording], array: int | None = None) -> list[Recording]:
@@ -111,8 +133,14 @@ def _started(recording: Recording) -> float | None:
 def _difference(one: Recording, other: Recording, name: str) -> str:
     here, there = getattr(one.info, name), getattr(other.info, name)
     if not isinstance(here, tuple):
-        return f"{here} and {there}"
+        return f"{_said(here)} and {_said(there)}"
     if len(here) != len(there):
         return f"{len(here)} values and {len(there)}"
     apart = [number for number, pair in enumerate(zip(here, there, strict=True)) if pair[0] != pair[1]]
-    return f"{here[apart[0]]} and {there[apart[0]]} at {apart[0]}, {len(apart)} of {len(here)} differ"
+    first, other = here[apart[0]], there[apart[0]]
+    return f"{_said(first)} and {_said(other)} at {apart[0]}, {len(apart)} of {len(here)} differ"
+
+
+def _said(value: object) -> str:
+    # Enough digits to tell apart what differs in float32.
+    return f"{value:.9g}" if isinstance(value, float) else str(value)

@@ -155,3 +155,31 @@ def test_arrays_are_joined_one_by_one_for_a_calibration(record: Record) -> None:
     assert follows(found[1], [labrig.read_mvms(b, 1), labrig.read_mvms(a, 1)])
     # Writes of fewer than 18 MVMs carry no fit here; array 1 has no others, so there they stay.
     assert [len(data) for data in datasets_of([a, b, c])] == [40, 34]
+
+
+def test_what_is_larger_than_memory_is_mapped_and_the_same(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = record("a.h5", 1, "2026-03-01T12:00:00+00:00", mvms=(20, 5))
+    b = record("b.h5", 2, "2026-03-02T12:00:00+00:00")
+    whole, mapped = read_arrays([a, b]), read_arrays([b, a], memory_bytes=1000)
+    assert list(whole) == list(mapped) == [0, 1]
+    for array, dataset in whole.items():
+        other = mapped[array]
+        assert isinstance(other.voltage_v, np.memmap)
+        assert isinstance(other.current_a, np.memmap)
+        assert not isinstance(dataset.voltage_v, np.memmap)
+        assert other.sha256() == dataset.sha256()
+        assert follows(other, [dataset])
+        for name in ("saturated", "programmed_at_s", "pattern"):
+            assert np.array_equal(getattr(other, name), getattr(dataset, name))
+        assert (other.converters.dac_bits, other.chip_id, other.array) == (8, "SIM-1", array)
+        keep = dataset.pattern == 1
+        part = other.select(keep)
+        assert isinstance(part.voltage_v, np.memmap)
+        assert part.sha256() == dataset.select(keep).sha256()
+
+    def full(*_: object) -> np.memmap:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("labrig.recording.spooling.mapped", full)
+    with pytest.raises(StorageError, match=r"no room for 0\.0 GB of array 0 .*No space left.*TMPDIR"):
+        read_arrays([a], memory_bytes=1000)
