@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import os.path
 import re
+import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -57,6 +59,13 @@ def broker_address(url: str) -> BrokerAddress:
     if parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ValueError("nothing may follow host and port; topics begin with labrig/ at every broker")
     return BrokerAddress(host, port or _BROKER_PORTS[scheme], tls=scheme == "mqtts")
+
+
+def bind_reason(error: OSError) -> str:
+    """Why nothing can listen at an address, without the address, which asyncio repeats as Python writes it."""
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    return f"{os.strerror(error.errno).lower()}; choose another port or address"
 
 
 def same_instrument(address: str) -> str:

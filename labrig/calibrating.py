@@ -69,10 +69,10 @@ def calibrate_recordings(paths: Path | str | Sequence[Path | str], seed: int, bu
         StorageError: See `datasets_of`.
         CalibrationError: The data cannot carry a fit.
     """
-    paths = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
+    files = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
     rng = np.random.default_rng(seed)
     fits = []
-    for dataset in datasets_of(paths):
+    for dataset in datasets_of(files):
 
         def progress(stage: str, fraction: float, array: int = dataset.array) -> None:
             done = round(_FRACTION_STEPS * fraction)
@@ -81,7 +81,7 @@ def calibrate_recordings(paths: Path | str | Sequence[Path | str], seed: int, bu
         try:
             fitted = fit(dataset, rng=rng, progress=progress)
         except (CalibrationError, DatasetError) as error:
-            raise CalibrationError(f"array {dataset.array} of {', '.join(map(str, paths))}: {error}") from error
+            raise CalibrationError(f"array {dataset.array} of {', '.join(map(str, files))}: {error}") from error
         fits.append(fitted)
         bus.publish(
             Message(
@@ -92,7 +92,7 @@ def calibrate_recordings(paths: Path | str | Sequence[Path | str], seed: int, bu
             )
         )
     provenance: dict[str, str | float | int] = {
-        "recordings": ", ".join(path.name for path in paths),
+        "recordings": ", ".join(path.name for path in files),
         "calibrated_utc": utc_now(),
         "labrig": version("labrig"),
         "seed": seed,

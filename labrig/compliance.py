@@ -11,6 +11,7 @@ from labrig.config import RigConfig
 from labrig.rig_faults import SUPPLY_COMPLIANCE
 from labrig_drivers.errors import PlanAbortedError
 from labrig_drivers.source_meter import Reading
+from labrig_drivers.wording import counted
 
 # A supply that has fed the board for so long without reaching its limit is well again.
 _WELL_AFTER_S: Final = 5.0
@@ -89,9 +90,10 @@ class ComplianceWatch:
             self._failed = 0
         self._failed += 1
         if self._failed > self._retries:
+            retries = counted(self._retries, "retry", "retries")
             raise PlanAbortedError(
                 f"{self._name}: the array supply {self._supply!r} was at its limit ({_said(self._reading)}), also "
-                f"after {self._retries} retries; it is off now. Look for a short on the chip, the board and its wires, "
+                f"after {retries}; it is off now. Look for a short on the chip, the board and its wires, "
                 f"and whether {self._advice} is enough for this plan"
             )
         self._off_until_s = self._clock() + self._retry_s

@@ -23,6 +23,7 @@ from safetensors.numpy import save
 from labrig.recording.whole_files import WholeFiles
 from labrig_drivers.crossbar import FloatArray
 from labrig_drivers.errors import ConfigError, StorageError
+from labrig_drivers.wording import counted
 
 FORMAT: Final = 1
 UNITS: Final[Mapping[str, float]] = {"S": 1.0, "mS": 1e-3, "uS": 1e-6, "nS": 1e-9}
@@ -61,11 +62,11 @@ def read_matrix(path: Path, unit: str) -> FloatArray:
         StorageError: The file cannot be read, or is no such table; every line that is wrong is named.
     """
     rows, faults = [], []
-    for number, line in enumerate(_lines(path), start=1):
-        try:
+    for number, line in _lines(path):
+        if wrong := [value for value in line if not _is_number(value)]:
+            faults.append(f"line {number}: {wrong[0]!r} is no number")
+        else:
             rows.append([float(value) for value in line])
-        except ValueError:
-            faults.append(f"line {number} holds something that is no number")
     if rows and len({len(row) for row in rows}) > 1:
         faults.append(f"lines of {min(map(len, rows))} to {max(map(len, rows))} numbers are no table")
     if not rows and not faults:
@@ -81,9 +82,11 @@ def read_fusion(path: Path) -> dict[str, FloatArray]:
     Raises:
         StorageError: The file cannot be read, or is none of that format; every fault is named.
     """
-    lines = _lines(path)
+    lines = [line for _, line in _lines(path)]
     if len(lines) < _FUSION_HEAD:
-        raise StorageError(f"{path}: has {len(lines)} lines; aihwkit's Fusion format has six and one for each layer")
+        raise StorageError(
+            f"{path}: has {counted(len(lines), 'line')}; aihwkit's Fusion format has six and one for each layer"
+        )
     names, data = lines[5], lines[_FUSION_HEAD:]
     faults = [f"{len(names)} layers are named and {len(data)} have data"] if len(names) != len(data) else []
     found: dict[str, FloatArray] = {}
@@ -171,17 +174,28 @@ def read_conductances(path: Path) -> tuple[list[MeasuredArray], str, str]:
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{path}: is no file of `labrig import conductances` ({error})") from error
+        what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+        raise StorageError(f"{path}: is no file of `labrig import conductances` ({what})") from error
 
 
-def _lines(path: Path) -> list[list[str]]:
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The lines that are not empty, with their numbers."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [line for line in csv.reader(file) if line]
+            reader = csv.reader(file)
+            return [(reader.line_num, line) for line in reader if line]
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise StorageError(f"{path}: is no text of comma-separated values ({error})") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _factor(unit: str) -> float:

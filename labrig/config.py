@@ -14,6 +14,7 @@ from labrig.instruments import installed_drivers
 from labrig.rig_faults import rig_faults
 from labrig.toml_lines import key_lines, line_of
 from labrig.toml_models import Section, check_toml, read_toml
+from labrig.toml_reasons import ARRAY_NUMBER, BROKER_URL, INSTRUMENT_NAME, LINK_URL, VARIABLE_NAME
 from labrig_drivers.errors import ConfigError
 
 __all__ = [
@@ -34,9 +35,9 @@ __all__ = [
 ]
 
 # Instruments are named groups in a recording, hence no slash and no dot.
-InstrumentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
-ArrayNumber = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]*)$")]
-LinkUrl = Annotated[str, StringConstraints(pattern=r"^[a-z]+://.+")]
+InstrumentName = Annotated[str, StringConstraints(pattern=INSTRUMENT_NAME)]
+ArrayNumber = Annotated[str, StringConstraints(pattern=ARRAY_NUMBER)]
+LinkUrl = Annotated[str, StringConstraints(pattern=LINK_URL)]
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -191,7 +192,7 @@ class ConditionConfig(Section):
 class TelemetryConfig(Section):
     """Where events of runs are published over MQTT; a file without this section publishes nothing."""
 
-    broker: Annotated[str, StringConstraints(pattern=r"^mqtts?://.+")]
+    broker: Annotated[str, StringConstraints(pattern=BROKER_URL)]
     """Address of the broker, `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for an encrypted connection."""
     site: Annotated[str, Field(min_length=1)] = "lab"
     """How topics call the place of this rig: they begin with `labrig/1/SITE/RIG/`."""
@@ -199,7 +200,7 @@ class TelemetryConfig(Section):
     """Account at the broker."""
     password_file: Annotated[str, Field(min_length=1)] | None = None
     """File that holds the password of the account, and nothing else."""
-    password_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    password_env: Annotated[str, StringConstraints(pattern=VARIABLE_NAME)] | None = None
     """Name of the environment variable that holds the password of the account."""
     ca_file: Annotated[str, Field(min_length=1)] | None = None
     """Certificates (PEM) that an `mqtts` broker is checked with; those of the system when absent."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from labrig import measured_files as files
 from labrig import recorded_devices as recorded
+from labrig.recording.whole_files import no_file
 from labrig_calibration.devices.iv import Curve, fit_iv, split_branches
 from labrig_calibration.devices.programming import fit_programming
 from labrig_calibration.devices.pulses import fit_pulses
@@ -18,6 +19,7 @@ from labrig_calibration.devices.relaxation import compare_predictions, level_ret
 from labrig_calibration.devices.telegraph import TelegraphFit, fit_telegraph
 from labrig_calibration.devices.values import DeviceFitError, Progress, Summary, Table, quiet
 from labrig_drivers.errors import ConfigError, StorageError
+from labrig_drivers.wording import counted
 
 KINDS = ("iv", "programming", "relaxation", "noise", "pulses")
 """What can be fitted."""
@@ -71,8 +73,8 @@ def fit_file(kind: str, path: Path, choices: FitChoices, progress: Progress = qu
     """
     if kind not in KINDS:
         raise ConfigError(f"there is no kind {kind!r} of device fits; there are: {', '.join(KINDS)}")
-    if not path.is_file():
-        raise StorageError(f"{path}: there is no such file")
+    if (absent := no_file(path)) is not None:
+        raise StorageError(absent)
     of_recording = path.suffix.lower() in _RECORDING_SUFFIXES
     if of_recording and kind == "pulses":
         raise StorageError(f"{path}: no plan records trains of pulses; give a CSV file with the columns up and down")
@@ -99,7 +101,9 @@ def _fit_iv(path: Path, of_recording: bool, choices: FitChoices, _: Progress) ->
 def _branch(curve: Curve, number: int) -> Curve:
     pieces = split_branches(curve)
     if not 0 <= number < len(pieces):
-        raise DeviceFitError(f"{curve.name}: has {len(pieces)} branches, counted from 0; {number} was asked for")
+        raise DeviceFitError(
+            f"{curve.name}: has {counted(len(pieces), 'branch', 'branches')}, counted from 0; {number} was asked for"
+        )
     return pieces[number]
 
 

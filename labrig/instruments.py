@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, Final
 
 from labrig.addresses import same_instrument
 from labrig_drivers.errors import ConfigError, SafetyError
@@ -104,6 +104,15 @@ def build_instruments(specs: Sequence[InstrumentSpec]) -> dict[str, object]:
     return built
 
 
+# Sections of a rig file, and a verb that only drivers of such instruments have.
+_KINDS: Final[Mapping[str, tuple[str, str]]] = {
+    "board": ("a crossbar board", "mvm"),
+    "source_meters": ("a source-meter", "output_on"),
+    "axes": ("an axis", "move_to"),
+    "matrix": ("a switch matrix", "connect"),
+}
+
+
 class _Links:
     """One link for each address."""
 
@@ -152,7 +161,8 @@ def _build(spec: InstrumentSpec, links: _Links) -> object:
     try:
         make: Callable[..., object] = driver.from_settings
     except AttributeError as error:
-        raise ConfigError(f"{spec.section}.driver: {spec.driver!r} cannot be used: {error}") from error
+        raise ConfigError(f"{spec.section}.driver: {spec.driver!r} is no driver: it has no from_settings") from error
+    _demand_kind(spec, driver)
     expected = ExpectedIdentity(spec.expect_model, spec.expect_serial)
     takes = inspect.signature(make).parameters
     if "link" not in takes:
@@ -172,6 +182,17 @@ def _build(spec: InstrumentSpec, links: _Links) -> object:
     if make_link is not None:
         return make(links.own_link(spec, spec.link, make_link), expected, spec.name, **keywords)
     return make(links.link_for(spec, spec.link, driver), expected, spec.name, **keywords)
+
+
+def _demand_kind(spec: InstrumentSpec, driver: object) -> None:
+    """Refuses what drives another kind of instrument than the section is for."""
+    wanted = spec.section.partition(".")[0]
+    found = [kind for kind, (_, verb) in _KINDS.items() if hasattr(driver, verb)]
+    if found and wanted not in found:
+        raise ConfigError(
+            f"{spec.section}.driver: {spec.driver!r} drives {_KINDS[found[0]][0]}; this section is for "
+            f"{_KINDS[wanted][0]}"
+        )
 
 
 def _load_driver(spec: InstrumentSpec) -> Any:  # what an entry point names is known only at run time

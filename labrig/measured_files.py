@@ -18,6 +18,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from labrig_calibration.devices.pulses import PulseTrains
 from labrig_calibration.devices.read_noise import Traces
 from labrig_calibration.devices.values import FloatArray
 from labrig_drivers.errors import StorageError
+from labrig_drivers.wording import counted
 from labrig_surrogates.measured_device import Relaxation, read_relaxation
 
 _MICRO = 1e-6
@@ -65,8 +67,12 @@ def _text(path: Path) -> str:
     try:
         content = path.read_bytes()
         return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise StorageError(f"{path}: cannot be unpacked ({error}); copy it again") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _table(path: Path) -> _Table:
@@ -77,24 +83,31 @@ def _table(path: Path) -> _Table:
     """
     text = _text(path)
     delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-    lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter) if line]
+    reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter)
+    try:
+        numbered = [(reader.line_num, line) for line in reader if line]
+    except csv.Error as error:
+        raise StorageError(f"{path}: line {reader.line_num} is no line of a table ({error})") from error
+    lines = [line for _, line in numbered]
     if not lines:
         raise StorageError(f"{path}: is empty")
     header = not all(_is_number(field) for field in lines[0])
     names = tuple(field.strip() for field in lines[0]) if header else ()
     rows, width = lines[header:], len(lines[0])
     faults = [
-        f"line {k + 1 + header} has {len(row)} fields, not {width}" for k, row in enumerate(rows) if len(row) != width
+        f"line {number} has {counted(len(row), 'field')}, not {width}"
+        for number, row in numbered[header:]
+        if len(row) != width
     ]
     faults += [
-        f"line {k + 1 + header}: {field!r} is no number"
-        for k, row in enumerate(rows)
+        f"line {number}: {field!r} is no number"
+        for number, row in numbered[header:]
         for field in row
         if not _is_number(field)
     ]
     faults += [] if rows else ["there are no rows"]
     if faults:
-        more = f"; and {len(faults) - 5} more faults" if len(faults) > 5 else ""
+        more = f"; and {counted(len(faults) - 5, 'more fault')}" if len(faults) > 5 else ""
         raise StorageError(f"{path}: is no table of numbers: " + "; ".join(faults[:5]) + more)
     values = np.array([[float(field) if field.strip() else np.nan for field in row] for row in rows])
     return _Table(path, names, values)
@@ -234,8 +247,10 @@ def _rate_beside(path: Path) -> float | None:
     try:
         settings = json.loads(beside.read_text())
         return float(settings["fs"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{beside}: says no rate: {error}") from error
+    except OSError as error:
+        raise StorageError(f"{beside}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{beside}: says no rate: it must be a number named fs; or give it (--rate)") from error
 
 
 def _rate(path: Path, rate_hz: float | None) -> float:

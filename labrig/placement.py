@@ -178,7 +178,8 @@ def plan_placement(
     tiles = model_tiles(model)
     faults = [*_geometry_faults(model, info)]
     if missing := [array for array in usable if not 0 <= array < info.arrays]:
-        faults.append(f"arrays {missing} do not exist: the board has {info.arrays}, counted from 0")
+        which = f"{', '.join(map(str, missing))} {'does' if len(missing) == 1 else 'do'} not exist"
+        faults.append(f"array {which}: the board has {info.arrays}, counted from 0")
     if not tiles:
         faults.append("the model has no analog layer: convert it with to_analog")
     if tiles and not usable:

@@ -26,6 +26,7 @@ from labrig_drivers.errors import ConfigError, LabrigError, StateError
 from labrig_drivers.instrument import HostLossProtection, Identity, Instrument, ProtectsItself, ReportsSettings
 from labrig_drivers.interlock import InterlockInput
 from labrig_drivers.source_meter import SourceMeter
+from labrig_drivers.wording import counted
 
 BOARD_NAME = "board"
 
@@ -234,8 +235,8 @@ class Rig:
             # What went wrong in opening is the message; no output was touched, so closing has nothing to add.
             await finish(_close_all(instruments))
             headline = (
-                f"rig {self.config.rig.name!r} ({self.config.path}): {len(failures)} of {len(instruments)} "
-                "instruments could not be opened, no output was touched"
+                f"rig {self.config.rig.name!r} ({self.config.path}): {len(failures)} of "
+                f"{counted(len(instruments), 'instrument')} could not be opened, no output was touched"
             )
             raise RigError(headline, failures, _places(self.config))
         try:
@@ -280,8 +281,8 @@ class Rig:
                 self._lock.release()
         if failures:
             headline = (
-                f"rig {self.config.rig.name!r}: {len(failures)} instruments could not be made safe; "
-                "press OUTPUT OFF on them now"
+                f"rig {self.config.rig.name!r}: {counted(len(failures), 'instrument')} could not be made safe; "
+                f"press OUTPUT OFF on {'it' if len(failures) == 1 else 'them'} now"
             )
             raise RigError(headline, failures, _places(self.config))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from labrig.addresses import broker_address
 from labrig.toml_models import Fault
+from labrig.toml_reasons import BROKER_URL
 
 BOARD_TEMPERATURE: Final = "board.temperature"
 """What a condition reads: the temperature of the chip in K."""
@@ -208,7 +210,8 @@ def _interlock_faults(interlocks: Mapping[str, object], meters: Mapping[str, obj
 
 def _telemetry_faults(telemetry: Mapping[str, object]) -> Iterator[Fault]:
     broker, encrypted = telemetry.get("broker"), True
-    if isinstance(broker, str):
+    # Another beginning is a fault of the key itself.
+    if isinstance(broker, str) and re.match(BROKER_URL, broker):
         try:
             encrypted = broker_address(broker).tls
         except ValueError as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from labrig.config import BoardSafetyConfig, RigConfig
 from labrig_drivers.crossbar import FloatArray
+from labrig_drivers.wording import counted
 
 # A float32 copy of a limit may round outward; a relative 1e-6 is below any converter's step.
 _SLACK = 1e-6
@@ -102,19 +103,20 @@ class BoardLimits:
         over = int((np.abs(voltage_v) > limit * (1 + _SLACK)).sum())
         if over:
             largest_v = np.nanmax(np.abs(voltage_v))
-            yield (f"{over} {what} exceed {self.where}.max_read_voltage_v = {limit:g} V (largest {largest_v:g} V)")
+            subject = f"{over} {what} exceed" if over > 1 else f"1 {what.removesuffix('s')} exceeds"
+            yield (f"{subject} {self.where}.max_read_voltage_v = {limit:g} V (largest {largest_v:g} V)")
 
     def program_reasons(self, conductance_s: FloatArray) -> Iterator[str]:
         """What these targets would violate."""
         low, high = self.min_conductance_s, self.max_conductance_s
         if low is not None and (under := int((conductance_s < low * (1 - _SLACK)).sum())):
             yield (
-                f"{under} targets are below {self.where}.min_conductance_s = {low:g} S "
+                f"{counted(under, 'target is', 'targets are')} below {self.where}.min_conductance_s = {low:g} S "
                 f"(lowest {np.nanmin(conductance_s):g} S)"
             )
         if high is not None and (over := int((conductance_s > high * (1 + _SLACK)).sum())):
             yield (
-                f"{over} targets exceed {self.where}.max_conductance_s = {high:g} S "
+                f"{counted(over, 'target exceeds', 'targets exceed')} {self.where}.max_conductance_s = {high:g} S "
                 f"(highest {np.nanmax(conductance_s):g} S)"
             )
 

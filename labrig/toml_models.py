@@ -8,12 +8,16 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from labrig.toml_lines import key_lines, line_of
+from labrig.toml_reasons import reason_of
 from labrig_drivers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _SI_UNIT = re.compile(r"_(v_per_s|a_per_s|v|a|w|s)$")
 _UNIT = re.compile(r"_[a-z]+(_per_[a-z]+)?$", re.IGNORECASE)
@@ -84,7 +88,7 @@ def check_toml(text: str, path: Path, model: type[ModelT], cross_check: CrossChe
     try:
         checked = model.model_validate(raw)
     except ValidationError as error:
-        faults += [_schema_fault(model, item["type"], item["loc"], item["msg"]) for item in error.errors()]
+        faults += [_schema_fault(model, item) for item in error.errors()]
     if faults or checked is None:
         lines = key_lines(text)
         located = sorted((line_of(lines, fault.key), ".".join(fault.key), fault.reason) for fault in faults)
@@ -99,14 +103,14 @@ def _syntax_fault(error: tomllib.TOMLDecodeError, text: str, path: Path) -> str:
     return f"{path}:{line}: TOML: {message}"
 
 
-def _schema_fault(model: type[Section], kind: str, loc: tuple[int | str, ...], message: str) -> Fault:
+def _schema_fault(model: type[Section], error: ErrorDetails) -> Fault:
     # pydantic marks a bad key of a mapping by an extra "[key]" behind it.
-    key = tuple(str(part) for part in loc if part != "[key]")
-    if kind == "missing":
+    key = tuple(str(part) for part in error["loc"] if part != "[key]")
+    if error["type"] == "missing":
         return Fault(key, "is missing")
-    if kind == "extra_forbidden":
+    if error["type"] == "extra_forbidden":
         return Fault(key, _unknown_key(_keys_at(model, key[:-1]), key[-1]))
-    return Fault(key, message[:1].lower() + message[1:])
+    return Fault(key, reason_of(error))
 
 
 def _unknown_key(known: list[str], name: str) -> str:
@@ -120,7 +124,7 @@ def _unknown_key(known: list[str], name: str) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"unknown key; did you mean {close[0]}?"
-    return f"unknown key; known are {', '.join(known)}"
+    return f"unknown key; known {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
 
 
 def _keys_at(model: type[BaseModel], table: tuple[str, ...]) -> list[str]:

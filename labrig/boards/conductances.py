@@ -29,6 +29,7 @@ from labrig_drivers.crossbar import (
 )
 from labrig_drivers.errors import CapabilityError, ConfigError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, Identity
+from labrig_drivers.wording import counted
 
 _MVM_S = 1e-6
 _PROGRAM_S = 1e-3
@@ -187,7 +188,7 @@ class ConductanceBoard:
         if written >= len(one.measured_s) and not self.settings.repeat:
             raise CapabilityError(
                 f"{self.name} ({self.settings.file}): array {array} ({one.name}) was measured after "
-                f"{len(one.measured_s)} writes only; repeat = true begins again"
+                f"{counted(len(one.measured_s), 'write')} only; repeat = true begins again"
             )
         self._given[array] = written + 1
         self._time_s += _PROGRAM_S
@@ -207,7 +208,8 @@ class ConductanceBoard:
     async def read_conductance(self, array: int) -> FloatArray:
         """The measured conductances of the present write, `[rows, columns]` in S."""
         if not 0 <= array < self.info.arrays:
-            raise CapabilityError(f"read_conductance refused: array {array} does not exist")
+            there = f"the board has arrays 0 to {self.info.arrays - 1}"
+            raise CapabilityError(f"read_conductance refused: array {array} does not exist ({there})")
         return self._cells_s(array).copy()
 
     def _cells_s(self, array: int) -> FloatArray:

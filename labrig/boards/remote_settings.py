@@ -63,6 +63,8 @@ def _password(table: SettingsTable) -> str | None:
         name = table.text("password_file")
         try:
             return Path(name).read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            table.faults.append(f"{table.where}.password_file: {name}: cannot be read: {error}")
+        except OSError as error:
+            table.faults.append(f"{table.where}.password_file: {name}: cannot be read: {error.strerror or error}")
+        except UnicodeDecodeError:
+            table.faults.append(f"{table.where}.password_file: {name}: is not UTF-8 text")
     return None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from labrig.recording.rows import RecordedArray
 from labrig_drivers.crossbar import BoardInfo, FloatArray
 from labrig_drivers.errors import CapabilityError, StateError
+from labrig_drivers.wording import counted
 
 _NEVER = -1
 
@@ -82,10 +83,9 @@ class ArrayTape:
 
     def _no_write(self, target_s: NDArray[np.float32], writes: list[int]) -> str:
         if writes:
-            return (
-                f"program refused: this target was recorded {len(writes)} times on array {self._array} "
-                f"(writes {', '.join(map(str, writes))}), and all of them were given out; open the board anew"
-            )
+            times = f"recorded {counted(len(writes), 'time')} on array {self._array}"
+            which = f"{'write' if len(writes) == 1 else 'writes'} {', '.join(map(str, writes))}"
+            return f"program refused: this target was {times} ({which}), and no more are left; open the board anew"
         recorded_s = self.recorded.target_conductance_s.astype(np.float64)
         if not len(recorded_s):
             return f"program refused: no write of array {self._array} was recorded"

@@ -67,8 +67,10 @@ def calibrate(
     from labrig_drivers.errors import ConfigError, StorageError
     from labrig_surrogates.io import save_chip
 
-    if plan is not None and (budget is None or plan.suffix != ".toml"):
-        raise ConfigError(f"--plan {plan}: it is the plan file (.toml) of the MVMs of --budget")
+    if plan is not None and budget is None:
+        raise ConfigError(f"--plan {plan}: goes with --budget, which is missing")
+    if plan is not None and plan.suffix != ".toml":
+        raise ConfigError(f"--plan {plan}: a plan file ends in .toml")
     if faults := unwritable([output, *(one for one in (report, plan) if one is not None)]):
         raise StorageError("; ".join(faults))
     old = None if against is None else _earlier(against, files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ def _values(texts: Sequence[str]) -> tuple[dict[str, list[float]], list[str]]:
             faults.append(f"--over {text}: {name} was given twice")
         else:
             try:
-                found[name] = _range(listed) if ":" in listed else [float(one) for one in listed.split(",")]
+                found[name] = _range(listed) if ":" in listed else [_number(one) for one in listed.split(",")]
             except ValueError as error:
                 faults.append(f"--over {text}: {error}")
     return found, faults
@@ -85,8 +86,18 @@ def _range(text: str) -> list[float]:
     parts = text.split(":")
     if len(parts) != 3:
         raise ValueError("a range is FIRST:LAST:COUNT")
-    count = int(parts[2])
-    if count < 1:
-        raise ValueError(f"a range of {count} values")
-    values: list[float] = np.linspace(float(parts[0]), float(parts[1]), count).tolist()
+    first, last, count = _number(parts[0]), _number(parts[1]), parts[2].strip()
+    if not count.isdecimal() or int(count) < 1:
+        raise ValueError(f"the COUNT of a range is {parts[2]!r}, must be a whole number above 0")
+    values: list[float] = np.linspace(first, last, int(count)).tolist()
     return values
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not finite")
+    return value

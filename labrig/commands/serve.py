@@ -95,7 +95,7 @@ def telemetry_account(config: RigConfig, url: str | None) -> Broker | None:
 
     if url == EMBEDDED:
         return None
-    settings = telemetry_settings(config, url)
+    settings = telemetry_settings(config, url, option="--broker")
     return None if settings is None else settings.broker
 
 

@@ -61,13 +61,14 @@ def train(
     """
     given = [name for name, one in (("TRAIN.toml", file), ("--resume", resume), ("--replay", replay)) if one]
     if len(given) != 1:
-        raise typer.BadParameter("give one of TRAIN.toml, --resume RUN and --replay RUN/training.h5")
+        said = f"; given were {', '.join(given)}" if given else ""
+        raise ConfigError(f"give one of TRAIN.toml, --resume RUN and --replay RUN/training.h5{said}")
     if file is None and (rig or recording):
-        raise typer.BadParameter("--rig and --recording go with a training file")
+        raise ConfigError("--rig and --recording go with a training file")
     if not sweep and (processes > 1 or cluster or cluster_set):
-        raise typer.BadParameter("--processes and --cluster are for the runs of a --sweep")
+        raise ConfigError("--processes, --cluster and --cluster-set are for the runs of a --sweep")
     if sweep and file is None:
-        raise typer.BadParameter("--sweep goes with a training file")
+        raise ConfigError("--sweep goes with a training file")
     demand_extra("train", "train")
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
@@ -112,10 +113,13 @@ def _trained(
     from labrig.run_control import RunControl
     from labrig.training.config import load_training
     from labrig.training.run import resume_run, train_run
+    from labrig.training.run_chip import demand_sources
     from labrig.training.run_folder import load_origin
 
     if file is not None:
         config = load_training(file).overridden(rig=rig, recording=recording)
+        if ranks.rank == 0:  # the folder is there as soon as the first process has begun
+            demand_sources(config)
     else:
         assert resume is not None
         config = load_origin(resume)

@@ -33,7 +33,9 @@ def verify(
             continue
         report = reports[-1]
         rows = ", ".join(f"{path.removeprefix('entry/')} {count}" for path, count in sorted(report.rows.items()))
-        typer.echo(f"{file}: {f'{len(report.faults)} faults' if report.faults else 'right'} ({rows or 'no rows'})")
+        number = len(report.faults)
+        told = f"{number} fault{'s' if number > 1 else ''}" if number else "right"
+        typer.echo(f"{file}: {told} ({rows or 'no rows'})")
         for line in grouped(report.faults):
             typer.echo(f"  {line}")
         for note in report.notes:

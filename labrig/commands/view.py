@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.error
 import urllib.request
 import webbrowser
+from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -56,15 +56,22 @@ def view(
 
 
 def _open_page(url: str, *, browser: bool, usual: bool) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an end, a port that is none
+        usable = False
+    if not usable:
         raise ConfigError(f"--url {url}: expected an address such as {_USUAL}")
     try:
         with urllib.request.urlopen(f"{parts.scheme}://{parts.netloc}/whoami", timeout=_ANSWER_S) as answer:
             role = json.loads(answer.read(1000)).get("role")
-    except (OSError, ValueError, AttributeError, urllib.error.URLError) as error:
+    except (OSError, ValueError, AttributeError, HTTPException) as error:
+        # What the system refused with lies inside urllib's own error; anything else came from what answered.
+        reason = getattr(error, "reason", error)
+        said = f" ({reason.strerror or reason})" if isinstance(reason, OSError) else ", but something else does"
         advice = "; start the run with --live, or name a recording: labrig view RUN.h5" if usual else ""
-        raise LinkError(f"{url}: no page of labrig answers there ({error}){advice}") from error
+        raise LinkError(f"{url}: no page of labrig answers there{said}{advice}") from error
     typer.echo(f"{url}{' (it will ask for a key)' if role == 'nobody' else ''}")
     if browser:
         webbrowser.open(url)

@@ -145,11 +145,13 @@ def _read(path: Path) -> Access:
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(f"{path}: others on this machine can read these keys; run: chmod 600 {path}")
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: the keys of the live page cannot be read ({error})") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: the keys of the live page cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: the keys of the live page cannot be read: it is no TOML ({error})") from error
     names = ("viewer", "owner")
     faults = [f"{name} is missing" for name in names if name not in content]
-    faults += [f"{name} is not known" for name in content if name not in names]
+    faults += [f"{name} is not known (known are viewer and owner)" for name in content if name not in names]
     for name in names:
         key = content.get(name)
         if key is not None and not (isinstance(key, str) and _LEAST_LENGTH <= len(key) <= _MOST_LENGTH):

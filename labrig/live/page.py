@@ -13,6 +13,7 @@ from typing import Self
 
 from aiohttp import web
 
+from labrig.addresses import bind_reason
 from labrig.events import EventBus, Message
 from labrig.live.access import Access
 from labrig.live.app import Site, make_app
@@ -144,7 +145,7 @@ class LivePage:
         except OSError as error:
             self._thread.join(_JOIN_S)
             where = f"{self._address.host}:{PORT if self._address.port is None else self._address.port}"
-            raise ConfigError(f"the live page cannot be served at {where} ({error.strerror or error})") from error
+            raise ConfigError(f"the live page cannot be served at {where}: {bind_reason(error)}") from error
         self._leave = [self._bus.subscribe(self._feed), self._bus.subscribe_blocks(self._feed.take_block)]
         return self
 

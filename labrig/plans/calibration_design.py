@@ -150,10 +150,9 @@ def design_calibration(
     )
     search = Search(task, progress)
     if most < search.least_mvms:
-        raise ConfigError(
-            f"{len(arrays) * most} MVMs are too few: {len(arrays)} arrays of {info.rows} rows need "
-            f"{len(arrays) * search.least_mvms} at least"
-        )
+        given = len(arrays) * most if request.budget is None else min(request.budget, _MOST_NUMBERS // info.rows)
+        ones = f"{len(arrays)} arrays of {info.rows} rows need" if len(arrays) > 1 else f"{info.rows} rows need"
+        raise ConfigError(f"{given} MVMs are too few: {ones} {len(arrays) * search.least_mvms} at least")
     found = search.within(most) if request.precision is None else search.for_precision()
     judged = _judged(info, request, _plan(request, found.writes, found.counts), arrays, chip, mvm_s, found.limits)
     for _ in range(_TRIES):

@@ -16,10 +16,11 @@ from labrig.plans.canary import CanaryDesign
 from labrig.plans.energy import EnergyPlan
 from labrig.plans.iv import IvPlan
 from labrig.plans.mvm import MvmCalibrationPlan
+from labrig.plans.option_types import type_faults
 from labrig.plans.plan_file import read_plan_file
 from labrig.plans.read_noise import ReadNoiseDesign
 from labrig.plans.retention import RetentionPlan
-from labrig.plans.schedule import ScheduleDesign, ScheduledPlan
+from labrig.plans.schedule import ScheduleDesign, ScheduledPlan, describe_options
 from labrig.plans.transfer import TransferCurveDesign
 from labrig.plans.write_statistics import WriteStatisticsDesign
 from labrig_drivers.errors import ConfigError
@@ -48,26 +49,33 @@ def plan_by_name(name: str, **options: object) -> Plan:
 
     Raises:
         ConfigError: There is no such plan (the message lists those that exist), it takes no such option (the message
-            lists those that it takes), or the file does not yield it.
+            lists those that it takes), an option is of another kind (the message lists all of them), or the file does
+            not yield it.
     """
     make = _made_by(name)
     known = inspect.signature(make).parameters
     unknown = sorted(option for option in options if option not in known)
     if unknown:
         raise ConfigError(f"plan {name!r} has no option {', '.join(unknown)}; its options are: {', '.join(known)}")
+    # Of a plan file, what stands in it, unless it was given beside it.
+    in_file = make.keywords if isinstance(make, partial) else {}
+    if faults := [*type_faults(make, {**in_file, **options})]:
+        raise ConfigError(f"plan {name!r}: " + "; ".join(faults))
     try:
         made = make(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"plan {name!r}: {error}") from error
-    if isinstance(made, ScheduleDesign):
-        return ScheduledPlan(made)
-    if isinstance(made, Plan):
+    if isinstance(made, Plan) and not isinstance(made, ScheduleDesign):
         return made
-    if isinstance(made, AdaptiveDesign):
-        return AdaptivePlan(made)
+    if isinstance(made, (ScheduleDesign, AdaptiveDesign)):
+        try:
+            describe_options(made)
+        except TypeError as error:
+            raise ConfigError(f"plan {name!r}: {error}") from error
+        return ScheduledPlan(made) if isinstance(made, ScheduleDesign) else AdaptivePlan(made)
     raise ConfigError(
-        f"plan {name!r}: made a {type(made).__name__}, which has neither name and schedule(info) (a design) nor name, "
-        "capacity(info) and points(info) (an adaptive design)"
+        f"plan {name!r}: made something of type {type(made).__name__}, which has neither name and schedule(info) (a "
+        "design) nor name, capacity(info) and points(info) (an adaptive design)"
     )
 
 

@@ -110,9 +110,11 @@ def chosen_arrays(info: BoardInfo, arrays: Sequence[int] | None) -> list[int]:
     """The arrays that a plan names; all of the board when None.
 
     Raises:
-        CapabilityError: The board has not all of them.
+        CapabilityError: None is named, or the board has not all of them.
     """
     chosen = list(range(info.arrays) if arrays is None else arrays)
+    if not chosen:
+        raise CapabilityError(f"the plan names no array; leave arrays out to take all {info.arrays} of the board")
     missing = [str(array) for array in chosen if not 0 <= array < info.arrays]
     if missing:
         raise CapabilityError(
@@ -135,9 +137,10 @@ def read_amplitude_v(info: BoardInfo, max_voltage_v: float | None) -> float:
     if max_voltage_v is not None:
         amplitude_v = min(amplitude_v, max_voltage_v)
     if not amplitude_v > 0.0:
+        limit = "" if max_voltage_v is None else f", and to {max_voltage_v:g} V by the rig's limit"
         raise CapabilityError(
             f"the plan needs inputs of both signs, but they may go from {info.voltage_min_v:g} V to "
-            f"{info.voltage_max_v:g} V only, and to {max_voltage_v} V by the rig's limit"
+            f"{info.voltage_max_v:g} V only{limit}"
         )
     return amplitude_v
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labrig.recording import layout
-from labrig.recording.nodes import dataset_at, group_at
+from labrig.recording.nodes import dataset_at, group_at, in_words
 from labrig_drivers.errors import StorageError
 
 TEXT_TYPE: np.dtype[np.generic] = h5py.string_dtype()
@@ -230,7 +230,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise StorageError(f"{path}: cannot be read: {error}") from error
+        raise StorageError(f"{path}: cannot be read: {in_words(error)}") from error
 
 
 def _groups(parent: h5py.Group) -> Iterator[h5py.Group]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from labrig.recording.nodes import HDF5_REFUSES
+from labrig.recording.nodes import HDF5_REFUSES, in_words
 from labrig_drivers.errors import StorageError
 
 T = TypeVar("T")
@@ -115,12 +115,16 @@ class GroupCommit:
 
     def _guarded(self, work: Callable[[], T]) -> T:
         if self._failure is not None:
-            raise StorageError(f"{self._path}: an earlier write failed ({self._failure}), nothing more is written")
+            raise StorageError(
+                f"{self._path}: an earlier write failed ({in_words(self._failure)}), nothing more is written"
+            )
         try:
             return work()
         except HDF5_REFUSES as error:
             self._failure = error
-            raise StorageError(f"{self._path}: cannot be written: {error}; the rows before are safe") from error
+            raise StorageError(
+                f"{self._path}: cannot be written: {in_words(error)}; the rows before are safe"
+            ) from error
 
 
 def _tell(answers: Sequence[tuple[_Job, int | Exception]]) -> None:

@@ -15,6 +15,7 @@ from labrig.recording.file_bytes import FileBytes
 from labrig.recording.found_streams import StreamFinder
 from labrig.recording.header import RecordingHeader, board_info_from_json
 from labrig.recording.judging import JudgedStream, judge_blocks, judge_rows
+from labrig.recording.whole_files import no_file
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 from labrig_drivers.instrument import Identity
@@ -129,8 +130,8 @@ def open_unwritten(path: Path) -> FileBytes:
     Raises:
         StorageError: There is no such file, it cannot be opened, or it is being written.
     """
-    if not path.is_file():
-        raise StorageError(f"{path}: there is no such file")
+    if (absent := no_file(path)) is not None:
+        raise StorageError(absent)
     file_locks.demand_posix(f"{path}: cannot be looked into here")
     try:
         source = FileBytes(path)

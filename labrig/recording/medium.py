@@ -219,7 +219,8 @@ def _reserve(path: Path, size_bytes: int) -> None:
     except FileExistsError as error:
         raise StorageError(f"{path}: exists already and is not overwritten; choose another name") from error
     except OSError as error:
-        raise StorageError(f"{path}: cannot be created: {error.strerror}") from error
+        reason = error.strerror if path.parent.is_dir() else f"there is no folder {path.parent}"
+        raise StorageError(f"{path}: cannot be created: {reason}") from error
     try:
         allocate(descriptor, 0, size_bytes)
     except OSError as error:

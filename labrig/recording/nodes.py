@@ -7,6 +7,8 @@ is such a call, and what h5py then reads is freed memory: a `UnicodeDecodeError`
 
 from __future__ import annotations
 
+import os
+
 import h5py
 
 HDF5_REFUSES = (OSError, RuntimeError, UnicodeDecodeError)
@@ -14,6 +16,16 @@ HDF5_REFUSES = (OSError, RuntimeError, UnicodeDecodeError)
 
 # HDF5 takes 64 kB for an attribute with its name and type.
 _LONGEST_ATTRIBUTE_BYTES = 60_000
+
+
+def in_words(error: Exception) -> str:
+    """What HDF5, the system or `nodes` objected to, as a message says it."""
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        # HDF5 gives its whole stack of reasons; the number says it in a few words.
+        return os.strerror(error.errno) if "errno =" in error.strerror else error.strerror
+    return str(error)
 
 
 def dataset_at(parent: h5py.Group, path: str) -> h5py.Dataset:

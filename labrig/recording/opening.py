@@ -10,9 +10,10 @@ import h5py
 
 from labrig.file_locks import demand_posix
 from labrig.recording.description import Description, describe
-from labrig.recording.nodes import HDF5_REFUSES
+from labrig.recording.nodes import HDF5_REFUSES, in_words
 from labrig.recording.placed import NotPlacedError, PlacedRows
 from labrig.recording.source import HdfRows, RowSource
+from labrig.recording.whole_files import no_file
 from labrig_drivers.errors import StorageError
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -28,8 +29,8 @@ def open_source(path: Path) -> tuple[RowSource, Description]:
         StorageError: There is no such file, it is no labrig recording, it was cut short, it comes from a newer labrig,
             or it is only just being made.
     """
-    if not path.is_file():
-        raise StorageError(f"{path}: there is no such file")
+    if (absent := no_file(path)) is not None:
+        raise StorageError(absent)
     demand_posix(f"{path}: cannot be read here")
     try:
         with path.open("rb") as file:
@@ -57,7 +58,7 @@ def believed(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
-        raise StorageError(f"{path}: is damaged, or was not finished when it was created: {error}") from error
+        raise StorageError(f"{path}: is damaged, or was not finished when it was created: {in_words(error)}") from error
 
 
 def _through_hdf5(path: Path) -> tuple[RowSource, Description]:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from labrig import file_locks
 from labrig.recording.description import Description, ForeignFileError, describe
 from labrig.recording.layout import COMMITTED
+from labrig.recording.nodes import in_words
 from labrig.recording.source import demand_rows
 from labrig.recording.table import Run, Table, table_of
 from labrig_drivers.errors import StorageError
@@ -135,7 +136,7 @@ class PlacedRows:
             except _TORN as error:
                 if not self.is_being_written() and content.held_still():
                     raise NotPlacedError(
-                        f"{self._path}: is damaged, or was not finished when it was created: {error}"
+                        f"{self._path}: is damaged, or was not finished when it was created: {in_words(error)}"
                     ) from error
                 # Only its text: an error that is kept keeps HDF5's objects, until the garbage collector finds them.
                 reason = str(error)

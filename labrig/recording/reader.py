@@ -23,6 +23,7 @@ from labrig.recording.summary import RecordingSummary, SupplyTrace
 from labrig_calibration.dataset import MvmDataset
 from labrig_drivers.crossbar import FloatArray
 from labrig_drivers.errors import StorageError
+from labrig_drivers.wording import counted
 
 _SUPPLY = layout.supply_stream(0).path
 
@@ -307,8 +308,9 @@ class Recording:
     def _dataset_of_writes(self, array: int, writes: Sequence[int]) -> MvmDataset:
         rows = self._array(array)
         if not writes or len(set(writes)) < len(writes) or not all(0 <= one < rows.write_count for one in writes):
+            asked = f"{', '.join(map(str, writes)) or 'none'} {'was' if len(writes) < 2 else 'were'}"
             raise StorageError(
-                f"{self.path}: array {array} has {rows.write_count} writes, counted from 0; {list(writes)} were asked "
+                f"{self.path}: array {array} has {counted(rows.write_count, 'write')}, counted from 0; {asked} asked "
                 "for; name at least one, and each once"
             )
         mvms = [rows.mvms_of_write(write) for write in writes]

@@ -21,7 +21,7 @@ from labrig.recording.inspection import Inspection, Inspector, open_unwritten
 from labrig.recording.journal_entries import entry_crc32, journal_of
 from labrig.recording.judging import JudgedStream, references
 from labrig.recording.medium import FileSystem
-from labrig.recording.nodes import HDF5_REFUSES, dataset_at, set_front_text
+from labrig.recording.nodes import HDF5_REFUSES, dataset_at, in_words, set_front_text
 from labrig.recording.refusal import refusal_here, refusal_of
 from labrig.recording.rescue_report import RescueReport, Selection, report_of, select
 from labrig.recording.run_streams import RunStreams
@@ -149,7 +149,7 @@ def _write(path: Path, inspection: Inspection, chosen: Mapping[str, Selection], 
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, HDF5_REFUSES):
-            raise StorageError(f"{path}: cannot be written: {error}; none is left") from error
+            raise StorageError(f"{path}: cannot be written: {in_words(error)}; none is left") from error
         raise
 
 

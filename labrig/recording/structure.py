@@ -18,7 +18,7 @@ from labrig.recording.differences import difference
 from labrig.recording.header import RecordingHeader, board_info_to_json
 from labrig.recording.journal import JOURNAL_DTYPE, fill_entry, journal_path
 from labrig.recording.medium import FileSystem, Held, Medium
-from labrig.recording.nodes import HDF5_REFUSES, dataset_at, group_at, set_front_text, text_attribute
+from labrig.recording.nodes import HDF5_REFUSES, dataset_at, group_at, in_words, set_front_text, text_attribute
 from labrig.recording.run_streams import RunStreams
 from labrig.recording.table import locate_scalar, locate_table
 from labrig_drivers.crossbar import BoardInfo
@@ -63,7 +63,7 @@ def create_file(
     try:
         file = medium.create(path, size)
     except HDF5_REFUSES as error:
-        raise StorageError(f"{path}: cannot be created: {error}") from error
+        raise StorageError(f"{path}: cannot be created: {in_words(error)}") from error
     try:
         _build(file, texts, header, info, streams)
         file.flush()
@@ -74,7 +74,7 @@ def create_file(
             file.close()
         medium.remove(path)
         if isinstance(error, HDF5_REFUSES):
-            raise StorageError(f"{path}: cannot be created: {error}") from error
+            raise StorageError(f"{path}: cannot be created: {in_words(error)}") from error
         raise
     return file
 
@@ -90,7 +90,7 @@ def held_file(path: Path, header: RecordingHeader, info: BoardInfo, streams: Run
         return medium.hold(file)
     except OSError as error:
         medium.remove(path)
-        raise StorageError(f"{path}: cannot be created: {error}") from error
+        raise StorageError(f"{path}: cannot be created: {in_words(error)}") from error
 
 
 def reopen_file(
@@ -112,8 +112,10 @@ def reopen_file(
     """
     try:
         held = (FileSystem() if medium is None else medium).reopen(path)
+    except BlockingIOError as error:
+        raise StorageError(f"{path}: is open in another program; resume it when that has ended") from error
     except OSError as error:
-        raise StorageError(f"{path}: cannot be opened to go on with it: {error}") from error
+        raise StorageError(f"{path}: cannot be opened to go on with it: {in_words(error)}") from error
     try:
         with held.looking() as file:
             _demand_same(path, file, _root_attributes(header, info))
@@ -127,7 +129,7 @@ def reopen_file(
     except BaseException as error:
         held.close()
         if isinstance(error, (*HDF5_REFUSES, KeyError, TypeError)):
-            raise StorageError(f"{path}: is no recording that can be resumed: {error}") from error
+            raise StorageError(f"{path}: is no recording that can be resumed: {in_words(error)}") from error
         raise
     return held
 

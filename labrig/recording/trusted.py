@@ -106,8 +106,8 @@ def _is_broken(path: Path) -> bool:
         with h5py.File(path, "r") as content:
             major = text_attribute(content, "format_version").partition(".")[0]
             return text_attribute(content, "file_format") == layout.FILE_FORMAT and major == str(layout.FORMAT_MAJOR)
-    except (IsADirectoryError, BlockingIOError, KeyError):
-        # No file, one that is being written, or another kind of HDF5 file.
+    except (FileNotFoundError, IsADirectoryError, PermissionError, BlockingIOError, KeyError):
+        # No file, one that may not be read or is being written, or another kind of HDF5 file.
         return False
     except (OSError, RuntimeError, TypeError, ValueError):
         # HDF5 cannot make sense of it at all.

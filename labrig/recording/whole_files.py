@@ -17,6 +17,13 @@ from labrig_drivers.errors import StorageError
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
+def no_file(path: Path) -> str | None:
+    """Why there is no file to read; None where there is one."""
+    if path.is_dir():
+        return f"{path}: is a folder, not a file"
+    return None if path.is_file() else f"{path}: there is no such file"
+
+
 def refusals(paths: Iterable[Path]) -> list[str]:
     """Why these files cannot be made, one text each; empty where nothing speaks against them."""
     faults = []

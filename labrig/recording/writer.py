@@ -20,7 +20,7 @@ from labrig.recording.file import NO_SETTING, BlockLabel, Durability, RecordingF
 from labrig.recording.group_commit import GroupCommit
 from labrig.recording.header import RecordingHeader
 from labrig.recording.journal import POINT_HASH_BYTES
-from labrig.recording.nodes import HDF5_REFUSES
+from labrig.recording.nodes import HDF5_REFUSES, in_words
 from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult, ProgramReport
 from labrig_drivers.errors import StorageError
 from labrig_drivers.source_meter import Reading
@@ -302,7 +302,9 @@ class RecordingWriter:
         try:
             return await finish(_run(self._thread, lambda: self._file.recorded_rows(stream_path, start, stop)))
         except (*HDF5_REFUSES, KeyError) as error:
-            raise StorageError(f"{self.path}: {stream_path}: rows {start} to {stop - 1}: {error}") from error
+            raise StorageError(
+                f"{self.path}: {stream_path}: rows {start} to {stop - 1} cannot be read: {in_words(error)}"
+            ) from error
 
     async def close(self, status: RunStatus = "finished") -> None:
         """Ends the recording: unused room is cut off, end and status are noted. Harmless when closed.
@@ -328,7 +330,7 @@ class RecordingWriter:
         try:
             self._file.close(status)
         except HDF5_REFUSES as error:
-            raise StorageError(f"{self.path}: could not be closed: {error}") from error
+            raise StorageError(f"{self.path}: could not be closed: {in_words(error)}") from error
 
 
 def _point(point_hash: str) -> bytes:

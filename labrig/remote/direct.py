@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from labrig.addresses import bind_reason
 from labrig.remote.direct_limits import HEARTBEAT_S, LONGEST_PACKET_BYTES
 from labrig.remote.envelope import Assembler, packets, read_body
 from labrig.remote.messages import Values, read_request
@@ -171,7 +172,7 @@ async def direct_door(service: RigService, settings: DirectSettings) -> AsyncIte
             await site.start()
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
-            raise LinkLostError(f"the direct link cannot listen on {where}: {error.strerror or error}") from None
+            raise LinkLostError(f"the direct link cannot listen on {where}: {bind_reason(error)}") from None
         port = runner.addresses[0][1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         door.url = f"{'ws' if context is None else 'wss'}://{host}:{port}{PATH}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
-from labrig.addresses import BrokerAddress
+from labrig.addresses import BrokerAddress, bind_reason
 from labrig.telemetry.broker import Broker
 from labrig_drivers.errors import ConfigError, LinkLostError
 
@@ -165,7 +165,7 @@ async def embedded_broker(settings: EmbeddedSettings, root: str, rig_client: str
     except OSError as error:
         await broker.shutdown()
         where = f"{settings.host}:{settings.port}"
-        raise LinkLostError(f"the embedded broker cannot listen on {where}: {error.strerror or error}") from None
+        raise LinkLostError(f"the embedded broker cannot listen on {where}: {bind_reason(error)}") from None
     port: int = server.sockets[0].getsockname()[1]
     # The rig itself goes through the loopback where it can.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)

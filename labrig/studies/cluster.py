@@ -157,5 +157,8 @@ def _executor(cluster: Cluster) -> _Executor:
     try:
         made.update_parameters(**cluster.options)
     except (NameError, ValueError, TypeError) as error:
-        raise ConfigError(f"submitit does not take these options of a cluster: {error}") from error
+        # Behind the first line come names of Python's.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        given = ", ".join(f"{name}={value}" for name, value in cluster.options.items())
+        raise ConfigError(f"--cluster-set {given}: submitit does not take these options: {reason}") from error
     return made

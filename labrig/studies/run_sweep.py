@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,7 +69,9 @@ def swept_runs(config: TrainConfig, variations: Sequence[str]) -> list[SweptRun]
         try:
             made = parse_training(_text(config, values), config.path)
         except ConfigError as error:
-            faults.append(f"{name}: {error}")
+            # The text with the values in it is no file, so its lines are left out.
+            here = re.escape(str(config.path))
+            faults += [f"{name}: {re.sub(rf'^{here}:[0-9]+: ', '', line)}" for line in str(error).splitlines()]
             continue
         made = replace(
             made,

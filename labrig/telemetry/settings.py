@@ -30,12 +30,13 @@ class TelemetrySettings:
     pace: Pace
 
 
-def telemetry_settings(rig: RigConfig, url: str | None = None) -> TelemetrySettings | None:
+def telemetry_settings(rig: RigConfig, url: str | None = None, *, option: str = "--mqtt") -> TelemetrySettings | None:
     """Reads what the section [telemetry] names; None where there is neither a section nor `url`.
 
     Args:
         rig: The rig file.
         url: A broker in place of the section's. Site, account and certificates stay those of the section.
+        option: What the command line calls `url`, for messages.
 
     Raises:
         ConfigError: The address is none, or password or certificates cannot be had; the message lists every fault and
@@ -49,7 +50,7 @@ def telemetry_settings(rig: RigConfig, url: str | None = None) -> TelemetrySetti
     try:
         address = broker_address(url or ("" if section is None else section.broker))
     except ValueError as error:
-        faults.append(f"--mqtt: {error}")
+        faults.append(f"{option}: {error}")
     password = None if section is None else _password(rig, section, faults)
     ca_file = None if section is None or address is None or not address.tls else section.ca_file
     if ca_file is not None:

@@ -31,7 +31,8 @@ class Backends:
         self._fixed: dict[str, Kind] = {} if fixed is None else dict(fixed)
         self._known: dict[Kind, Backend] = {}
         if unknown := sorted(set(self._fixed) - set(self._cores)):
-            raise ConfigError(f"there are no analog layers {unknown}; there are {sorted(self._cores)}")
+            there = ", ".join(sorted(self._cores)) or "none"
+            raise ConfigError(f"training.layers: there is no analog layer {', '.join(unknown)}; there are {there}")
 
     def of_copy(self, network: nn.Module) -> Backends:
         """The same for a copy of the network: it has the same fixed layers, and meets the same backends."""
@@ -52,7 +53,9 @@ class Backends:
         wanted: dict[str, Kind] = dict.fromkeys(self._cores, kind)
         wanted.update(self._fixed)
         if missing := sorted(set(wanted.values()) - set(self._known)):
-            raise ConfigError(f"nothing computes {', '.join(missing)} here; there are {sorted(self._known)}")
+            raise ConfigError(
+                f"nothing computes {', '.join(missing)} here; there are {', '.join(sorted(self._known)) or 'none'}"
+            )
         for name, core in self._cores.items():
             core.use_backend(self._known[wanted[name]])
 

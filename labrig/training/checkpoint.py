@@ -74,9 +74,15 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
             numbers = _mapping(json.loads(file.metadata()["labrig"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StorageError(f"{path}: no checkpoint that can be read ({error})") from error
+        what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+        raise StorageError(
+            f"{path}: no checkpoint that can be read ({what}); remove it to go on from an earlier one"
+        ) from error
     if numbers.get("format") != FORMAT:
-        raise StorageError(f"{path}: format {numbers.get('format')}, this labrig reads {FORMAT}")
+        raise StorageError(
+            f"{path}: is a checkpoint of format {numbers.get('format', '?')}, this labrig reads {FORMAT}; "
+            "go on with the labrig that wrote it"
+        )
     return tensors, numbers
 
 
@@ -111,7 +117,8 @@ def restore_session(session: Session, tensors: dict[str, Tensor], numbers: dict[
             for name, one in _part(tensors, "wear").items():
                 bench.physical.wear.writes[int(name)] = one.numpy().copy()
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise StorageError(f"the checkpoint does not belong to this training ({error})") from error
+        what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+        raise StorageError(f"the checkpoint does not belong to this training ({what})") from error
 
 
 def restore_held(session: Session, tensors: dict[str, Tensor], numbers: dict[str, object]) -> None:

@@ -90,7 +90,7 @@ def load_images(name: str, base: Path | None = None) -> ImageSet:
         return load_digits()
     found = load_callable(name, base or Path())()
     if not isinstance(found, ImageSet):
-        raise ConfigError(f"data set {name}: returns a {type(found).__name__}; an ImageSet is needed")
+        raise ConfigError(f"data set {name}: returns something of type {type(found).__name__}; an ImageSet is needed")
     faults = []
     for part, x, y in (("train", found.train_x, found.train_y), ("test", found.test_x, found.test_y)):
         if len(x) != len(y) or not len(x):

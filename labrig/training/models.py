@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -45,24 +46,33 @@ def build_model(
         base: Folder of the training file; the working folder when None.
 
     Raises:
-        ConfigError: There is no such model, or it does not take these images to these classes.
+        ConfigError: There is no such model, or it cannot be made, or does not take these images to these classes.
     """
     if name == TWO_LAYER:
         return digital_network(prod(data.input_shape), hidden, data.classes, generator)
     make = load_callable(name, base or Path())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        model = make(data.input_shape, data.classes)
+        try:
+            model = make(data.input_shape, data.classes)
+        except Exception as error:  # an own function may fail in any way
+            raise ConfigError(f"model {name}: cannot be made ({type(error).__name__}: {error})") from error
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model {name}: returns a {type(model).__name__}; a torch module is needed")
+        raise ConfigError(f"model {name}: returns something of type {type(model).__name__}; a torch module is needed")
     try:
         with torch.no_grad():
             outputs = model.eval()(data.train_x[:2])
     except Exception as error:  # an own model may fail in any way
-        raise ConfigError(f"model {name}: does not take images of {data.input_shape} ({error})") from error
+        raise ConfigError(
+            f"model {name}: does not take images of {_by(data.input_shape)} ({type(error).__name__}: {error})"
+        ) from error
     if tuple(outputs.shape) != (min(2, len(data.train_x)), data.classes):
-        raise ConfigError(f"model {name}: gives {tuple(outputs.shape)} for 2 images, not 2 x {data.classes}")
+        raise ConfigError(f"model {name}: gives {_by(outputs.shape)} outputs for 2 images, not 2 x {data.classes}")
     return model.train()
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 @torch.no_grad()

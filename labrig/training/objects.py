@@ -31,11 +31,15 @@ def load_callable(path: str, base: Path) -> Callable[..., object]:
     where, _, name = path.partition(":")
     try:
         module = _of_file(base / where) if where.endswith(".py") else importlib.import_module(where)
-        found = getattr(module, name)
+    except ConfigError:
+        raise
     except Exception as error:  # an own file may fail in any way
         raise ConfigError(f"{path}: cannot be imported ({type(error).__name__}: {error})") from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise ConfigError(f"{path}: {where} has no function or class {name!r}")
     if not callable(found):
-        raise ConfigError(f"{path}: is a {type(found).__name__}; a function or class is needed")
+        raise ConfigError(f"{path}: is of type {type(found).__name__}; a function or class is needed")
     return found  # type: ignore[no-any-return]
 
 
@@ -44,6 +48,8 @@ def _of_file(path: Path) -> ModuleType:
     name = f"labrig_own_{sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: is no Python file")

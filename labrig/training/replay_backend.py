@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from labrig.recording import Recording
-from labrig_drivers.errors import IdentityError, StorageError
+from labrig_drivers.errors import StorageError
 from labrig_surrogates.backend import SurrogateBackend, TileName
 
 
@@ -40,13 +40,15 @@ def recorded_writes(path: Path, chip_id: str, arrays: Sequence[int]) -> dict[int
     """The passes of a recording, by array.
 
     Raises:
-        IdentityError: It is of another chip.
-        StorageError: It cannot be read, or has no passes of an array.
+        StorageError: It cannot be read, is of another chip, or has no passes of an array.
     """
     found: dict[int, list[RecordedWrite]] = {}
     with Recording.open(path) as recording:
         if recording.info.chip_id != chip_id:
-            raise IdentityError(f"chip {chip_id!r} of the calibration", f"chip {recording.info.chip_id!r}", str(path))
+            raise StorageError(
+                f"{path}: holds passes of chip {recording.info.chip_id}, but the calibration is of chip {chip_id}; "
+                "chip.passes has to name passes of that chip"
+            )
         for array in arrays:
             if array not in recording.arrays or not recording.committed(array):
                 raise StorageError(f"{path}: holds no passes of array {array}")
@@ -81,7 +83,7 @@ class ReplayBackend:
         input_scale: float = 0.3,
     ) -> None:
         if missing := sorted({array for array in placement.values() if not recorded.get(array)}):
-            raise StorageError(f"no passes of arrays {missing} were recorded")
+            raise StorageError(f"chip.passes: no passes of array {', '.join(map(str, missing))} were recorded")
         self._surrogate = surrogate
         self._placement = placement
         self._recorded = recorded

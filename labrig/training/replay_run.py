@@ -23,6 +23,7 @@ from labrig.training.run_folder import (
     DIGITAL,
     NETWORK,
     START,
+    SUMMARY,
     MetricsFile,
     create_folder,
     load_metrics,
@@ -69,6 +70,10 @@ def replay_run(recording: Path, bus: EventBus) -> ReplayResult:
         CapabilityError: The rerun has left the recording.
     """
     folder = recording if recording.is_dir() else recording.parent
+    if not recording.exists():
+        raise StorageError(f"{recording}: there is no such file")
+    if not (folder / SUMMARY).is_file():
+        raise StorageError(f"{recording}: is not in the folder of a finished run of `labrig train`")
     summary, origin = load_summary(folder), load_origin(folder)
     data, plan = load_images(origin.file.data.name, origin.base), origin.file.recipe().in_loop
     lines = [one for one in load_metrics(folder) if one["phase"] == plan.method]

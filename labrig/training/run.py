@@ -14,13 +14,15 @@ from labrig.config import load_rig
 from labrig.events import EventBus, Message, StepDone
 from labrig.placement import plan_placement
 from labrig.run_control import RunControl
+from labrig.training.assembly import DATA_STREAM, generator_of
+from labrig.training.backends import Backends
 from labrig.training.checkpoint import latest_checkpoint, load_checkpoint
 from labrig.training.chip_model import ChipModel
 from labrig.training.config import TrainConfig
 from labrig.training.datasets import ImageSet, load_images
 from labrig.training.deployment import analog_copy
 from labrig.training.ledger import Ledger
-from labrig.training.models import accuracy
+from labrig.training.models import accuracy, build_model
 from labrig.training.on_rig import Job, run_session, versioned_chip
 from labrig.training.pausing import wait_between_steps
 from labrig.training.plan import WITHOUT_RIG
@@ -128,7 +130,8 @@ def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = ALONE, control:
         control: Pauses the training, on a rig with the array supply off.
 
     Raises:
-        ConfigError: The method needs something that the file does not name, or cannot be shared between processes.
+        ConfigError: The method needs something that the file does not name, or cannot be shared between processes; or
+            the network does not fit the task, the chip or the board.
         IdentityError: Rig, recording and calibration belong to different chips.
         LabrigError: The rig or a file failed; the run can be resumed.
     """
@@ -144,10 +147,27 @@ def train_run(config: TrainConfig, bus: EventBus, ranks: Ranks = ALONE, control:
 def _new_run(config: TrainConfig, bus: EventBus, ranks: Ranks, control: RunControl | None = None) -> RunResult:
     data = load_images(config.file.data.name, config.base)
     sources = load_sources(config, bus, ask_rig=ranks.rank == 0)
+    _demand_fit(config, data, sources)
     create_folder(config)
     if sources.chip is not None:
         save_chip(config.folder / CHIP, sources.chip)
     return _train(config, sources, data, bus, None, ranks, control)
+
+
+def _demand_fit(config: TrainConfig, data: ImageSet, sources: Sources) -> None:
+    """Refuses a network that does not fit task, chip or board before hours of steps in float have been taken.
+
+    Raises:
+        ConfigError: There is no such model or layer, or it cannot be placed on the board.
+    """
+    training, generator = config.file.training, generator_of(config.file.run.seed, DATA_STREAM)
+    digital = build_model(training.model, data, training.hidden, generator, config.base)
+    if sources.chip is None:
+        return
+    network = analog_copy(digital, ChipModel.of(sources.chip).geometry)
+    Backends(network, training.layers)
+    if sources.info is not None:
+        plan_placement(network, sources.info, data.train_x[:2], arrays=sorted(sources.chip.arrays))
 
 
 def resume_run(config: TrainConfig, bus: EventBus, control: RunControl | None = None) -> RunResult:

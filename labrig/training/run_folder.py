@@ -31,6 +31,8 @@ WEAR = "wear.safetensors"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 
+_SUMMARY_HAS = ("seed", "data", "chip_id", "digital_accuracy", "ledger")
+
 
 def create_folder(config: TrainConfig) -> None:
     """Makes the folder of a new run, with the training file and what its paths mean.
@@ -76,12 +78,21 @@ def load_origin(folder: Path) -> TrainConfig:
     try:
         text = (folder / CONFIG).read_text(encoding="utf-8")
         origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
-        config = parse_training(text, Path(origin["file"]))
+        file = Path(origin["file"])
+        config = parse_training(text, file)
         rig, recording, calibration = (
             None if origin[name] is None else Path(origin[name]) for name in ("rig", "recording", "calibration")
         )
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise StorageError(f"{folder}: not a run of `labrig train` ({error})") from error
+    except OSError as error:
+        raise StorageError(f"{folder}: not a run of `labrig train` ({_unread(folder, error)})") from error
+    except ConfigError as error:
+        # Its paths start at the file that it was copied from, but what is wrong stands in the copy.
+        faults = str(error).replace(f"{file}:", f"{folder / CONFIG}:")
+        raise StorageError(f"{folder}: not a run of `labrig train`:\n{faults}") from error
+    except KeyError as error:
+        raise StorageError(f"{folder}: not a run of `labrig train` ({ORIGIN} has no {error.args[0]})") from error
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"{folder}: not a run of `labrig train` ({CONFIG} or {ORIGIN} is damaged)") from error
     return replace(config, folder=folder, rig=rig, recording=recording, calibration=calibration)
 
 
@@ -125,7 +136,8 @@ def load_network(path: Path, network: nn.Module) -> None:
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise StorageError(f"{path}: cannot be loaded ({error}); is {path.parent} a finished run?") from error
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise StorageError(f"{path}: cannot be loaded ({reason}); is {path.parent} a finished run?") from error
 
 
 def load_summary(folder: Path) -> dict[str, object]:
@@ -134,6 +146,8 @@ def load_summary(folder: Path) -> dict[str, object]:
     Raises:
         StorageError: There is none: not a run, or one that did not end well.
     """
+    if not folder.is_dir():
+        raise StorageError(f"{folder}: there is no such folder; name that of a run of `labrig train`")
     try:
         content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -141,23 +155,38 @@ def load_summary(folder: Path) -> dict[str, object]:
             f"{folder}: no readable {SUMMARY}; not a finished run of `labrig train` "
             f"(one that was interrupted goes on with `labrig train --resume {folder}`)"
         ) from error
-    if not isinstance(content, dict):
-        raise StorageError(f"{folder / SUMMARY}: not a summary of a run")
+    absent = [name for name in _SUMMARY_HAS if not isinstance(content, dict) or name not in content]
+    if absent:
+        raise StorageError(f"{folder / SUMMARY}: not a summary of a run; it has no {', '.join(absent)}")
+    assert isinstance(content, dict)
     return content
 
 
+def _unread(folder: Path, error: OSError) -> str:
+    if not folder.is_dir():
+        return "there is no such folder"
+    return f"{Path(str(error.filename)).name}: {error.strerror}"
+
+
 def load_metrics(folder: Path) -> list[dict[str, object]]:
-    """The lines of `metrics.jsonl`; a last one that was cut short is left out."""
+    """The lines of `metrics.jsonl`; a last one that was cut short is left out.
+
+    Raises:
+        StorageError: It cannot be read, or holds something else.
+    """
     lines: list[dict[str, object]] = []
     try:
         text = (folder / METRICS).read_text(encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{folder / METRICS}: cannot be read ({error.strerror})") from error
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
-            lines.append(json.loads(line))
+            content = json.loads(line)
         except ValueError:
             break
+        if not (isinstance(content, dict) and {"phase", "step"} <= content.keys()):
+            raise StorageError(f"{folder / METRICS}:{number}: is no step of a training, which has phase and step")
+        lines.append(content)
     return lines
 
 

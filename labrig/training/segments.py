@@ -62,8 +62,11 @@ class Segments:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))["recordings"]
             return cls(folder, every=[_segment(one) for one in content])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{path}: cannot be read ({error})") from error
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+            raise StorageError(f"{path}: is no list of the recordings of a training ({what})") from error
 
     def begin(self, path: Path, step: int, *, fresh: bool, restored: Mapping[int, int]) -> None:
         """Notes a new recording; its attributes are those of `Segment`."""
@@ -101,7 +104,8 @@ def _segment(content: Mapping[str, object]) -> Segment:
         value = content[name]
         if value is None:
             return None
-        assert isinstance(value, dict)
+        if not isinstance(value, dict):
+            raise TypeError(f"{name} is no object")
         return {int(array): int(count) for array, count in value.items()}
 
     return Segment(

@@ -83,6 +83,10 @@ def test_what_a_study_needs_is_said_before_anything_is_done(tmp_path: Path) -> N
             run_study(name, StudySettings(networks=tmp_path), quiet)
         with pytest.raises(ConfigError, match="give no --rig"):
             run_study(name, StudySettings(networks=tmp_path, rig=Path("rig.toml")), quiet)
+        with pytest.raises(ConfigError, match=r"--data absent: there is no such folder"):
+            run_study(name, StudySettings(networks=tmp_path, data=Path("absent")), quiet)
+        with pytest.raises(ConfigError, match=f"--evaluate: {re.escape(str(tmp_path))} holds no network of this study"):
+            run_study(name, StudySettings(networks=tmp_path, quick=True, evaluate=True), quiet)
     assert not [*tmp_path.iterdir()]
 
 

@@ -465,8 +465,10 @@ def test_view_of_a_recording_and_of_nothing(tmp_path: Path, record: Callable[...
     nothing = labrig(tmp_path, "view", "--url", url, "--no-browser")
     assert nothing.returncode == 2
     assert "no page of labrig answers there" in nothing.stderr
-    wrong = labrig(tmp_path, "view", "--url", "file:///run.h5")
-    assert "expected an address such as" in wrong.stderr
+    assert nothing.stderr.endswith("(Connection refused)\n")
+    for no_url in ("file:///run.h5", "http://[::1", "http://127.0.0.1:99999"):
+        wrong = labrig(tmp_path, "view", "--url", no_url)
+        assert "expected an address such as" in wrong.stderr
     missing = labrig(tmp_path, "view", "nothing.h5", "--no-browser")
     assert (missing.returncode, missing.stderr.startswith("labrig: error: nothing.h5")) == (2, True)
 

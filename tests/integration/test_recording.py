@@ -240,7 +240,7 @@ async def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match=r"run\.h5: cannot be created: "):
         await create(tmp_path / "file" / "run.h5")
-    with pytest.raises(StorageError, match=r"cannot be created: No such file or directory"):
+    with pytest.raises(StorageError, match=r"cannot be created: there is no folder "):
         await create(tmp_path / "absent" / "run.h5")
 
 

@@ -155,7 +155,7 @@ def test_what_is_not_there_is_told(recorded: Path) -> None:
         with pytest.raises(StorageError, match="has no array 2; it has: 0, 1"):
             list(recording.iter_mvms(2))
         for writes in ([], [5], [-1], [1, 1]):
-            with pytest.raises(StorageError, match=r"array 0 has 5 writes, counted from 0; \[.*\] were asked for"):
+            with pytest.raises(StorageError, match=r"array 0 has 5 writes, counted from 0; .* (was|were) asked for"):
                 recording.dataset(writes=writes)
         with pytest.raises(StorageError, match="no MVM was committed of write 2"):
             recording.dataset(writes=[2])

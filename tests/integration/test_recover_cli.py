@@ -193,7 +193,7 @@ def test_the_commands_say_what_there_is_and_end_with_its_code(
     assert [len(one) for one in faults.values()] == [1, 0, 1]
     assert "no such file" in faults["absent.h5"][0]
     told = labrig("verify", "run.h5")
-    assert "run.h5: 1 faults" in told.stdout
+    assert "run.h5: 1 fault (" in told.stdout
     assert "rows 64 to 127 are committed, but not what was written (checksum)" in told.stdout
 
 
@@ -238,7 +238,7 @@ def test_other_files_are_told(tmp_path: Path) -> None:
         recover_recording(tmp_path / "other.h5")
     with pytest.raises(StorageError, match="no such file"):
         recover_recording(tmp_path / "absent.h5")
-    with pytest.raises(StorageError, match="no such file"):
+    with pytest.raises(StorageError, match="is a folder, not a file"):
         recover_recording(tmp_path)
 
 

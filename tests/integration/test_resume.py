@@ -293,6 +293,8 @@ async def test_a_recording_that_is_still_being_written_is_not_resumed(tmp_path: 
     with path.open("r+b") as file:
         # As HDF5 does in the program that writes it.
         fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match=r"run\.h5: is open in another program; resume it when that has ended"):
+            await sweep(path, resume=True)
         with h5py.File(path, "r+", locking=False) as recording:
             recording["entry/status"][()] = b"running"
         before = path.read_bytes()

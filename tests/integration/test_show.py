@@ -167,6 +167,8 @@ def test_wrong_requests_are_one_message(tmp_path: Path, record: Record) -> None:
     wrong = labrig(tmp_path, "show", "run.h5", "--plot", "page.pdf")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("labrig: error: --plot page.pdf: expected the word terminal, or a file that ends")
+    absent = labrig(tmp_path, "show", "absent.h5")
+    assert absent.stderr == "labrig: error: absent.h5: there is no such file\n"
     with h5py.File(run, "r+") as file:
         file["entry/array_0/current_code"][3, 1] ^= 4
     damaged = labrig(tmp_path, "show", "run.h5")

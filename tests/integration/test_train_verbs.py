@@ -164,7 +164,8 @@ def test_a_recording_of_another_chip_is_refused(cli: Cli, bench: Path) -> None:
     file.write_text(file.read_text().replace("[chip]", '[chip]\nrecording = "other.h5"'))
     code, _, err = cli("train", file)
     assert code == 2
-    assert "SIM-0002" in err
+    assert "other.h5: was recorded on chip SIM-0002, but " in err
+    assert "chip.safetensors is a calibration of chip SIM-0001; name files of one chip" in err
     assert not (bench / "run").exists()
     code, _, err = cli(
         "train", training_file(bench, "in-loop"), "--recording", bench / "other.h5", "--rig", bench / "mock.toml"
@@ -194,6 +195,33 @@ def test_all_faults_of_a_training_file_come_at_once(cli: Cli, bench: Path) -> No
     assert code == 2
     assert "needs chip.calibration or chip.recording" in err
     assert "exists already" in err
+    file = training_file(bench, "in-loop")
+    code, _, err = cli("train", file, "--rig", bench / "gone.toml", "--recording", bench / "gone.h5")
+    assert code == 2
+    assert f"chip.rig (or --rig): {bench / 'gone.toml'}: there is no such file; " in err
+    assert f"chip.recording (or --recording): {bench / 'gone.h5'}: there is no such file" in err
+    (bench / "run").rmdir()
+    small = (bench / "mock.toml").read_text().replace("[board.settings]\n", "[board.settings]\nrows = 8\n")
+    (bench / "small.toml").write_text(small)
+    layers = (
+        training_file(bench, "in-loop").read_text().replace("[training]", '[training]\nlayers = { hid = "digital" }')
+    )
+    for text, rig, fault in (
+        (layers, "mock.toml", "training.layers: there is no analog layer hid; there are hidden, output"),
+        (training_file(bench, "in-loop").read_text(), "small.toml", "the model cannot be placed on the board"),
+    ):
+        file.write_text(text)
+        code, _, err = cli("train", file, "--rig", bench / rig)
+        assert code == 2
+        assert fault in err
+        # Before the first step.
+        assert not (bench / "run").exists()
+    code, _, err = cli("train", file, "--resume", bench / "run", "--sweep", "run.seed=1")
+    assert (code, err) == (
+        2,
+        "labrig: error: give one of TRAIN.toml, --resume RUN and --replay RUN/training.h5; given were TRAIN.toml, "
+        "--resume\n",
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text"])
@@ -222,3 +250,10 @@ def test_an_unwritable_output_is_refused(cli: Cli, bench: Path) -> None:
     code, _, err = cli("evaluate", bench)
     assert code == 2
     assert "not a finished run of `labrig train`" in err
+    for run in ("--resume", "--replay"):
+        code, _, err = cli("train", run, bench / "absent")
+        assert code == 2
+        assert "there is no such" in err
+    code, _, err = cli("train", "--replay", bench / "run.h5")
+    assert code == 2
+    assert "run.h5: is not in the folder of a finished run of `labrig train`" in err

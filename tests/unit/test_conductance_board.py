@@ -129,7 +129,7 @@ def test_aihwkits_export_is_read(tmp_path: Path) -> None:
 def test_tables_that_cannot_be_conductances_are_refused_with_every_fault(tmp_path: Path) -> None:
     assert read_matrix(table(tmp_path / "a.csv", TARGET_S), "uS") == pytest.approx(TARGET_S)
     (tmp_path / "b.csv").write_text("1,2\n3,x\n4\n")
-    with pytest.raises(StorageError, match="line 2 holds something that is no number; lines of 1 to 2 numbers"):
+    with pytest.raises(StorageError, match="line 2: 'x' is no number; lines of 1 to 2 numbers"):
         read_matrix(tmp_path / "b.csv", "uS")
     (tmp_path / "c.csv").write_text("-1,nan\n5e6,1\n")
     with pytest.raises(StorageError, match=r"1 are not finite; 1 are negative.*the largest is 5 S"):

@@ -107,11 +107,15 @@ def test_every_fault_comes_in_one_error_with_its_line() -> None:
         ("max_ramp_v_per_s", "max_ramp_mv_per_ms", "did you mean max_ramp_v_per_s? (SI units)"),
         ('name = "bench"', 'nam = "bench"', "rig.nam: unknown key; did you mean name?"),
         ("[source_meters.supply]", "[source_meters.board]", "this name is taken by the crossbar board"),
-        ("[source_meters.supply]", '[source_meters."a/b"]', "source_meters.a/b: string should match pattern"),
-        ('link = "visa:', 'link = "', "source_meters.supply.link: string should match pattern"),
+        ("[source_meters.supply]", '[source_meters."a/b"]', "source_meters.a/b: must begin with a letter"),
+        ('link = "visa:', 'link = "', 'source_meters.supply.link: is "//TCPIP::127.0.0.1::15025::SOCKET", must be'),
         ("[safety]", "[danger]", "rig.toml:1: safety: is missing"),
-        ("limit_current_a = 0.1", "limit_current_a = -0.1", "limit_current_a: input should be greater than 0"),
-        ("max_voltage_v = 2", "max_voltage_v = inf", "safety.max_voltage_v: input should be a finite number"),
+        ("limit_current_a = 0.1", "limit_current_a = -0.1", "limit_current_a: is -0.1, must be above 0"),
+        ('role = "array-supply"', 'role = "supply"', "role: is \"supply\", must be 'array-supply'"),
+        ('name = "bench"', 'name = ""', "rig.toml:2: rig.name: must not be empty"),
+        ("[safety]", "[safety.inner]", "rig.toml:15: safety.inner: unknown key; known are max_voltage_v"),
+        ('driver = "mock-board"', 'driver = "mock-board"\narrays = [1]', "board.arrays: is [1], must be a table"),
+        ("max_voltage_v = 2", "max_voltage_v = inf", "safety.max_voltage_v: is inf, must be finite"),
     ],
 )
 def test_fault(old: str, new: str, fault: str) -> None:
@@ -180,7 +184,7 @@ def test_tables_of_the_safety_guide_are_valid() -> None:
         ),
         ("max_read_voltage_v = 0.4", "max_read_voltage_v = 0.6", "0.6 V is looser than safety.max_read_voltage_v"),
         ("min_conductance_s = 5e-6", "min_conductance_s = 5e-5", "no conductance lies between 5e-05 S and 4e-05 S"),
-        ("[board.arrays.1.safety]", "[board.arrays.one.safety]", "board.arrays.one: string should match pattern"),
+        ("[board.arrays.1.safety]", "[board.arrays.one.safety]", "board.arrays.one: must be the number of an array"),
         ("max_ramp_v_per_s = 5.0", "max_ramp_ma_per_s = 5.0", "did you mean max_ramp_a_per_s? (SI units)"),
         ('instrument = "supply"', 'instrument = "door"', "the rig has no instrument 'door'; there are: board, supply"),
     ],
@@ -289,6 +293,33 @@ def test_link_that_a_driver_needs_or_cannot_use(tmp_path: Path) -> None:
         open_rig(path)
     path.write_text(mock.replace('"mock-board"', '"wire-board"\nlink = "pigeon://loft"'))
     with pytest.raises(ConfigError, match=r"rig\.toml:\d+: board\.link: bad address 'pigeon://loft'"):
+        open_rig(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        (
+            'driver = "mock-board"',
+            'driver = "mock-axis"',
+            "board.driver: 'mock-axis' drives an axis; this section is for a crossbar board",
+        ),
+        (
+            "[safety]",
+            '[axes.lamp]\ndriver = "mock-board"\n[safety]',
+            "axes.lamp.driver: 'mock-board' drives a crossbar board; this section is for an axis",
+        ),
+        (
+            "[safety]",
+            '[source_meters.supply]\ndriver = "scpi-axis"\nlink = "tcp://127.0.0.1:1"\n[safety]',
+            "source_meters.supply.driver: 'scpi-axis' drives an axis; this section is for a source-meter",
+        ),
+    ],
+)
+def test_a_driver_of_another_kind_of_instrument_is_refused(tmp_path: Path, old: str, new: str, fault: str) -> None:
+    path = tmp_path / "rig.toml"
+    path.write_text(shipped_rig("mock").read_text().replace(old, new))
+    with pytest.raises(ConfigError, match=rf"rig\.toml:\d+: {fault}"):
         open_rig(path)
 
 

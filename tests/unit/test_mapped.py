@@ -19,12 +19,11 @@ LADDER = Ladder(("global", "cells", "columns", "curve"), select=False)
 
 def in_files(dataset: MvmDataset) -> MvmDataset:
     """The same data set, what is large in mapped files."""
-    arrays = {}
-    for name in ("voltage_v", "current_a", "saturated"):
-        values = getattr(dataset, name)
-        arrays[name] = mapped(values.shape, values.dtype)
-        arrays[name][:] = values
-    return replace(dataset, **arrays)
+    voltage_v = mapped(dataset.voltage_v.shape, np.float64)
+    current_a = mapped(dataset.current_a.shape, np.float64)
+    saturated = mapped(dataset.saturated.shape, np.bool_)
+    voltage_v[:], current_a[:], saturated[:] = dataset.voltage_v, dataset.current_a, dataset.saturated
+    return replace(dataset, voltage_v=voltage_v, current_a=current_a, saturated=saturated)
 
 
 def test_what_is_picked_is_equal_and_stays_where_it_was() -> None:

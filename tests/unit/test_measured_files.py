@@ -107,9 +107,9 @@ def test_trains_of_pulses(tmp_path: Path) -> None:
 
 def test_faults_say_what_and_where(tmp_path: Path) -> None:
     with pytest.raises(
-        StorageError, match=r"x\.csv: is no table of numbers: line 3 has 1 fields, not 2; line 2: 'one' is no"
+        StorageError, match=r"x\.csv: is no table of numbers: line 4 has 1 field, not 2; line 2: 'one' is no"
     ):
-        read_curves(written(tmp_path, "x.csv", "voltage_v,current_a\none,2\n3\n"))
+        read_curves(written(tmp_path, "x.csv", "voltage_v,current_a\none,2\n\n3\n"))
     with pytest.raises(StorageError, match=r"kind iv: there is no column voltage_v, current_a; it has a, b"):
         read_curves(written(tmp_path, "y.csv", "a,b\n1,2\n"))
     with pytest.raises(StorageError, match="it has no header"):
@@ -121,8 +121,12 @@ def test_faults_say_what_and_where(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be read"):
         read_traces(tmp_path / "absent.csv")
     broken = tmp_path / "broken.csv.gz"
-    broken.write_bytes(b"\x1f\x8b nothing")
-    with pytest.raises(StorageError, match="cannot be read"):
+    for content in (b"\x1f\x8b nothing", b"\x1f\x8b\x08\x00garbagegarbage"):
+        broken.write_bytes(content)
+        with pytest.raises(StorageError, match="cannot be unpacked"):
+            read_curves(broken)
+    broken.write_bytes(b"\xff\xfe")
+    with pytest.raises(StorageError, match="is not UTF-8 text"):
         read_traces(broken)
 
 

@@ -78,7 +78,7 @@ def test_what_cannot_be_placed_is_refused_with_every_number() -> None:
         plan_placement(model, replace(INFO, columns=16, voltage_max_v=0.3), example, arrays=[5])
     assert "layer '0' is mapped to arrays of 8 x 8, the board has 8 x 16" in str(caught.value)
     assert "layer '1' is mapped" in str(caught.value)
-    assert "arrays [5] do not exist: the board has 3" in str(caught.value)
+    assert "array 5 does not exist: the board has 3" in str(caught.value)
     with pytest.raises(ConfigError, match=r"the board has 1e-06 to 5e-05 S and 0\.3 V"):
         plan_placement(model, replace(INFO, voltage_max_v=0.3), example)
     with pytest.raises(ConfigError, match=r"4 tiles need as many arrays, 3 may be used: 1 too few; .* 2 writes"):

@@ -233,10 +233,10 @@ async def test_a_plan_of_ones_own(tmp_path: Path) -> None:
     assert (block.kind, block.voltage_v.shape) == (64, (5, 16))
     with pytest.raises(ConfigError, match=r"has no class or function 'answer'; it has: .*Zeros"):
         plan_by_name(f"{file}:answer")
-    with pytest.raises(ConfigError, match="made a object, which has neither"):
+    with pytest.raises(ConfigError, match="made something of type object, which has neither"):
         plan_by_name(f"{file}:nothing")
-    with pytest.raises(TypeError, match="must be a dataclass"):
-        plan_by_name(f"{file}:bare").describe()
+    with pytest.raises(ConfigError, match="bare': Bare must be a dataclass"):
+        plan_by_name(f"{file}:bare")
     with pytest.raises(ConfigError, match=r"there is no file .*elsewhere\.py"):
         plan_by_name(f"{tmp_path}/elsewhere.py:Zeros")
     file.write_text("import this_module_is_not_there")

@@ -134,8 +134,8 @@ def test_a_budget_is_that_of_all_arrays_and_bounds_a_precision() -> None:
     assert short.needs.mvms <= 3000
     assert {"noise", "programming"} <= set(short.limits)
     assert set(short.limits) == set(short.missed)
-    with pytest.raises(ConfigError, match="100 MVMs are too few: 2 arrays of 16 rows need"):
-        design_calibration(INFO, DesignRequest(budget=100), CHIP)
+    with pytest.raises(ConfigError, match="101 MVMs are too few: 2 arrays of 16 rows need"):
+        design_calibration(INFO, DesignRequest(budget=101), CHIP)
 
 
 def test_a_request_that_cannot_be_is_refused_with_every_fault() -> None:

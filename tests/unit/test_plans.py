@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,3 +95,32 @@ def test_plans_by_name() -> None:
         plan_by_name("moon")
     with pytest.raises(ConfigError, match="colour"):
         plan_by_name("mvm", colour=1)
+
+
+def test_options_of_another_kind_are_all_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_by_name("iv", cells=[1], low_v="a", high_v=math.inf, there_and_back=1, levels=2.5, arrays=1, meter=3)
+    assert str(caught.value) == (
+        "plan 'iv': cells is [1], must be a whole number or a list of lists of whole numbers; "
+        'low_v is "a", must be a finite number; high_v is inf, must be a finite number; '
+        "there_and_back is 1, must be true or false; levels is 2.5, must be a whole number; "
+        "arrays is 1, must be a list of whole numbers; meter is 3, must be a text"
+    )
+    file = tmp_path / "plan.toml"
+    file.write_text('[plan]\nname = "mvm"\n[plan.options]\nbatch = "x"\n')
+    with pytest.raises(ConfigError, match=r'plan.toml\': batch is "x", must be a whole number'):
+        plan_by_name(str(file))
+    # What is given beside the file counts more, and numbers of numpy are numbers.
+    assert plan_by_name(str(file), batch=np.int64(8), arrays=np.array([1])).describe()["arrays"] == [1]
+
+
+def test_a_plan_of_ones_own_may_say_nothing_of_its_options(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from labrig.plans import MvmCalibrationPlan\n\ndef mine(writes, batch: 'Unknown' = 4):\n"
+        "    return MvmCalibrationPlan(writes=writes, batch=batch)\n"
+    )
+    assert plan_by_name(f"{file}:mine", writes=2).describe()["writes"] == 2
+    file.write_text("class Mine:\n    name = 'mine'\n    def schedule(self, info):\n        return {}\n")
+    with pytest.raises(ConfigError, match=r"mine\.py:Mine': Mine must be a dataclass, whose fields are the plan's"):
+        plan_by_name(f"{file}:Mine")

@@ -209,7 +209,7 @@ def only_paths(where: str, function: Callable[..., object]) -> Iterator[str]:
 @pytest.mark.parametrize("package", FOLDERS)
 def test_whoever_takes_a_path_takes_its_text(package: str) -> None:
     module = importlib.import_module(package)
-    faults = []
+    faults: list[str] = []
     for name in module.__all__:
         thing = getattr(module, name)
         if inspect.isfunction(thing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from labrig.recording import placed
-from labrig.recording.nodes import dataset_at, group_at, text_attribute
+from labrig.recording.nodes import dataset_at, group_at, in_words, text_attribute
 from labrig.recording.placed import NotPlacedError, PlacedRows
 
 
@@ -95,3 +96,18 @@ def test_a_file_whose_rows_have_no_places_leaves_nothing_of_hdf5_to_the_collecto
         assert left == []
     finally:
         gc.enable()
+
+
+def test_reasons_are_those_of_the_system_without_the_names_of_its_parts() -> None:
+    long = "Unable to open file (unable to open file: name = 'run.h5', errno = 28, error message = 'No space ...')"
+    for error, said in (
+        (OSError(errno.ENOSPC, long), "No space left on device"),
+        (
+            OSError(errno.ENOENT, "the file was removed while it was written"),
+            "the file was removed while it was written",
+        ),
+        (OSError("unable to lock"), "unable to lock"),
+        (KeyError("there is no attribute axes"), "there is no attribute axes"),
+        (RuntimeError("can't decode"), "can't decode"),
+    ):
+        assert in_words(error) == said

@@ -59,7 +59,7 @@ def test_a_recorded_pass_is_answered_as_recorded_and_a_far_one_as_the_surrogate_
     far = CHIP.conductance_max_s - one.target_s
     residual = replay.currents("0/0", far, one.voltage_v) - surrogate.mean_currents("0/0", far, one.voltage_v)
     assert residual.abs().max() < 0.02 * CHIP.unit_a
-    with pytest.raises(StorageError, match=r"no passes of arrays \[1\]"):
+    with pytest.raises(StorageError, match=r"no passes of array 1 were recorded"):
         ReplayBackend(surrogate, {"0/0": 1}, {0: writes})
 
 
@@ -69,7 +69,7 @@ def test_single_layers_stay_on_their_own_backend() -> None:
     surrogate, digital = model.backend(network, torch.Generator()), DigitalBackend()
     backends = Backends(network, {"2": "digital"})
     backends.offer("surrogate", surrogate)
-    with pytest.raises(ConfigError, match=r"nothing computes digital here; there are \['surrogate'\]"):
+    with pytest.raises(ConfigError, match=r"nothing computes digital here; there are surrogate"):
         backends.use("surrogate")
     backends.offer("digital", digital)
     backends.use("surrogate")
@@ -78,5 +78,5 @@ def test_single_layers_stay_on_their_own_backend() -> None:
     with backends.using(surrogate):
         assert [one.path for one in (first, second)] == ["SurrogateBackend", "SurrogateBackend"]
     assert [one.path for one in (first, second)] == ["SurrogateBackend", "DigitalBackend"]
-    with pytest.raises(ConfigError, match=r"no analog layers \['hiden'\]; there are \['0', '2'\]"):
+    with pytest.raises(ConfigError, match=r"no analog layer hiden; there are 0, 2"):
         Backends(network, {"hiden": "digital"})

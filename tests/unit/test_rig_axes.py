@@ -104,7 +104,7 @@ poll_s = 0
         "rig.toml:12: axes.chuck.high: 360 is not above low = 390",
         "rig.toml:26: axes.supply: this name is taken by source_meters.supply",
         "rig.toml:28: axes.board: this name is taken by the crossbar board",
-        "rig.toml:30: axes.board.link: string should match pattern '^[a-z]+://.+'",
+        'rig.toml:30: axes.board.link: is "nowhere", must be an address such as tcp://192.168.0.7:5025',
         "rig.toml:32: conditions.one.reads: 'axes.lamp' cannot be looked at; there are: supply.compliance, "
         "board.temperature, axes.chuck, axes.supply, axes.board",
         "rig.toml:33: conditions.two.high: is missing, and low too; a band has at least one end",
@@ -112,7 +112,7 @@ poll_s = 0
         "rig.toml:37: conditions.three.reads: the rig has no source-meter with the role array-supply",
         "rig.toml:38: conditions.three.high: has no meaning for supply.compliance; remove it",
         "rig.toml:42: conditions.four.high: 300 is not above low = 300",
-        "rig.toml:43: conditions.four.poll_s: input should be greater than or equal to 0.01",
+        "rig.toml:43: conditions.four.poll_s: is 0, must be 0.01 or more",
     ]
 
 

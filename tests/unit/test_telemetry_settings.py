@@ -150,7 +150,7 @@ def test_unusable_password_file(tmp_path: Path, content: bytes | None) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "faults"),
     [
-        ("mqtt://broker.lab", "tcp://broker.lab", ["rig.toml:15: telemetry.broker: string should match pattern"]),
+        ("mqtt://broker.lab", "tcp://broker.lab", ["rig.toml:15: telemetry.broker: must be mqtt://HOST:PORT or"]),
         ("mqtt://broker.lab", "mqtt://a/b", ["rig.toml:15: telemetry.broker: nothing may follow host and port"]),
         (
             'password_env = "LABRIG_TEST_PASSWORD"',
@@ -172,12 +172,12 @@ def test_unusable_password_file(tmp_path: Path, content: bytes | None) -> None:
             "max_rate_hz = 2.0",
             'max_rate_hz = 0.0\nca_file = "ca.pem"',
             [
-                "rig.toml:19: telemetry.max_rate_hz: input should be greater than 0",
+                "rig.toml:19: telemetry.max_rate_hz: is 0, must be above 0",
                 "rig.toml:20: telemetry.ca_file: certificates are for mqtts:// brokers",
             ],
         ),
         ('broker = "mqtt://broker.lab"', "", ["rig.toml:14: telemetry.broker: is missing"]),
-        ("LABRIG_TEST_PASSWORD", "my pass word", ["rig.toml:18: telemetry.password_env: string should match pattern"]),
+        ("LABRIG_TEST_PASSWORD", "my pass word", ["rig.toml:18: telemetry.password_env: must be the name of an"]),
     ],
 )
 def test_fault_of_the_section(old: str, new: str, faults: list[str]) -> None:
@@ -186,6 +186,7 @@ def test_fault_of_the_section(old: str, new: str, faults: list[str]) -> None:
         rig(RIG + TELEMETRY.replace(old, new))
     message = str(caught.value)
     assert SECRET not in message
-    assert len(message.splitlines()) == len(faults) + ("tcp:" in new)
+    assert "my pass word" not in message
+    assert len(message.splitlines()) == len(faults)
     for fault in faults:
         assert fault in message

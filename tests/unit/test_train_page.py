@@ -43,7 +43,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         object.__setattr__(array.converters, "conductance_min_s", 4e-6)
     save_chip(tmp_path / "chip.safetensors", ChipParameters("SIM-0001", like.arrays, {}))
     notebook, _ = blocks("python")
-    assert len(notebook.split("\n\n")[2].splitlines()) <= 10
+    assert len(notebook.split("\n\n")[1].splitlines()) <= 10
     names: dict[str, object] = {}
     exec(notebook, names)
     printed = capsys.readouterr().out.splitlines()

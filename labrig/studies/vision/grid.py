@@ -16,6 +16,7 @@ from labrig.studies.vision.parts import Judgement, Place, activations_part, comp
 from labrig.studies.vision.store import NetworkStore
 from labrig.studies.vision.summary import CellScores
 from labrig.studies.vision.training import DigitalJob, MethodJob
+from labrig_drivers.errors import ConfigError
 
 Key = tuple[str, Noise]
 """Name of a method, and the noise of the chips."""
@@ -196,9 +197,18 @@ def controlled_scores(
         report: Progress.
         method: The method of the control.
         noise: Of its chips.
+
+    Raises:
+        ConfigError: Nothing is to be trained, and not one network is there.
+        StorageError: Data or networks cannot be read or written.
     """
     cache = Cache(settings.cache, by_code=False)
     scores = grid.scores(place, cache, settings.workers, report, train=not settings.evaluate)
+    if not scores.as_trained:
+        raise ConfigError(
+            f"--evaluate: {place.networks} holds no network of this study; name the folder with --networks, and give "
+            "--seeds, --network and --epochs as they were trained with, or leave --evaluate out to train"
+        )
     one = replace(grid, methods=[pair for pair in grid.methods if pair[0] == method])
     return scores, shuffled(one, noise).scores(place, cache, settings.workers, report, train=False)
 

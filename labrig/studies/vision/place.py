@@ -17,7 +17,7 @@ def place_of(settings: StudySettings, study: str) -> Place:
         study: Its name, for the error.
 
     Raises:
-        ConfigError: A rig is named, or there is no folder with the data.
+        ConfigError: A rig is named, or no folder with the data is named, or it is not there.
     """
     if settings.rig is not None:
         raise ConfigError(f"{study} needs many chips of a known noise, which are simulated; give no --rig")
@@ -32,4 +32,6 @@ def place_of(settings: StudySettings, study: str) -> Place:
             f"labrig study {study} needs --data FOLDER with the published files of {settings.images}; "
             "--quick runs without, on enlarged digits"
         )
+    if not settings.data.is_dir():
+        raise ConfigError(f"--data {settings.data}: there is no such folder")
     return Place(settings.images, settings.data, networks, device)
