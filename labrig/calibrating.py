@@ -15,14 +15,7 @@ from labrig.recording.header import utc_now
 from labrig.recording.joining import read_arrays
 from labrig_calibration.dataset import DatasetError, MvmDataset
 from labrig_calibration.diagnostics import diagnose
-from labrig_calibration.fit import (
-    HELDOUT_FRACTION,
-    CalibrationError,
-    chip_parameters,
-    fit,
-    smallest_write,
-    split_chronologically,
-)
+from labrig_calibration.fit import CalibrationError, chip_parameters, fit, heldout_part, smallest_write
 from labrig_calibration.result import CalibrationResult, JudgedArray
 from labrig_drivers.errors import StorageError
 from labrig_surrogates.io import load_chip
@@ -119,7 +112,7 @@ def judged_again(paths: Sequence[Path], chip_path: Path, rng: np.random.Generato
                 f"{dataset.chip_id} ({', '.join(map(str, paths))}); run `labrig calibrate` on them"
             )
         parameters = chip.arrays[dataset.array]
-        _, heldout = split_chronologically(dataset, HELDOUT_FRACTION)
+        heldout, _ = heldout_part(dataset)
         fits.append(JudgedArray(parameters, diagnose(parameters, heldout, rng=rng), dataset))
     return fits
 

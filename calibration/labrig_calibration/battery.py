@@ -86,11 +86,6 @@ class Check:
         """The column with the smallest p-value, -1 where none was tested."""
         return int(np.nanargmin(self.p_value)) if np.isfinite(self.p_value).any() else -1
 
-    @property
-    def median_p_value(self) -> float:
-        """Of the columns; a half when there is nothing to find."""
-        return float(np.nanmedian(self.p_value)) if np.isfinite(self.p_value).any() else float("nan")
-
     def sentence(self) -> str:
         """What was found, where it is strongest."""
         worst = self.worst_column

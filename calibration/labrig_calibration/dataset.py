@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from labrig_calibration.mapped import picked_rows, pieces
+from labrig_calibration.mapped import picked_columns, picked_rows, pieces
 
 FloatArray = NDArray[np.float64]
 
@@ -146,6 +146,16 @@ class MvmDataset:
             time_s=self.time_s[keep],
             saturated=picked_rows(self.saturated, keep),
             temperature_k=None if self.temperature_k is None else self.temperature_k[keep],
+        )
+
+    def of_columns(self, chosen: NDArray[np.bool_]) -> MvmDataset:
+        """The same MVMs, with only the columns where `chosen[columns]` is true."""
+        return replace(
+            self,
+            current_a=picked_columns(self.current_a, chosen),
+            saturated=picked_columns(self.saturated, chosen),
+            target_conductance_s=self.target_conductance_s[:, :, chosen],
+            converters=replace(self.converters, adc_full_scale_a=self.converters.adc_full_scale_a[chosen]),
         )
 
     def without_sparse_writes(self, minimum: int) -> MvmDataset:

@@ -76,10 +76,6 @@ class DriftModel:
             np.exp(self.exponent * log_time - 0.5 * self.spread[1, 1] * log_time**2 + self.spread[0, 1] * log_time)
         )
 
-    def compensation_error(self, age_s: FloatArray) -> FloatArray:
-        """Relative standard error of the factor that comes from the error of the mean exponent."""
-        return np.asarray(self.exponent_error * np.abs(self.decades(age_s)))
-
 
 @dataclass(frozen=True)
 class CellDrift:

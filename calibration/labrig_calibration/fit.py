@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from labrig_calibration.expanding import expanded
 from labrig_calibration.heldout import heldout_nll
 from labrig_calibration.ladder import Ladder, RungVerdict
 from labrig_calibration.linear_rungs import LinearSums
-from labrig_calibration.mapped import picked_columns
 from labrig_calibration.measurements import Measurements
 from labrig_calibration.noise_law import DRIFT_SPREAD, TERMS, UNITS
 from labrig_calibration.residual_fit import correction_a, fit_residual
@@ -36,8 +34,8 @@ __all__ = [
     "chip_parameters",
     "converter_range",
     "fit",
+    "heldout_part",
     "smallest_write",
-    "split_chronologically",
 ]
 
 HELDOUT_FRACTION = Ladder().heldout_fraction
@@ -75,7 +73,7 @@ def fit(
     report = progress or _silent
     _refuse(faults_of(dataset))
     dead = dead_columns(dataset)
-    alive = _columns_of(dataset, ~dead) if dead.any() else dataset
+    alive = dataset.of_columns(~dead) if dead.any() else dataset
     train, later = Measurements.of(alive, ladder.drift_reference_s).split(ladder.heldout_fraction)
     sums = LinearSums.of(train)
     _refuse(faults_of_sums(dataset, LinearSums.of(Measurements.of(dataset)) if dead.any() else sums))
@@ -101,7 +99,7 @@ def fit(
     if dead.any():
         parameters, posterior = expanded(parameters, posterior, ~dead, converter_range(dataset), dataset)
     heldout = _mvms_of(later)
-    chosen = _mvms_of(later.beginning(max(_MOST_JUDGED // (dataset.columns * dataset.writes), 1)))
+    chosen = _judged_mvms(later)
     diagnostics = diagnose(parameters, dataset.select(chosen & ~wrong), rng=rng)
     report("diagnostics", 1.0)
     lost = _lost_in_wires(cells, data.target_s)
@@ -155,11 +153,19 @@ def converter_range(dataset: MvmDataset) -> ConverterRange:
     )
 
 
-def split_chronologically(dataset: MvmDataset, fraction: float) -> tuple[MvmDataset, MvmDataset]:
-    """Splits off the last part of every write: `(earlier, later)`."""
-    _, later = Measurements.of(dataset).split(fraction)
-    held = _mvms_of(later)
-    return dataset.select(~held), dataset.select(held)
+def heldout_part(dataset: MvmDataset, wrong: NDArray[np.bool_] | None = None) -> tuple[MvmDataset, int]:
+    """The MVMs by which a fit is judged, and how many it was fitted to.
+
+    Args:
+        dataset: What was fitted.
+        wrong: MVMs that count nothing, bool, `[N]`.
+
+    Returns:
+        The last part of every write, of a large recording the beginning of that; and the number of MVMs before it.
+    """
+    right = np.ones(len(dataset), dtype=np.bool_) if wrong is None else ~wrong
+    earlier, later = Measurements.of(dataset).split(HELDOUT_FRACTION)
+    return dataset.select(_judged_mvms(later) & right), int((_mvms_of(earlier) & right).sum())
 
 
 def _mvms_of(measurements: Measurements) -> NDArray[np.bool_]:
@@ -170,6 +176,12 @@ def _mvms_of(measurements: Measurements) -> NDArray[np.bool_]:
     return chosen
 
 
+def _judged_mvms(later: Measurements) -> NDArray[np.bool_]:
+    """Those of the held-out MVMs by which a fit is judged, bool, `[N]`."""
+    most = _MOST_JUDGED // (later.dataset.columns * later.dataset.writes)
+    return _mvms_of(later.beginning(max(most, 1)))
+
+
 def _refuse(faults: list[str]) -> None:
     if faults:
         raise CalibrationError("the recording cannot be calibrated: " + "; ".join(faults))
@@ -177,17 +189,6 @@ def _refuse(faults: list[str]) -> None:
 
 def _silent(stage: str, fraction: float) -> None:
     del stage, fraction
-
-
-def _columns_of(dataset: MvmDataset, chosen: NDArray[np.bool_]) -> MvmDataset:
-    converters = replace(dataset.converters, adc_full_scale_a=dataset.converters.adc_full_scale_a[chosen])
-    return replace(
-        dataset,
-        current_a=picked_columns(dataset.current_a, chosen),
-        saturated=picked_columns(dataset.saturated, chosen),
-        target_conductance_s=dataset.target_conductance_s[:, :, chosen],
-        converters=converters,
-    )
 
 
 def _residual(

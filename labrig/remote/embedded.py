@@ -19,7 +19,6 @@ from labrig.telemetry.broker import Broker
 from labrig_drivers.errors import ConfigError, LinkLostError
 
 DEFAULT_PORT: Final = 1883
-TLS_PORT: Final = 8883
 _MOST_CONNECTIONS: Final = 200
 _CLOSING_S: Final = 1.0
 

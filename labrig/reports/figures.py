@@ -22,13 +22,13 @@ _INK, _ACCENT, _FAINT = "#1f2933", "#c2410c", "#94a3b8"
 
 def transfer_figure(parameters: ArrayParameters, dataset: MvmDataset, column: int) -> go.Figure:
     """Measured output over the fitted linear current of one column, with the fitted curve."""
-    u_a = linear_current_a(parameters, dataset)[:, column]
-    chosen = _thin(u_a.size)
+    chosen = _thin(len(dataset))
+    u_a = linear_current_a(parameters, dataset, chosen, column)
     grid_a = np.linspace(u_a.min(), u_a.max(), 200)
     kappa, offset_a = parameters.compression.value[column], parameters.offset.value[column]
     figure = new_figure(f"Transfer curve, column {column}", "current before the amplifier (µA)", "output (µA)")
     figure.add_scatter(
-        x=_MICRO * u_a[chosen],
+        x=_MICRO * u_a,
         y=_MICRO * dataset.current_a[chosen, column],
         mode="markers",
         name="measured",
@@ -95,25 +95,14 @@ def output_figure(dataset: MvmDataset, predicted_a: FloatArray, nominal_a: Float
     return figure
 
 
-def cell_figure(parameters: ArrayParameters) -> go.Figure:
-    """Heatmap of the cells: how much of its target each one reaches; stuck cells stand out as zero."""
-    figure = new_figure("Cells: slope of conductance over target", "column", "row")
-    figure.add_heatmap(
-        z=parameters.cell_slope, colorscale="RdBu", zmid=1.0, zmin=0.5, zmax=1.5, colorbar={"title": "slope"}
-    )
-    figure.update_yaxes(autorange="reversed")
-    return figure
-
-
-def linear_current_a(parameters: ArrayParameters, dataset: MvmDataset) -> FloatArray:
-    """Fitted currents before the column amplifiers in A, `[N, columns]`."""
-    u_a = np.empty_like(dataset.current_a)
-    line_v = dac_levels(dataset)
-    for write in range(dataset.writes):
-        rows = dataset.pattern == write
-        u_a[rows] = line_v[rows] @ (parameters.gain.value * parameters.write_conductance_s[write])
-    decay = (1.0 + dataset.age_s[:, None] / parameters.drift_reference_s) ** -parameters.drift.value
-    return np.asarray(decay * u_a)
+def linear_current_a(
+    parameters: ArrayParameters, dataset: MvmDataset, mvms: NDArray[np.int64], column: int
+) -> FloatArray:
+    """Fitted currents of some MVMs in front of one column's amplifier in A, `[n]`."""
+    conductance_s = parameters.gain.value[column] * parameters.write_conductance_s[:, :, column]
+    u_a = (dac_levels(dataset, mvms) * conductance_s[dataset.pattern[mvms]]).sum(axis=1)
+    age = 1.0 + dataset.age_s[mvms] / parameters.drift_reference_s
+    return np.asarray(age ** -parameters.drift.value[column] * u_a)
 
 
 def _thin(count: int) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from labrig.calibration_history import CalibrationRecord, history_of
 from labrig_calibration.carried_over import CarriedOver, carried_over
 from labrig_calibration.changes import ChipChange, ComparisonError, compare_chips
-from labrig_calibration.fit import HELDOUT_FRACTION, split_chronologically
+from labrig_calibration.fit import heldout_part
 from labrig_calibration.result import CalibrationResult, JudgedArray
 from labrig_surrogates.parameters import ChipParameters
 
@@ -71,7 +71,7 @@ def _compared(
     for one in fits:
         index = one.array_parameters.array
         if index in old.arrays:
-            _, heldout = split_chronologically(one.dataset, HELDOUT_FRACTION)
+            heldout, _ = heldout_part(one.dataset)
             both.append(carried_over(one.array_parameters, old.arrays[index], heldout))
     return Past(change, _when(old) or "an unknown time", tuple(both), records)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from labrig.reports.verdict import Counts, Verdict, judge_fit
 from labrig_calibration.battery import FitSize
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.diagnostics import Diagnostics, Prediction, predict_recorded
-from labrig_calibration.fit import HELDOUT_FRACTION, split_chronologically
+from labrig_calibration.fit import heldout_part
 from labrig_calibration.judging import RecordedJudgement, judge_recorded
 from labrig_calibration.ladder import RungVerdict
 from labrig_calibration.nulls import Nulls
@@ -100,10 +100,9 @@ def _reported(
         flagged, outliers = (int(provenance.get(f"{prefix}{name}", 0)) for name in ("flagged", "outliers"))
         ladder = tuple(RungVerdict(**one) for one in json.loads(str(provenance.get(f"{prefix}ladder", "[]"))))
         notes = tuple(note for note in str(provenance.get(f"{prefix}notes", "")).split("; ") if note)
-    clean = dataset.select(~wrong) if wrong.any() else dataset
-    earlier, heldout = split_chronologically(clean, HELDOUT_FRACTION)
+    heldout, fitted_mvms = heldout_part(dataset, wrong)
     prediction = predict_recorded(parameters, heldout)
-    size = FitSize(len(earlier), _per_column(parameters))
+    size = FitSize(fitted_mvms, _per_column(parameters))
     z, judgement = _judgement(heldout, prediction, size, rng, nulls)
     counts = Counts(
         saturated=float(dataset.saturated.mean()),
@@ -137,22 +136,11 @@ def _judgement(
         nulls[len(heldout)] = Nulls.simulate(len(heldout), rng=rng)
     null = nulls[len(heldout)]
     try:
-        found = judge_recorded(mean_a, sigma_a, _columns_of(heldout, alive), rng=rng, fitted=fitted, nulls=null)
+        found = judge_recorded(mean_a, sigma_a, heldout.of_columns(alive), rng=rng, fitted=fitted, nulls=null)
     except JudgementError:
         return plain, None
     z[:, alive] = found.residuals
     return z, found
-
-
-def _columns_of(dataset: MvmDataset, chosen: NDArray[np.bool_]) -> MvmDataset:
-    converters = replace(dataset.converters, adc_full_scale_a=dataset.converters.adc_full_scale_a[chosen])
-    return replace(
-        dataset,
-        current_a=dataset.current_a[:, chosen],
-        saturated=dataset.saturated[:, chosen],
-        target_conductance_s=dataset.target_conductance_s[:, :, chosen],
-        converters=converters,
-    )
 
 
 def _per_column(parameters: ArrayParameters) -> float:

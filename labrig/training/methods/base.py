@@ -106,7 +106,6 @@ class Method:
         finish: What comes after the last step.
         settle: Waits for a pass that is still under way, so that the board is free and everything measured is known.
         learned: What it keeps beside the weights.
-        needs_rig: Whether it asks the chip at all.
     """
 
     name: str
@@ -116,4 +115,3 @@ class Method:
     finish: Callable[[TrainingBench], None] = _nothing
     settle: Callable[[TrainingBench], None] = _nothing
     learned: Learned = field(default_factory=Nothing)
-    needs_rig: bool = True

@@ -15,12 +15,12 @@ def physics_aware() -> Method:
 
 def surrogate_only() -> Method:
     """Every step on the noisy surrogate; the chip is not asked."""
-    return Method("surrogate", None, needs_rig=False)
+    return Method("surrogate", None)
 
 
 def digital_only() -> Method:
     """Every step in float, on ideal arrays."""
-    return Method("digital", None, _digital_step, needs_rig=False)
+    return Method("digital", None, _digital_step)
 
 
 def offline_then_calibrated(images: int) -> Method:
