@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_rig import RIG
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "explanation" / "four-walks.md"
 
 # Prints every function of ours, by file and name, when it is entered first.
 WATCHED = """
-import sys, threading
+import os, sys, threading
 
 root, seen = sys.argv.pop(1), set()
 
@@ -26,33 +27,13 @@ def watch(frame, event, _):
     name = f"{code.co_filename.removeprefix(root)} {code.co_qualname}"
     if name not in seen:
         seen.add(name)
-        print(name, flush=True)
+        # One write each: threads are watched as well.
+        os.write(1, name.encode() + b"\\n")
 
 threading.setprofile(watch)
 sys.setprofile(watch)
 from labrig.cli import main
 main()
-"""
-
-RIG = """
-[rig]
-name = "walk"
-
-[board]
-driver = "mock-board"
-
-[board.settings]
-seed = 1
-arrays = 1
-rows = 16
-columns = 4
-
-[safety]
-max_voltage_v = 2.0
-max_current_a = 0.2
-max_power_w = 0.4
-max_ramp_v_per_s = 10.0
-max_read_voltage_v = 0.3
 """
 
 TRAINING = """
