@@ -62,14 +62,16 @@ async def acquire(
         LabrigError: The board, the supply or the recording failed.
     """
     needs = needs_on(plan, rig)
-    bus.publish(RunStarted(plan.name, needs.mvms, needs.writes, writer.path, needs.least_s, needs.beside.curves))
-    commits = Commits(writer, bus)
+    planned, run_id = (plan.name, needs.mvms, needs.writes), writer.run_id or None
+    bus.publish(RunStarted(*planned, writer.path, needs.least_s, needs.beside.curves, run_id))
+    progress = progress or Progress()
+    commits = Commits(writer, bus, progress)
     period_s = SUPPLY_PERIOD_S if needs.beside.supply_period_s is None else needs.beside.supply_period_s
     feed = SupplyFeed(rig, bus, writer.append_supply, control, settle=commits.settled, period_s=period_s)
     status: RunStatus = "aborted"
     try:
         async with feed:
-            ended = await PlanWalk(rig, feed, commits, writer, bus, progress or Progress()).run(plan)
+            ended = await PlanWalk(rig, feed, commits, writer, bus, progress).run(plan)
         status = ended
     finally:
         summary = commits.summary(status, feed.joules())

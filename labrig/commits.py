@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from labrig.events import AxesArrived, BlockCommitted, CurveCommitted, EventBus, MeasuredBlock, PointMissed, RunStatus
 from labrig.plans.base import CurvePoint, MvmPoint, ProgramPoint
+from labrig.recording.progress import Progress
 from labrig.recording.writer import RecordingWriter
 from labrig_drivers.crossbar import FloatArray, MvmResult, ProgramReport
 from labrig_drivers.source_meter import Reading
@@ -59,11 +60,13 @@ class Commits:
     Args:
         writer: The recording.
         bus: Gets an event for everything that is committed.
+        progress: What the recording holds already.
     """
 
-    def __init__(self, writer: RecordingWriter, bus: EventBus) -> None:
+    def __init__(self, writer: RecordingWriter, bus: EventBus, progress: Progress) -> None:
         self._writer = writer
         self._bus = bus
+        self._latest_write = {array: one.index for array, one in progress.last_writes.items()}
         self._open: set[asyncio.Future[int]] = set()
         self._failure: BaseException | None = None
         self._started_s = time.monotonic()
@@ -96,7 +99,7 @@ class Commits:
     async def write(self, point: ProgramPoint, report: ProgramReport, setting: int) -> None:
         """Puts a programming into the queue."""
         put = self._writer.put_write(point.array, point.conductance_s, report, setting=setting)
-        await self._put(put, self._count_write)
+        await self._put(put, partial(self._count_write, point.array))
 
     async def block(self, point: MvmPoint, result: MvmResult, setting: int, target_s: FloatArray | None = None) -> None:
         """Puts a block of MVMs into the queue; its event follows when it is committed.
@@ -183,15 +186,18 @@ class Commits:
         elif self._failure is None:
             self._failure = error
 
-    def _count_write(self) -> None:
+    def _count_write(self, array: int) -> None:
         self._writes += 1
+        self._latest_write[array] = self._latest_write.get(array, -1) + 1
 
     def _count_block(self, point: MvmPoint, result: MvmResult, target_s: FloatArray | None) -> None:
         rows = len(point.voltage_v)
         self._mvms += rows
-        self._bus.publish(BlockCommitted(point.array, point.write, rows, self._mvms))
+        # The plan's own number differs where a programming was made again.
+        write = self._latest_write.get(point.array, point.write)
+        self._bus.publish(BlockCommitted(point.array, write, rows, self._mvms))
         if self._bus.wants_blocks:
-            self._bus.publish_block(MeasuredBlock(point.array, point.write, target_s, point.voltage_v, result))
+            self._bus.publish_block(MeasuredBlock(point.array, write, target_s, point.voltage_v, result))
 
     def _count_curve(self, point: CurvePoint) -> None:
         self._curves += 1

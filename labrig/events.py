@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +18,32 @@ RunStatus = Literal["finished", "stopped", "aborted"]
 """`stopped`: at a checkpoint, as asked; `aborted`: by an error, or at once as asked."""
 
 
+def new_run_id() -> str:
+    """An identity for a run that no other run has: a random UUID."""
+    return str(uuid.uuid4())
+
+
 @dataclass(frozen=True)
 class RunStarted:
     """A run begins.
 
     Attributes:
         plan: Name of the plan.
-        mvms: MVMs that the plan will measure.
-        writes: Programmings that the plan will make.
-        path: The recording, where there is one.
+        planned_mvms: MVMs that the plan will measure.
+        planned_writes: Programmings that the plan will make.
+        recording: The file, where there is one.
         least_s: What the board alone needs for it, with the plan's own pauses, in s; None where that is not known.
         curves: I-V curves that the plan will take.
+        run_id: Identity of the run, as its recording has it; None where there is none.
     """
 
     plan: str
-    mvms: int
-    writes: int
-    path: Path | None
+    planned_mvms: int
+    planned_writes: int
+    recording: Path | None
     least_s: float | None = None
     curves: int = 0
+    run_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class BlockCommitted:
 
     Attributes:
         array: Which array was measured.
-        write: Which write of this recording was read.
+        write: Which write of its array was read, from 0 as the recording counts; at a served rig as its lease counts,
+            -1 for one from before the lease.
         mvms: MVMs in the block.
         total_mvms: MVMs committed in this run so far, over all arrays.
     """
@@ -160,10 +169,10 @@ class RunResumed:
     """The interlock is closed again, the array supply is on, and the run goes on with the point that it stopped at.
 
     Attributes:
-        seconds: How long the run waited in s.
+        waited_s: How long the run waited in s.
     """
 
-    seconds: float
+    waited_s: float
 
 
 @dataclass(frozen=True)
@@ -174,15 +183,15 @@ class RunFinished:
         status: `finished`, or `aborted` by an error or a person.
         mvms: MVMs committed.
         writes: Programmings committed.
-        seconds: Wall time of the run in s.
-        joules: Energy in J from the array supply; None without one.
+        duration_s: Wall time of the run in s.
+        energy_j: Energy in J from the array supply; None without one.
     """
 
     status: RunStatus
     mvms: int
     writes: int
-    seconds: float
-    joules: float | None
+    duration_s: float
+    energy_j: float | None
 
 
 Event = (
@@ -208,7 +217,7 @@ class MeasuredBlock:
 
     Attributes:
         array: Which array was measured.
-        write: Which programming of this array was read.
+        write: Which write of this array was read, as in `BlockCommitted`.
         target_s: Target of that programming in S, `[rows, columns]`; None where it is not known.
         voltage_v: Inputs in V, `[batch, rows]`.
         result: What the board answered.

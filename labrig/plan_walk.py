@@ -27,7 +27,7 @@ from labrig.recording.writer import RecordingWriter
 from labrig.rig import Rig
 from labrig.write_check import restore_board, still_written
 from labrig_drivers.capabilities import CELL_SWEEP, CellSweep, require_capability
-from labrig_drivers.errors import ConfigError
+from labrig_drivers.errors import ConfigError, StateError
 from labrig_drivers.source_meter import Reading
 
 # A pause that is longer is announced.
@@ -244,11 +244,14 @@ class PlanWalk:
         board = self._rig.board
         require_capability(board.info, CELL_SWEEP)
         assert point.array is not None
-        return tuple(
-            await cast(CellSweep, board).sweep_cell(
-                point.array, point.row, point.column, point.voltage_v, point.limit_a
-            )
-        )
+        cell = (point.array, point.row, point.column)
+        try:
+            return tuple(await cast(CellSweep, board).sweep_cell(*cell, point.voltage_v, point.limit_a))
+        except StateError as error:
+            # In the words of every driver of labrig.
+            if "never programmed" not in str(error):
+                raise
+            raise StateError(f"{error}: the plan iv does so with its option program (--set program=true)") from error
 
     async def _meter_curve(self, point: CurvePoint, name: str) -> tuple[Reading, ...]:
         meter = self._rig.source_meters[name]

@@ -77,11 +77,12 @@ class ProgressListener:
         """Shows one event."""
         match event:
             case RunStarted():
-                where = f" -> {event.path}" if event.path else ""
+                where = f" -> {event.recording}" if event.recording else ""
                 least = "" if event.least_s is None else f", {duration_text(event.least_s)} or more"
                 curves = f", {event.curves} curves" if event.curves else ""
-                self._print(f"plan {event.plan}: {event.mvms} MVMs, {event.writes} writes{curves}{least}{where}")
-                self._mvms, self._curves = event.mvms, event.curves
+                planned = f"{event.planned_mvms} MVMs, {event.planned_writes} writes"
+                self._print(f"plan {event.plan}: {planned}{curves}{least}{where}")
+                self._mvms, self._curves = event.planned_mvms, event.curves
             case BlockCommitted():
                 self._show("MVMs", event.total_mvms, self._mvms)
             case CurveCommitted():
@@ -104,10 +105,11 @@ class ProgressListener:
             case RunPaused():
                 self._print(f"PAUSED: {event.reason}", style="bold yellow")
             case RunResumed():
-                self._print(f"goes on after {event.seconds:.1f} s")
+                self._print(f"goes on after {event.waited_s:.1f} s")
             case RunFinished():
-                energy = "" if event.joules is None else f", {event.joules:.3g} J from the array supply"
-                self._print(f"{event.status}: {event.mvms} MVMs, {event.writes} writes, {event.seconds:.1f} s{energy}")
+                energy = "" if event.energy_j is None else f", {event.energy_j:.3g} J from the array supply"
+                done = f"{event.mvms} MVMs, {event.writes} writes, {event.duration_s:.1f} s"
+                self._print(f"{event.status}: {done}{energy}")
             case SupplyRead():
                 pass
 

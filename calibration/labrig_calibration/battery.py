@@ -21,6 +21,7 @@ from labrig_calibration import goodness, missing_terms, specification, whiteness
 from labrig_calibration.nulls import Nulls
 from labrig_calibration.residuals import chronological, refuse
 from labrig_calibration.specification import Tested
+from labrig_surrogates.faults import numbered
 
 FloatArray = NDArray[np.float64]
 
@@ -304,5 +305,6 @@ def _refuse(
     if n < 30:
         faults.append(f"{n} MVMs are too few to judge by, 30 are needed")
     elif z.ndim == 2 and (empty := np.flatnonzero(np.isfinite(z).sum(axis=0) < 30)).size:
-        faults.append(f"columns {empty.tolist()} have fewer than 30 outputs; leave them out")
+        told, them = numbered(empty.tolist(), "column", "has", "have"), "it" if empty.size == 1 else "them"
+        faults.append(f"{told} fewer than 30 outputs; leave {them} out")
     refuse("residuals cannot be judged", faults)

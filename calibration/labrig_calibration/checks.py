@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.linear_rungs import LinearSums
 from labrig_calibration.mapped import pieces
-from labrig_surrogates.faults import counted
+from labrig_surrogates.faults import counted, numbered
 
 # A column whose outputs vary less than this many ADC steps has not answered.
 _DEAD_STEPS = 0.51
@@ -42,10 +42,12 @@ def faults_of(dataset: MvmDataset) -> list[str]:
         faults.append("no zero input vector, so offsets cannot be told from leakage")
     full = np.flatnonzero(dataset.saturated.mean(axis=0) > 0.5)
     if full.size:
-        faults.append(f"columns {full.tolist()} saturate in more than half of the MVMs; lower the read voltage")
+        told = numbered(full.tolist(), "column", "saturates", "saturate")
+        faults.append(f"{told} in more than half of the MVMs; lower the read voltage")
     never = np.flatnonzero(of_row_v == 0.0)
     if never.size:
-        faults.append(f"rows {never.tolist()} are never driven, so nothing is known of their cells")
+        told, whose = numbered(never.tolist(), "row", "is", "are"), "its" if never.size == 1 else "their"
+        faults.append(f"{told} never driven, so nothing is known of {whose} cells")
     early = int((dataset.age_s < 0.0).sum())
     if early:
         faults.append(
@@ -102,7 +104,9 @@ def notes_of(dataset: MvmDataset) -> list[str]:
     notes = []
     dead = np.flatnonzero(dead_columns(dataset))
     if dead.size:
-        notes.append(f"columns {dead.tolist()} are dead (constant outputs): nothing but their offsets is known")
+        told = numbered(dead.tolist(), "column", "is", "are")
+        known = "its offset" if dead.size == 1 else "their offsets"
+        notes.append(f"{told} dead (constant outputs): nothing but {known} is known")
     if dataset.writes < 3:
         notes.append("with two writes a stuck cell and a large programming error look alike")
     if dataset.converters.adc_bits == 0:
@@ -110,8 +114,9 @@ def notes_of(dataset: MvmDataset) -> list[str]:
     clipped = dataset.saturated.mean(axis=0)
     heavy = np.flatnonzero(clipped > 0.1)
     if heavy.size:
+        told = numbered(heavy.tolist(), "column", "saturates", "saturate")
         notes.append(
-            f"columns {heavy.tolist()} saturate in more than a tenth of the MVMs; what is left carries their fit"
+            f"{told} in more than a tenth of the MVMs; what is left carries {'its' if heavy.size == 1 else 'their'} fit"
         )
     ages = dataset.age_s
     if len(dataset) and float(np.log1p(ages.max()) - np.log1p(max(ages.min(), 0.0))) < 0.1:

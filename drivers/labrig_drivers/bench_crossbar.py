@@ -196,7 +196,7 @@ class BenchCrossbar:
             info = self.info
             if self._writes == 0:
                 raise StateError(
-                    f"{self._name}: the crossbar was never programmed; call program(), or say in writes_before how "
+                    f"{self._name}: the crossbar was never programmed; program it first, or say in writes_before how "
                     "often it was programmed before"
                 )
             current_a, time_s = np.zeros((len(line_v), info.columns)), np.zeros(len(line_v))

@@ -219,4 +219,4 @@ class AihwkitBoard:
 
     def _demand_written(self, array: int) -> None:
         if not self._programmings[array]:
-            raise StateError(f"{self.name}: array {array} was never programmed; call program() first")
+            raise StateError(f"{self.name}: array {array} was never programmed; program it first")

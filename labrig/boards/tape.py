@@ -68,7 +68,7 @@ class ArrayTape:
             CapabilityError: A vector was not recorded on this write, or not that often.
         """
         if self._write == _NEVER:
-            raise StateError(f"array {self._array} was never programmed; call program() first")
+            raise StateError(f"array {self._array} was never programmed; program it first")
         given = dict[tuple[int, bytes], int]()
         rows = np.empty(len(voltage_v), dtype=np.int64)
         for index, levels in enumerate(_levels(np.asarray(voltage_v, dtype=np.float32), self._info)):

@@ -40,7 +40,7 @@ def fit_devices(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
     until: Annotated[
         float | None,
-        typer.Option(metavar="S", help="relaxation: fit ages up to this many seconds, predict the later ones."),
+        typer.Option(metavar="SECONDS", help="relaxation: fit ages up to this, predict the later ones."),
     ] = None,
     levels: Annotated[
         int | None, typer.Option(metavar="N", help="relaxation: leave out levels with this number or higher.")

@@ -57,7 +57,9 @@ def serve(
     ] = False,
     lease: Annotated[
         float,
-        typer.Option(min=1.0, max=3600.0, help="Time in s after a user's last sign of life until outputs go off."),
+        typer.Option(
+            min=1.0, max=3600.0, metavar="SECONDS", help="Time after a user's last sign of life until outputs go off."
+        ),
     ] = 10.0,
     live: LiveOption = False,
     live_at: LiveAtOption = None,

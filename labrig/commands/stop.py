@@ -16,7 +16,7 @@ def stop(
     reason: Annotated[
         str, typer.Option("--reason", "-r", help="What everybody reads, and whoever has the rig is told.")
     ] = "no reason given",
-    within: Annotated[float, typer.Option(min=1.0, metavar="S", help="Longest wait in s.")] = 60.0,
+    within: Annotated[float, typer.Option(min=1.0, metavar="SECONDS", help="Longest wait.")] = 60.0,
 ) -> None:
     """Switch off all outputs of a rig that `labrig serve` offers, and end the lease of whoever has it.
 

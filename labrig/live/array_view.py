@@ -37,7 +37,7 @@ class Sample:
 
     Attributes:
         array: Which array.
-        write: Which programming was read.
+        write: Which write was read; -1 for one from before the lease of a served rig.
         target_s: Target in S, `[R, C]`; None where it is not known.
         voltage_v: Inputs in V, `[k, R]`.
         current_a: Outputs in A, `[k, C]`.
@@ -140,7 +140,9 @@ class ArrayView:
         if sample.target_s is None:
             self._write = sample.write
             return
-        if sample.write != self._write or self._target_s is None:
+        # Two runs, or leases of a served rig, may count to the same write.
+        same = self._target_s is not None and np.array_equal(sample.target_s, self._target_s, equal_nan=True)
+        if sample.write != self._write or not same:
             self._begin(sample, sample.target_s)
         ideal_a = times(sample.voltage_v, sample.target_s)
         good = ~sample.saturated & np.isfinite(sample.current_a)

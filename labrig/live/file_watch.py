@@ -46,7 +46,8 @@ class FileWatch:
         running = recording.status == "running"
         planned = 0 if running else sum(summary.mvms.values())
         name = str(recording.header.plan.get("name", "?"))
-        self._put(RunStarted(name, planned, sum(summary.writes.values()), recording.path), started_s)
+        writes, run_id = sum(summary.writes.values()), summary.run_id or None
+        self._put(RunStarted(name, planned, writes, recording.path, run_id=run_id), started_s)
         self._put(Message(f"chip {summary.chip_id} on rig {summary.rig_name}"), started_s)
         self._tell(now_s)
 

@@ -86,7 +86,8 @@ class LiveView:
         match event:
             case RunStarted():
                 self._begin(event)
-                planned = f": {event.mvms} MVMs, {event.writes} writes" if event.mvms or event.writes else ""
+                mvms, writes = event.planned_mvms, event.planned_writes
+                planned = f": {mvms} MVMs, {writes} writes" if mvms or writes else ""
                 self._say(time_unix_s, "state", f"{_heading(event.plan)}{planned}")
             case BlockCommitted():
                 self._measured[event.array] = self._measured.get(event.array, 0) + event.mvms
@@ -120,7 +121,7 @@ class LiveView:
             case RunResumed():
                 self._outputs, self._waits_for = "on", None
                 self._forget_pace()
-                self._say(time_unix_s, "state", f"goes on after {event.seconds:.1f} s")
+                self._say(time_unix_s, "state", f"goes on after {event.waited_s:.1f} s")
             case RunFinished():
                 self._waits_for = None
                 if self._between is not None:
@@ -239,7 +240,11 @@ class LiveView:
             ],
             "supply": None
             if reading is None
-            else {"voltage_v": reading.voltage_v, "current_a": reading.current_a, "limit": reading.in_compliance},
+            else {
+                "voltage_v": reading.voltage_v,
+                "current_a": reading.current_a,
+                "in_compliance": reading.in_compliance,
+            },
             "axes": self._axes,
             "missed": missed,
             "now_unix_s": now_unix_s,

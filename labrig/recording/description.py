@@ -68,12 +68,18 @@ def describe(path: Path, file: h5py.File) -> Description:
             started_utc=text_attribute(file, "started_utc"),
             versions=json.loads(text_attribute(file, "versions")),
             git_commit=text_attribute(file, "git_commit"),
+            run_id=run_id_of(file),
         ),
         info=board_info_from_json(text_attribute(file, "board_info")),
         arrays=tuple(sorted(int(name.removeprefix("array_")) for name in names if name.startswith("array_"))),
         # Format 1.0 has no axes.
         axis_units=json.loads(text_attribute(file, "axes")) if "axes" in file.attrs else {},
     )
+
+
+def run_id_of(file: h5py.File) -> str:
+    """The identity of the run; empty in files of before format 1.2, which have none."""
+    return text_attribute(file, "run_id") if "run_id" in file.attrs else ""
 
 
 def demand_self_contained(path: Path, file: h5py.File) -> None:

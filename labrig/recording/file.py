@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from labrig.plans.base import BesideCapacity, StreamCapacity
 from labrig.recording import layout
+from labrig.recording.description import run_id_of
 from labrig.recording.header import RecordingHeader, utc_now
 from labrig.recording.journal import MISSED, journal_path, make_entry
 from labrig.recording.medium import FileSystem, Medium
@@ -91,6 +92,9 @@ class RecordingFile:
         resume: Go on with a recording that is there.
         medium: Where the file is kept; by default the file system.
 
+    Attributes:
+        run_id: Identity of the run, of its first start where it was resumed; empty where the file has none.
+
     Raises:
         StorageError: The file cannot be created; none is left.
     """
@@ -119,6 +123,7 @@ class RecordingFile:
             self._held = held_file(path, header, info, streams, medium)
         self._disk = self._held.disk
         with self._held.looking() as file:
+            self.run_id = run_id_of(file)
             self._texts = {name: locate_scalar(file, f"entry/{name}") for name in ("end_time", "status")}
             self._mvms = {array: _open_stream(file, one) for array, one in streams.mvms.items()}
             self._writes = {array: _open_stream(file, one) for array, one in streams.writes.items()}

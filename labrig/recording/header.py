@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from labrig.events import new_run_id
 from labrig.rig import BOARD_NAME, Rig
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.instrument import Identity
@@ -28,6 +29,7 @@ class RecordingHeader:
         started_utc: Start of the run, ISO 8601.
         versions: Versions of labrig and of what wrote the file.
         git_commit: Commit of the checkout that ran; empty where it is not known.
+        run_id: Identity of the run, a UUID, as its messages over MQTT have it; empty in files of format 1.1 and before.
     """
 
     rig_name: str
@@ -38,6 +40,7 @@ class RecordingHeader:
     started_utc: str
     versions: Mapping[str, str]
     git_commit: str = ""
+    run_id: str = ""
 
     @classmethod
     def for_rig(cls, rig: Rig, plan: Mapping[str, object]) -> RecordingHeader:
@@ -60,6 +63,7 @@ class RecordingHeader:
             started_utc=utc_now(),
             versions=versions_now(),
             git_commit=checkout_commit(),
+            run_id=new_run_id(),
         )
 
 

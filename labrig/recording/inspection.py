@@ -35,8 +35,10 @@ ROOT_TEXTS = (
     "started_utc",
 )
 """Texts of the root that every recording has."""
-AXES_TEXT = "axes"
-"""The text of the root that format 1.1 has beside them: the units of the axes that the run moves."""
+_AXES_TEXT = "axes"
+_RUN_ID_TEXT = "run_id"
+LATER_TEXTS = {_AXES_TEXT: 1, _RUN_ID_TEXT: 2}
+"""Texts of the root that it has beside them from a minor version on."""
 
 _ANY_CAPACITY = StreamCapacity(rows=0, writes=0, blocks=0)
 _MOST_LINES = 1 << 16
@@ -106,6 +108,11 @@ class RecordedShape:
     minor: int
     axis_units: Mapping[str, str]
     curves: bool
+
+
+def texts_of(minor: int) -> tuple[str, ...]:
+    """The texts of the root that a recording of a minor version has."""
+    return (*ROOT_TEXTS, *(name for name, since in LATER_TEXTS.items() if minor >= since))
 
 
 def kinds_of_streams(arrays: Sequence[int], info: BoardInfo, shape: RecordedShape) -> tuple[StreamKind, ...]:
@@ -192,7 +199,7 @@ class Inspector:
         return Inspection(header, info, texts, status, ended_utc, arrays, shape, streams, reported, faults)
 
     def _texts(self) -> dict[str, str]:
-        wanted = (*ROOT_TEXTS, AXES_TEXT)
+        wanted = texts_of(_minor(text_of(self.damaged.attributes, "format_version") or ""))
         if any(text_of(self.damaged.attributes, name) is None for name in wanted):
             self.damaged.find_attributes(wanted)
         texts = {name: text_of(self.damaged.attributes, name) for name in self.damaged.attributes}
@@ -219,7 +226,9 @@ class Inspector:
                 f"{self._name}: the description of the board is lost, and with it of which chip the rows are and what "
                 "they mean; nothing can be rescued from this copy"
             )
-        lost = [name for name in ROOT_TEXTS if name not in texts]
+        wanted = texts_of(_minor(texts.get("format_version", "")))
+        # Of the axes it is said below, with what else is known of them.
+        lost = [name for name in wanted if name not in texts and name != _AXES_TEXT]
         if texts.get("file_format", layout.FILE_FORMAT) != layout.FILE_FORMAT:
             lost.append("file_format")
         if texts.get("chip_id", info.chip_id) != info.chip_id:
@@ -243,6 +252,7 @@ class Inspector:
             started_utc=texts.get("started_utc", ""),
             versions={name: str(one) for name, one in (decoded["versions"] or {}).items()},
             git_commit=texts.get("git_commit", ""),
+            run_id=texts.get(_RUN_ID_TEXT, ""),
         )
         return header, info
 
@@ -265,10 +275,10 @@ class Inspector:
         return arrays
 
     def _shape(self, texts: Mapping[str, str]) -> RecordedShape:
-        minor = texts.get("format_version", "").partition(".")[2]
-        axes = _object(texts.get(AXES_TEXT, "{}"))
-        if minor != "0" and (axes is None or AXES_TEXT not in texts):
-            self._faults.append(f"root: attribute {AXES_TEXT} is lost or damaged")
+        minor = _minor(texts.get("format_version", ""))
+        axes = _object(texts.get(_AXES_TEXT, "{}"))
+        if minor and (axes is None or _AXES_TEXT not in texts):
+            self._faults.append(f"root: attribute {_AXES_TEXT} is lost or damaged")
         names = self.damaged.addresses
         # Which axes there are the names of the columns say too.
         prefix = f"{layout.SETTINGS}/"
@@ -281,7 +291,7 @@ class Inspector:
             self._adopt([layout.CURVES], "level_v")
         curves = layout.CURVES in names or any(name.startswith(f"{layout.CURVES}/") for name in names)
         curves = curves or self._described(_OF_CURVES) > 0
-        return RecordedShape(0 if minor == "0" else 1, units, curves)
+        return RecordedShape(minor, units, curves)
 
     def _described(self, meaning: str) -> int:
         """How many datasets of a damaged file say that they are this, whatever they are called."""
@@ -333,6 +343,12 @@ class Inspector:
                 f"{self._name}: has format version {version!r}, this labrig knows {layout.FORMAT_MAJOR}.x; "
                 "use the labrig that wrote it, or update"
             )
+
+
+def _minor(format_version: str) -> int:
+    """A minor version; the newest where it is lost."""
+    minor = format_version.partition(".")[2]
+    return int(minor) if minor.isdecimal() and len(minor) < 4 else max(LATER_TEXTS.values())
 
 
 def _board(text: str) -> BoardInfo | None:

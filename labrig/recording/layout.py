@@ -13,7 +13,8 @@ silx, H5Web and xarray open it without labrig.
     entry/instruments/NAME   NXinstrument: identity, settings of the rig file, settings as the instrument reports them
 
 Format 1.1 added to 1.0: the streams `settings` and `curves`, the columns `setting` and `board_write`, `crc32` in
-`supply`, and the last three fields of the journal. Readers take what a file has.
+`supply`, and the last three fields of the journal. Format 1.2 added the identity of the run. Readers take what a file
+has.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from labrig_drivers.crossbar import BoardInfo
 
 FILE_FORMAT = "labrig-recording"
 FORMAT_MAJOR = 1
-FORMAT_VERSION = f"{FORMAT_MAJOR}.1"
+FORMAT_VERSION = f"{FORMAT_MAJOR}.2"
 
 COMMITTED = "committed"
 REPORTED_SETTINGS = "reported_settings"
+# The identity of the run, as NXentry calls it.
+RUN_UUID = "entry_identifier_uuid"
 # Two NeXus texts that change while a run ends; their size is fixed, so that nothing moves in the file.
 TEXT_BYTES = 40
 # Room for what an instrument says of its settings after the file was made.

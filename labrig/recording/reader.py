@@ -297,6 +297,7 @@ class Recording:
             chip_id=self.info.chip_id,
             rig_name=self.header.rig_name,
             plan=str(self.header.plan.get("name", "")),
+            run_id=self.header.run_id,
             started_utc=self.header.started_utc,
             ended_utc=self.ended_utc,
             mvms={array: self.committed(array) for array in self.arrays},

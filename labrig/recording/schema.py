@@ -12,7 +12,7 @@ from labrig.recording.damaged_file import DamagedFile
 from labrig.recording.file_bytes import FileBytes, StructureError
 from labrig.recording.hdf5_messages import Attribute
 from labrig.recording.hdf5_nodes import StoredDataset
-from labrig.recording.inspection import AXES_TEXT, ROOT_TEXTS, Inspection
+from labrig.recording.inspection import Inspection, texts_of
 from labrig.recording.journal import JOURNAL_DTYPE
 from labrig.recording.journal_entries import journal_of
 from labrig.recording.judging import JudgedStream
@@ -45,15 +45,15 @@ class SchemaCheck:
 
     def run(self) -> None:
         """Looks at every node."""
-        newer = self._inspection.shape.minor > 0
-        texts = (*ROOT_TEXTS, *((AXES_TEXT,) if newer else ()))
-        root = dict.fromkeys(texts, _TEXT) | {"NX_class": "NXroot", "default": "entry"}
+        minor = self._inspection.shape.minor
+        root = dict.fromkeys(texts_of(minor), _TEXT) | {"NX_class": "NXroot", "default": "entry"}
         self._attributes("", root)
         arrays = self._inspection.arrays
         without = "curves" if self._inspection.shape.curves else "supply"
         default = f"array_{min(arrays)}" if arrays else without
         self._group("entry", {"NX_class": "NXentry", "default": default})
-        for name in ("title", "definition", "start_time"):
+        identified = minor > 1 or f"entry/{layout.RUN_UUID}" in self._damaged.addresses
+        for name in ("title", "definition", "start_time", *((layout.RUN_UUID,) if identified else ())):
             self._text(f"entry/{name}")
         for name in ("end_time", "status"):
             self._dataset(f"entry/{name}", np.dtype(f"S{layout.TEXT_BYTES}"), ())
@@ -63,7 +63,7 @@ class SchemaCheck:
             self._group(path, {"NX_class": "NXinstrument"})
             for part in ("name", "settings", *_IDENTITY):
                 self._text(f"{path}/{part}")
-            if newer:
+            if minor > 0:
                 kind = np.dtype(f"S{layout.SETTINGS_TEXT_BYTES}")
                 self._dataset(f"{path}/{layout.REPORTED_SETTINGS}", kind, ())
         self._group("entry/journal", {"NX_class": "NXcollection"})

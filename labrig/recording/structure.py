@@ -201,6 +201,7 @@ def _root_attributes(header: RecordingHeader, info: BoardInfo) -> dict[str, str]
         "identities": json.dumps({name: asdict(identity) for name, identity in header.identities.items()}),
         "settings": json.dumps({name: dict(one) for name, one in header.settings.items()}),
         "started_utc": header.started_utc,
+        "run_id": header.run_id,
     }
 
 
@@ -222,6 +223,7 @@ def _build(
     entry["title"] = f"{header.plan.get('name', 'run')} on {header.rig_name}"
     entry["definition"] = layout.FILE_FORMAT
     entry["start_time"] = header.started_utc
+    entry[layout.RUN_UUID] = header.run_id
     for name, value in (("end_time", ""), ("status", "running")):
         entry.create_dataset(name, data=np.bytes_(value), dtype=f"S{layout.TEXT_BYTES}")
     _build_instruments(entry, header)

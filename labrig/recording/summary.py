@@ -44,6 +44,7 @@ class RecordingSummary:
         chip_id: Which chip.
         rig_name: Which rig.
         plan: Name of the plan.
+        run_id: Identity of the run; empty in files of before format 1.2.
         started_utc: Start, ISO 8601.
         ended_utc: End, ISO 8601; empty where the run has not ended, or the writer died.
         mvms: Committed MVMs by array.
@@ -57,6 +58,7 @@ class RecordingSummary:
     chip_id: str
     rig_name: str
     plan: str
+    run_id: str
     started_utc: str
     ended_utc: str
     mvms: dict[int, int]

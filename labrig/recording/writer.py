@@ -110,6 +110,11 @@ class RecordingWriter:
             raise
         return cls(path, created[0], thread, durability)
 
+    @property
+    def run_id(self) -> str:
+        """Identity of the run, of its first start where it was resumed; empty where the file has none."""
+        return self._file.run_id
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -9,10 +9,13 @@ from typing import Final
 from labrig.events import BlockCommitted, EventBus, MeasuredBlock, RunFinished, RunStarted, RunStatus
 from labrig.remote.board_verbs import Outcome
 from labrig.remote.messages import Request
-from labrig.remote.results import floats, whole
+from labrig.remote.results import floats, whole, writes_from
 from labrig_drivers.crossbar import FloatArray
 
 _PROGRAM: Final = "program"
+_RESTORE: Final = "restore"
+# The write that is read before the lease makes one of its own.
+_EARLIER: Final = -1
 
 
 class LeaseRuns:
@@ -28,12 +31,14 @@ class LeaseRuns:
         self._clock = clock
         self._began_s: float | None = None
         self._mvms = self._writes = 0
+        self._latest_write: dict[int, int] = {}
         self._targets_s: dict[int, FloatArray] = {}
 
     def begin(self, who: str) -> None:
         """A lease begins."""
         self._began_s, self._mvms, self._writes = self._clock(), 0, 0
         # What an earlier user wrote is still in the cells, but no longer known for sure: it may be long ago.
+        self._latest_write.clear()
         self._targets_s.clear()
         self._bus.publish(RunStarted(f"used by {who}", 0, 0, None))
 
@@ -41,21 +46,30 @@ class LeaseRuns:
         """A request was carried out."""
         if request.verb == _PROGRAM:
             self._writes += 1
-            self._targets_s[whole(request.values, "array")] = floats(request.arrays, "conductance_s")
+            self._written(whole(request.values, "array"), floats(request.arrays, "conductance_s"))
+            return
+        if request.verb == _RESTORE:
+            # The user's recording begins with the writes that a simulated board is put back to.
+            for one in writes_from(request.arrays):
+                self._written(one.array, one.conductance_s)
             return
         result = outcome.measured
         if result is None:
             return
         array, line_v = whole(request.values, "array"), floats(request.arrays, "voltage_v")
         self._mvms += len(line_v)
-        self._bus.publish(BlockCommitted(array, result.write_index, len(line_v), self._mvms))
+        write = self._latest_write.get(array, _EARLIER)
+        self._bus.publish(BlockCommitted(array, write, len(line_v), self._mvms))
         if self._bus.wants_blocks:
-            self._bus.publish_block(
-                MeasuredBlock(array, result.write_index, self._targets_s.get(array), line_v, result)
-            )
+            self._bus.publish_block(MeasuredBlock(array, write, self._targets_s.get(array), line_v, result))
 
     def end(self, status: RunStatus) -> None:
         """The lease ended, or there was none, and everything was made safe; `aborted` where that failed."""
         took_s = 0.0 if self._began_s is None else self._clock() - self._began_s
         self._began_s = None
         self._bus.publish(RunFinished(status, self._mvms, self._writes, took_s, None))
+
+    def _written(self, array: int, conductance_s: FloatArray) -> None:
+        # As recordings do: from 0 for each array.
+        self._latest_write[array] = self._latest_write.get(array, _EARLIER) + 1
+        self._targets_s[array] = conductance_s

@@ -20,7 +20,7 @@ def calibration_json(
 ) -> str:
     """One document; numbers in SI units, null where there is none. `ahead` is what to measure next."""
     document = {
-        "chip": chip.chip_id,
+        "chip_id": chip.chip_id,
         "verdict": worst([one.verdict for one in arrays]).words,
         "provenance": {key: value for key, value in chip.provenance.items() if key != "history"},
         "arrays": [_array(one) for one in arrays],

@@ -111,6 +111,7 @@ class Overview:
             ("chip", one.chip_id),
             ("plan", ", ".join(f"{key} {value}" for key, value in self.plan.items() if value is not None)),
             *self.identities.items(),
+            ("run", one.run_id or "without an identity"),
             ("started", one.started_utc),
             ("ended", one.ended_utc or ("not yet" if one.status == "running" else "not noted, the writer died")),
         ]

@@ -1,8 +1,7 @@
 """The documents of version 1: what an event looks like as JSON under its topic, and back.
 
 Field names are SI with the unit in the name. Those of bluesky's event-model differ by a rename; the table is in
-docs/how-to/watch-over-mqtt.md. Within version 1 fields may be added, so readers ignore those that they do not know; a
-change of meaning is version 2, under topics of its own.
+docs/how-to/watch-over-mqtt.md. Version 1 may get more fields, readers ignore unknown ones; a new meaning is version 2.
 """
 
 from __future__ import annotations
@@ -308,8 +307,9 @@ def document_of(event: Event, stamp: Stamp) -> Numbered:
             fields |= {"loss": event.loss, "accuracy": event.accuracy, "passes": event.passes, "gap": event.gap}
         case RunStarted():
             kind = StartDocument
-            fields = {"plan": clean_text(event.plan), "planned_mvms": event.mvms, "planned_writes": event.writes}
-            fields |= {"planned_curves": event.curves, "recording": path_text(event.path), "least_s": event.least_s}
+            planned = {"planned_mvms": event.planned_mvms, "planned_writes": event.planned_writes}
+            fields = {"plan": clean_text(event.plan), **planned, "planned_curves": event.curves}
+            fields |= {"recording": path_text(event.recording), "least_s": event.least_s}
         case CurveCommitted():
             kind = CurveDocument
             fields = {"curve": event.curve, "readings": event.readings, "total_curves": event.total_curves}
@@ -325,11 +325,11 @@ def document_of(event: Event, stamp: Stamp) -> Numbered:
         case RunPaused():
             kind, fields = PauseDocument, {"reason": clean_text(event.reason)}
         case RunResumed():
-            kind, fields = ResumeDocument, {"waited_s": event.seconds}
+            kind, fields = ResumeDocument, {"waited_s": event.waited_s}
         case RunFinished():
             kind = StopDocument
             fields = {"status": event.status, "mvms": event.mvms, "writes": event.writes}
-            fields |= {"duration_s": event.seconds, "energy_j": event.joules}
+            fields |= {"duration_s": event.duration_s, "energy_j": event.energy_j}
     return kind.model_validate({**common, **fields})
 
 
@@ -354,7 +354,7 @@ def event_of(document: Document) -> Event | None:
         case StartDocument():
             path = None if document.recording is None else Path(document.recording)
             planned = (document.plan, document.planned_mvms, document.planned_writes)
-            return RunStarted(*planned, path, document.least_s, document.planned_curves)
+            return RunStarted(*planned, path, document.least_s, document.planned_curves, document.run_id)
         case CurveDocument():
             return CurveCommitted(document.curve, document.readings, document.total_curves)
         case MissedDocument():

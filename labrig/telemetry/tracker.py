@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from typing import Literal
 
-from labrig.events import Alarm, BlockCommitted, Event, RunFinished, RunPaused, RunResumed, RunStarted
+from labrig.events import Alarm, BlockCommitted, Event, RunFinished, RunPaused, RunResumed, RunStarted, new_run_id
 from labrig.telemetry.documents import RunDocument, clean_text, path_text, utc_text
 from labrig.telemetry.topics import RigState
 
 RunState = Literal["running", "paused", "finished", "stopped", "aborted"]
 
 
-def new_run_id() -> str:
-    """An identity for a run that no other run has."""
-    return str(uuid.uuid4())
-
-
 class RunTracker:
     """Follows the runs of one program.
 
     Args:
-        new_id: Makes the identity of a run.
+        new_id: Makes the identity of a run that has none of its own.
     """
 
     def __init__(self, new_id: Callable[[], str] = new_run_id) -> None:
@@ -55,7 +49,8 @@ class RunTracker:
         if isinstance(event, BlockCommitted):
             self._mvms = event.total_mvms
         elif isinstance(event, RunStarted):
-            self._run_id, self._start, self._started_unix_s = self._new_id(), event, time_unix_s
+            self._run_id = self._new_id() if event.run_id is None else event.run_id
+            self._start, self._started_unix_s = event, time_unix_s
             self._finish, self._paused, self._mvms = None, False, 0
             self._alarms, self._last_alarm = 0, None
         elif isinstance(event, RunFinished):
@@ -85,14 +80,14 @@ class RunTracker:
             time_utc=utc_text(time_unix_s),
             status=status if finish is None else finish.status,
             plan=clean_text(start.plan),
-            recording=path_text(start.path),
+            recording=path_text(start.recording),
             started_utc=utc_text(self._started_unix_s),
-            planned_mvms=start.mvms,
-            planned_writes=start.writes,
+            planned_mvms=start.planned_mvms,
+            planned_writes=start.planned_writes,
             mvms=self._mvms if finish is None else finish.mvms,
             writes=None if finish is None else finish.writes,
-            duration_s=None if finish is None else finish.seconds,
-            energy_j=None if finish is None else finish.joules,
+            duration_s=None if finish is None else finish.duration_s,
+            energy_j=None if finish is None else finish.energy_j,
             alarms=self._alarms,
             last_alarm=None if self._last_alarm is None else clean_text(self._last_alarm),
             dropped=dropped,

@@ -86,8 +86,16 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     return tensors, numbers
 
 
-def restore_session(session: Session, tensors: dict[str, Tensor], numbers: dict[str, object]) -> None:
+def restore_session(
+    session: Session, tensors: dict[str, Tensor], numbers: dict[str, object], path: Path | None = None
+) -> None:
     """Puts a freshly assembled session where the checkpoint was; its chip is that of the checkpoint already.
+
+    Args:
+        session: The session.
+        tensors: Those of the checkpoint.
+        numbers: The same.
+        path: The checkpoint, for messages.
 
     Raises:
         StorageError: The checkpoint is of another training.
@@ -118,7 +126,8 @@ def restore_session(session: Session, tensors: dict[str, Tensor], numbers: dict[
                 bench.physical.wear.writes[int(name)] = one.numpy().copy()
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
-        raise StorageError(f"the checkpoint does not belong to this training ({what})") from error
+        name = "the checkpoint" if path is None else str(path)
+        raise StorageError(f"{name}: does not belong to this training ({what})") from error
 
 
 def restore_held(session: Session, tensors: dict[str, Tensor], numbers: dict[str, object]) -> None:

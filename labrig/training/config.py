@@ -54,7 +54,7 @@ class ChipSection(Section):
     """Recording of a calibration sweep: the surrogate is fitted to it where no calibration is named."""
     calibration: str | None = None
     """Fitted chip, made by `labrig calibrate`."""
-    passes: str | None = None
+    replay: str | None = None
     """Recording of an earlier training on the chip, for layers that `training.layers` has replayed."""
     conductance_step_s: Magnitude = 0.0
     """Smallest change of a cell in S that is written; smaller ones wait in float. 0 writes every change."""
@@ -102,7 +102,7 @@ class TrainingSection(Section):
     """Weight of the past in the moving average of the weights, over the last quarter of the steps; 0 takes none."""
     distillation: Part = 0.0
     """Part of the loss that follows the outputs of the digital network."""
-    temperature: Positive = 4.0
+    distillation_temperature: Positive = 4.0
     """Temperature of these outputs."""
     perturbation: Positive = 0.02
     """Relative size of the perturbations of `spsa`."""
@@ -110,7 +110,7 @@ class TrainingSection(Section):
     """Images that `offline-calibrated` fits scale and bias of the columns to."""
     layers: dict[str, Kind] = Field(default_factory=dict)
     """Layers that stay what they are, whatever the step is, by name: `digital`, `surrogate`, `physical`, or `replay`
-    (the surrogate, anchored to `chip.passes`)."""
+    (the surrogate, anchored to `chip.replay`)."""
     probe_every: Whole = 5
     """Physical passes between two comparisons of the gradients of chip and surrogate; no pass is needed for it."""
 
@@ -203,7 +203,7 @@ class TrainFile(Section):
         rate = training.in_loop_learning_rate
         if training.method == "surrogate":
             steps, rate = max(training.surrogate_steps, 1), training.learning_rate
-        loss = TaskLoss(distillation=training.distillation, temperature=training.temperature)
+        loss = TaskLoss(distillation=training.distillation, temperature=training.distillation_temperature)
         canaries = CanarySettings(
             every=self.recalibration.canaries_every,
             first_s=self.recalibration.first_s,
@@ -324,8 +324,8 @@ def _cross_faults(raw: Mapping[str, object]) -> Iterator[Fault]:
     ):
         yield Fault(("chip",), "names neither rig nor recording nor calibration; at least one is needed")
     layers = training.get("layers") if isinstance(training, dict) else None
-    if isinstance(layers, dict) and "replay" in layers.values() and not (isinstance(chip, dict) and "passes" in chip):
-        yield Fault(("training", "layers"), "a layer is replayed, and chip.passes names no recording of passes")
+    if isinstance(layers, dict) and "replay" in layers.values() and not (isinstance(chip, dict) and "replay" in chip):
+        yield Fault(("training", "layers"), "a layer is replayed, and chip.replay names no recording of passes")
     policy, noise = raw.get("policy"), raw.get("noise")
     if isinstance(policy, dict) and policy.get("name") != "adaptive":
         for key in sorted({"passes", "writes", "seconds", "joules"} & set(policy)):

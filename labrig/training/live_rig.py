@@ -64,7 +64,7 @@ async def _recorded_board(run: LiveRun, bus: EventBus) -> AsyncIterator[Recorded
             meter = EnergyMeter(rig.supply, bus, writer.append_supply)
             await stack.enter_async_context(meter)
         mvms, writes = sum(one.rows for one in capacity.values()), sum(one.writes for one in capacity.values())
-        bus.publish(RunStarted(str(run.plan["name"]), mvms, writes, run.path))
+        bus.publish(RunStarted(str(run.plan["name"]), mvms, writes, run.path, run_id=writer.run_id or None))
         board = RecordedBoard(rig.board, writer, meter, bus)
         if run.control is not None:
             board.gate = PauseGate(rig, meter, bus, run.control, board.flush)

@@ -16,7 +16,13 @@ from labrig.rig import RigError
 from labrig.run_control import RunControl
 from labrig.training.assembly import assemble
 from labrig.training.capacity import PlannedPasses, training_capacity
-from labrig.training.checkpoint import board_position, restore_held, restore_session, save_checkpoint
+from labrig.training.checkpoint import (
+    board_position,
+    latest_checkpoint,
+    restore_held,
+    restore_session,
+    save_checkpoint,
+)
 from labrig.training.chip_model import ChipModel
 from labrig.training.config import TrainConfig
 from labrig.training.datasets import ImageSet
@@ -98,8 +104,8 @@ def recorded_passes(config: TrainConfig, chip: ChipModel) -> dict[int, list[Reco
     Raises:
         LabrigError: They cannot be read, or are of another chip.
     """
-    passes = config.file.chip.passes
-    return None if passes is None else recorded_writes(config.base / passes, chip.chip_id, sorted(chip.surrogates))
+    replay = config.file.chip.replay
+    return None if replay is None else recorded_writes(config.base / replay, chip.chip_id, sorted(chip.surrogates))
 
 
 def _alone(
@@ -117,7 +123,7 @@ def _alone(
         ranks=job.ranks,
     )
     if job.checkpoint is not None:
-        restore_session(session, *job.checkpoint)
+        restore_session(session, *job.checkpoint, latest_checkpoint(job.config.folder / CHECKPOINTS))
 
     def after_step() -> None:
         if every and session.step % every == 0:
@@ -199,7 +205,7 @@ def _attached(job: Job, start: nn.Module, board: LiveRig, session: Session | Non
     )
     restored: dict[int, int] = {}
     if job.checkpoint is not None:
-        restore_session(session, *job.checkpoint)
+        restore_session(session, *job.checkpoint, latest_checkpoint(job.config.folder / CHECKPOINTS))
         position = board_position(*job.checkpoint)
         if position is not None and board.restore(position):
             restore_held(session, *job.checkpoint)

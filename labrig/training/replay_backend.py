@@ -47,7 +47,7 @@ def recorded_writes(path: Path, chip_id: str, arrays: Sequence[int]) -> dict[int
         if recording.info.chip_id != chip_id:
             raise StorageError(
                 f"{path}: holds passes of chip {recording.info.chip_id}, but the calibration is of chip {chip_id}; "
-                "chip.passes has to name passes of that chip"
+                "chip.replay has to name a recording of that chip"
             )
         for array in arrays:
             if array not in recording.arrays or not recording.committed(array):
@@ -83,7 +83,7 @@ class ReplayBackend:
         input_scale: float = 0.3,
     ) -> None:
         if missing := sorted({array for array in placement.values() if not recorded.get(array)}):
-            raise StorageError(f"chip.passes: no passes of array {', '.join(map(str, missing))} were recorded")
+            raise StorageError(f"chip.replay: no passes of array {', '.join(map(str, missing))} were recorded")
         self._surrogate = surrogate
         self._placement = placement
         self._recorded = recorded

@@ -63,6 +63,18 @@ def counted(count: int, one: str, several: str | None = None) -> str:
     return f"{count} {one if count == 1 else several or f'{one}s'}"
 
 
+def numbered(numbers: Sequence[int], one: str, does: str, do: str) -> str:
+    """Which ones, and what they do, as a person says it: `column 3 saturates`, `columns [2, 7] saturate`.
+
+    Args:
+        numbers: At least one.
+        one: What there is one of.
+        does: The verb for one.
+        do: The verb for several.
+    """
+    return f"{one} {numbers[0]} {does}" if len(numbers) == 1 else f"{one}s {list(numbers)} {do}"
+
+
 def not_finite(**values: Tensor) -> list[str]:
     """Says how many values of each tensor are not finite; nothing of those in which all are."""
     bad = {name: int((~value.isfinite()).sum()) for name, value in values.items()}

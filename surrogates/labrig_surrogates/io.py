@@ -24,6 +24,8 @@ SCHEMA = "labrig-chip"
 SCHEMA_VERSION = 2
 """1: without errors of cells, wires, crosstalk, mismatch, residual network. Both are read."""
 
+# What safetensors says of a file whose header is one, and whose end is not where that says.
+_CUT_SHORT = ("incomplete metadata", "invalid header length")
 _PLAIN_ARRAYS = ("cell_slope", "cell_intercept_s", "stuck", "write_conductance_s")
 _OPTIONAL_ARRAYS = ("write_conductance_error_s", "cell_slope_error", "write_log_age")
 _RESIDUAL = ("hidden", "bias", "out", "scale_a")
@@ -104,7 +106,13 @@ def load_chip(path: Path | str) -> ChipParameters:
         return ChipParameters(header["chip_id"], arrays, json.loads(header["provenance"]))
     except SurrogateError:
         raise
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except SafetensorError as error:
+        if not any(words in str(error) for words in _CUT_SHORT):
+            raise SurrogateError(f"{path}: not a safetensors file; `labrig calibrate` makes one") from error
+        raise SurrogateError(
+            f"{path}: damaged or incomplete chip file (its length is not what its header says); calibrate again"
+        ) from error
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise SurrogateError(f"{path}: damaged or incomplete chip file ({what}); calibrate again") from error
 

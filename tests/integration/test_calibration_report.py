@@ -228,7 +228,7 @@ def test_json_is_one_document_with_verdict_parameters_and_changes(cli: Cli, benc
     )
     assert code == 0
     document = json.loads(out)
-    assert document["chip"] == "SIM-0001"
+    assert document["chip_id"] == "SIM-0001"
     assert document["verdict"] in {"good", "usable", "do not use"}
     (array,) = document["arrays"]
     assert len(array["parameters"]["gain"]["value"]) == 8
@@ -251,6 +251,10 @@ def test_another_chips_calibration_is_refused_before_anything_is_fitted(cli: Cli
     code, _, err = cli("calibrate", bench / "tuesday.h5", "-o", output, "--against", tmp_path / "none.safetensors")
     assert code == 2
     assert "no such file" in err
+    (tmp_path / "none.safetensors").write_text("no chip")
+    code, _, err = cli("calibrate", bench / "tuesday.h5", "-o", output, "--against", tmp_path / "none.safetensors")
+    assert code == 2
+    assert "none.safetensors: not a safetensors file; `labrig calibrate` makes one" in err
 
 
 def test_a_chip_is_exported_by_the_command(cli: Cli, bench: Path, tmp_path: Path) -> None:
@@ -296,7 +300,7 @@ def test_a_dead_column_is_told_and_hurts_nothing(bench: Path, tmp_path: Path) ->
     assert shown.verdict.level is not Level.GOOD
     assert any("1 column is dead" in reason for reason in shown.verdict.reasons)
     assert np.isnan(shown.column_error[3])
-    assert "nothing but their offsets is known" in (tmp_path / "report.html").read_text()
+    assert "nothing but its offset is known" in (tmp_path / "report.html").read_text()
     change = compare_chips(fitted.chip(), load_chip(bench / "monday.safetensors"))
     response = next(one for one in change.arrays[0].families if one.name == "response")
     assert response.compared == 7

@@ -164,7 +164,7 @@ async def test_an_axis_that_leaves_its_band_suspends_the_run_until_it_has_stayed
     assert reason.startswith("band: 3")
     assert "K exceeds 305 K; the array supply is off" in reason
     (resumed,) = [event for event in bench.events if isinstance(event, RunResumed)]
-    assert resumed.seconds >= HOLD_S
+    assert resumed.waited_s >= HOLD_S
     # Nothing was measured meanwhile, and everything afterwards, once.
     assert mvms_at[RunPaused] == mvms_at[RunResumed] < bench.board.mvms == len(await planned())
     assert bench.supply()[-4:] == [True, False, True, False]
@@ -219,7 +219,7 @@ async def test_a_supply_at_its_limit_rests_and_the_same_request_is_made_again(be
         "feed: the array supply is at its limit (0.1 V, 0.1 A); the array supply is off, and the run waits"
     ]
     (resumed,) = [event for event in bench.events if isinstance(event, RunResumed)]
-    assert resumed.seconds >= 0.05
+    assert resumed.waited_s >= 0.05
     assert bench.supply()[-4:] == [True, False, True, False]
     assert summary.status == "finished"
     assert bench.board.mvms == len(await planned()) + 1

@@ -12,7 +12,7 @@ import pytest
 
 from labrig.acquisition import run_sweep
 from labrig.config import RigConfig, parse_rig
-from labrig.events import Alarm, Event, EventBus, RunFinished, RunPaused, RunResumed
+from labrig.events import Alarm, BlockCommitted, Event, EventBus, RunFinished, RunPaused, RunResumed
 from labrig.interlock import SupplyFeed
 from labrig.plans import MvmCalibrationPlan, MvmPoint
 from labrig.recording import Recording
@@ -199,6 +199,13 @@ async def test_a_run_pauses_and_goes_on_with_the_same_point(bench: Bench, verb: 
     assert await points_of(bench.path) == wanted
     assert len(set(wanted)) == len(wanted)
     assert summary.writes == 4
+    # What is told numbers writes as the recording does.
+    with Recording.open(bench.path) as recording:
+        recorded = {array: recording.mvm_columns(array)["write"].tolist() for array in recording.arrays}
+    told = [one for one in bench.events if isinstance(one, BlockCommitted)]
+    assert recorded == {
+        array: [one.write for one in told if one.array == array for _ in range(one.mvms)] for array in recorded
+    }
     assert summary.joules is not None
     assert summary.joules > 0.0
     assert not bench.server.instrument.output_on

@@ -85,7 +85,7 @@ def test_a_recording_whose_writer_died_says_so(tmp_path: Path, record: Callable[
         assert seen.watch.look(1e9) is False
     (start,) = seen.of(RunStarted)
     assert isinstance(start, RunStarted)
-    assert (start.plan, start.mvms, start.writes) == ("mvm", 20, 3)
+    assert (start.plan, start.planned_mvms, start.planned_writes) == ("mvm", 20, 3)
     assert any("died" in event.text for event in seen.of(Message) if isinstance(event, Message))
     (finished,) = seen.of(RunFinished)
     assert isinstance(finished, RunFinished)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from labrig.config import RigConfig, load_rig, shipped_rig
-from labrig.events import Event, EventBus, Message, RunFinished, RunPaused, RunResumed, StepDone
+from labrig.events import Event, EventBus, Message, RunFinished, RunPaused, RunResumed, RunStarted, StepDone
 from labrig.plans.base import StreamCapacity
 from labrig.recording import Recording
 from labrig.run_control import RunControl
@@ -115,11 +115,13 @@ def test_a_pause_switches_the_supply_off_by_the_simulators_log_and_on_again(
     assert outputs(bench)[-1] is False
     assert joules is not None
     (resumed,) = [event for event in run.events if isinstance(event, RunResumed)]
+    (started,) = [event for event in run.events if isinstance(event, RunStarted)]
     with Recording.open(tmp_path / "training.h5") as recording:
+        assert started.run_id == recording.header.run_id != ""
         trace = recording.supply()
     # What the supply did not give while it was off is not counted.
     largest_w = float(np.max(trace.voltage_v * trace.current_a))
-    assert joules <= largest_w * (float(np.ptp(trace.time_s)) - resumed.seconds)
+    assert joules <= largest_w * (float(np.ptp(trace.time_s)) - resumed.waited_s)
     (reason,) = [event.reason for event in run.events if isinstance(event, RunPaused)]
     assert reason == "paused: by Anna; the array supply is off, and the run waits"
     assert sum(isinstance(event, RunFinished) for event in run.events) == 1

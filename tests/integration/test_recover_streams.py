@@ -27,7 +27,14 @@ from labrig_drivers.instrument import Identity
 ROWS, COLUMNS, BATCH = 5, 3, 8
 INFO = BoardInfo("SIM-1", 1, ROWS, COLUMNS, 4e-6, 5e-5, -0.3, 0.3, 8, 10, (1e-4,) * COLUMNS, 1e-5, 5e-3)
 HEADER = RecordingHeader(
-    "bench", "[rig]\n", {"name": "mvm"}, {"board": Identity("a", "b", "c", "d")}, {}, "2026-01-01T00:00:00+00:00", {}
+    rig_name="bench",
+    rig_toml="[rig]\n",
+    plan={"name": "mvm"},
+    identities={"board": Identity("a", "b", "c", "d")},
+    settings={},
+    started_utc="2026-01-01T00:00:00+00:00",
+    versions={},
+    run_id="2f1d5c3e-8a94-4b60-9d27-6c0b7e5a1f48",
 )
 # Not in the order of the alphabet: checksums go over columns in the order in which they were made.
 AXES = {"temperature": "K", "field": "T"}
@@ -242,6 +249,8 @@ def downgraded(path: Path) -> None:
     """Makes format 1.0 of a recording without axes and curves: fewer columns, journal entries without checksum."""
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = np.bytes_("1.0")
+        del file.attrs["run_id"]
+        del file["entry/entry_identifier_uuid"]
         for name in (f"{ARRAY}/writes/board_write", "entry/supply/crc32", "entry/instruments/board/reported_settings"):
             del file[name]
         for name in (layout.CURVES, "entry/journal/curves"):
@@ -261,6 +270,35 @@ def downgraded(path: Path) -> None:
             writes["crc32"][row] = layout.crc32_of(writes[name][row : row + 1] for name in names)
 
 
+def test_what_is_rescued_is_of_the_same_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    record(path)
+    spoil(path, f"{ARRAY}/writes/pulses", 2)
+    output, _ = rescued(path)
+    with Recording.open(output) as recording, h5py.File(output) as file:
+        assert recording.header.run_id == file["entry/entry_identifier_uuid"][()].decode() == HEADER.run_id
+
+
+def test_a_file_of_format_1_1_has_no_run_id_and_needs_none(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    record(path)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["run_id"]
+    assert "root: attribute run_id is lost or damaged" in verify_recording(path).faults
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = np.bytes_("1.1")
+        del file["entry/entry_identifier_uuid"]
+    with Recording.open(path) as recording:
+        assert recording.summary().run_id == ""
+    assert verify_recording(path).faults == ()
+    assert recover_recording(path).needs_nothing
+    spoil(path, f"{ARRAY}/writes/pulses", 2)
+    output, _ = rescued(path)
+    assert verify_recording(output).faults == ()
+    with Recording.open(output) as recording:
+        assert (recording.format_version, recording.header.run_id) == (layout.FORMAT_VERSION, "")
+
+
 def test_a_file_of_format_1_0_is_verified_and_rescued_as_one(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     record(path, axes=False)
@@ -272,7 +310,9 @@ def test_a_file_of_format_1_0_is_verified_and_rescued_as_one(tmp_path: Path) -> 
     assert stream(report, "entry/supply").reasons == {"no checksum": 3}
     output, report = rescued(path, unchecked=True)
     assert stream(report, "entry/supply").rescued == 3
+    assert verify_recording(output).faults == ()
     with Recording.open(output) as recording:
+        assert recording.header.run_id == ""
         assert recording.supply().time_s.tolist() == [1e9, 1e9 + 1, 1e9 + 2]
         rows = read_rows(recording, 0)
     assert len(rows.code) == 4 * BATCH

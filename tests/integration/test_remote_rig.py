@@ -114,6 +114,27 @@ async def test_a_sweep_that_lost_its_rig_is_resumed_and_equal_to_one_that_did_no
                 np.testing.assert_array_equal(found, wanted)
 
 
+async def test_what_is_told_counts_writes_by_lease_as_recordings_do(broker: Mosquitto) -> None:
+    bus, told, drawn = EventBus(), list[tuple[int, int, int]](), list[int]()
+    bus.subscribe(
+        lambda one: told.append((one.array, one.write, one.mvms)) if isinstance(one, BlockCommitted) else None
+    )
+    bus.subscribe_blocks(lambda block: drawn.append(block.write))
+    async with serving(MOCK, broker_at(broker.port), bus=bus) as rig:
+        for _ in range(2):
+            async with rig.board() as board:
+                await board.program(0, np.full((12, 9), 2e-5))
+                await board.mvm(0, np.full((3, 12), 0.1))
+                await board.program(1, np.full((12, 9), 2e-5))
+                await board.program(0, np.full((12, 9), 3e-5))
+                for array in (0, 1):
+                    await board.mvm(array, np.full((1, 12), 0.1))
+        async with rig.board() as board:
+            await board.mvm(0, np.full((2, 12), 0.1))
+    assert told == [(0, 0, 3), (0, 1, 1), (1, 0, 1)] * 2 + [(0, -1, 2)]
+    assert drawn == [write for _, write, _ in told]
+
+
 async def test_the_command_switches_a_rig_off_that_somebody_else_has(broker: Mosquitto, tmp_path: Path) -> None:
     async with source_meter_rig() as (rig, outputs), serving(rig, broker_at(broker.port)) as served:
         (tmp_path / "far.toml").write_text(remote_rig(served.address))

@@ -141,6 +141,7 @@ class Bench:
 
     clock: ChipClock = dataclasses.field(default_factory=lambda: ChipClock(WallClock()))
     board: MockBoard = dataclasses.field(init=False)
+    told: list[BlockCommitted] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.replace_chip()
@@ -159,6 +160,7 @@ class Bench:
             if isinstance(event, Message):
                 said.append(event.text)
             if isinstance(event, BlockCommitted):
+                self.told.append(event)
                 blocks += 1
                 if blocks == stop_after:
                     control.stop()
@@ -210,6 +212,9 @@ async def test_what_is_left_of_a_write_that_is_gone_is_measured_on_a_new_one_of_
     assert dataset.writes == 3
     np.testing.assert_array_equal(dataset.target_conductance_s[0], dataset.target_conductance_s[1])
     assert (dataset.target_conductance_s[1] != dataset.target_conductance_s[2]).any()
+    # What is told numbers writes as the recording does, not as the plan.
+    told = [one.write for one in bench.told if one.array == 0 for _ in range(one.mvms)]
+    np.testing.assert_array_equal(told, dataset.pattern)
     assert committed(path) == collections.Counter(point.hash for point in await planned_points(rig()))
 
 

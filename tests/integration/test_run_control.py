@@ -12,7 +12,7 @@ from small_rig import RIG
 
 from labrig.acquisition import RunSummary, run_sweep
 from labrig.config import RigConfig, parse_rig
-from labrig.events import BlockCommitted, Event, EventBus, RunFinished, RunPaused, RunResumed
+from labrig.events import BlockCommitted, Event, EventBus, RunFinished, RunPaused, RunResumed, RunStarted
 from labrig.plans import MvmCalibrationPlan
 from labrig.recording import Recording
 from labrig.run_control import Condition, RunControl
@@ -86,6 +86,16 @@ async def test_a_stopped_run_keeps_what_it_measured_and_is_resumed(
     assert (await again.go(resume=True)).status == "finished"
     assert recorded(run.path) == whole
     assert again.blocks == whole.total() - before.total()
+    # Both parts are one run, by the identity in the file, and number writes as the file does.
+    events = [*run.events, *again.events]
+    with Recording.open(run.path) as recording:
+        assert recording.header.run_id
+        assert {one.run_id for one in events if isinstance(one, RunStarted)} == {recording.header.run_id}
+        for array in recording.arrays:
+            told = [(one.write, one.mvms) for one in events if isinstance(one, BlockCommitted) and one.array == array]
+            writes = recording.mvm_columns(array)["write"]
+            journal = recording.journal(f"entry/array_{array}")
+            assert told == [(int(writes[entry["start"]]), int(entry["rows"])) for entry in journal]
 
 
 async def test_a_run_that_is_stopped_before_it_began_measures_nothing(tmp_path: Path) -> None:

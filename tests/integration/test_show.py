@@ -45,6 +45,7 @@ def test_facts_are_those_of_the_recording(tmp_path: Path, record: Record) -> Non
     rows = dict(facts.rows())
     assert rows["array supply"].startswith("4 readings, ")
     assert rows["chip"] == "SIM-7"
+    assert rows["run"] == "without an identity"
 
 
 def test_a_clock_that_went_back_is_told(tmp_path: Path, record: Record) -> None:
@@ -113,6 +114,8 @@ async def test_curves_are_drawn(tmp_path: Path) -> None:
     drawn = labrig(tmp_path, "show", "iv.h5", "--plot", "terminal")
     assert drawn.returncode == 0, drawn.stderr
     assert "I-V curves" in drawn.stdout
+    with h5py.File(run) as file:
+        assert file.attrs["run_id"].decode() in drawn.stdout
     assert labrig(tmp_path, "show", "iv.h5", "--plot", "iv.html").returncode == 0
     assert first.name in (tmp_path / "iv.html").read_text()
 

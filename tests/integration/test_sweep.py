@@ -191,7 +191,7 @@ async def test_sweep_records_the_whole_plan_and_leaves_everything_off(bench: Ben
     assert bench.supply.log[-2:] == ["off", "close"]
     assert (bench.supply.is_on, bench.supply.level_v) == (False, 0.0)
     assert isinstance(bench.events[0], RunStarted)
-    assert bench.events[0].mvms == total
+    assert bench.events[0].planned_mvms == total
     commits = [event for event in bench.events if isinstance(event, BlockCommitted)]
     assert commits[-1].total_mvms == total
     assert sum(isinstance(event, SupplyRead) for event in bench.events) == bench.supply.readings

@@ -25,7 +25,7 @@ from labrig.plans import (
 )
 from labrig.recording import Recording, layout
 from labrig.run_control import RunControl
-from labrig_drivers.errors import CapabilityError, ConfigError, StorageError
+from labrig_drivers.errors import CapabilityError, ConfigError, StateError, StorageError
 from labrig_drivers.mock.bench import BenchSettings, SimulatedBench
 from labrig_drivers.mock.chip import ChipSettings
 from labrig_drivers.mock.instrument_server import InstrumentServer
@@ -231,6 +231,11 @@ nplc = 0.01
     assert column["current_a"][held] == pytest.approx(1e-4)
     assert sorted(set(column["level_v"][held].round(6))) == [1.2, 1.5]
     assert set(column["array"]) == {-1}
+
+
+async def test_curves_of_cells_that_nobody_programmed_say_which_option_does(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=r"never programmed; .* the plan iv .* \(--set program=true\)$"):
+        await run_sweep(rig(), IvPlan(cells=5, levels=4), tmp_path / "run.h5", EventBus())
 
 
 async def test_cells_of_a_board_without_source_meters_are_refused_before_anything(tmp_path: Path) -> None:

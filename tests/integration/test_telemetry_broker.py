@@ -11,9 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import pytest
 
 from labrig.acquisition import run_sweep
@@ -92,7 +94,10 @@ async def test_sweep_is_told_from_start_to_end(broker: Mosquitto, tmp_path: Path
     assert sum(one.blocks for one in blocks) == sum(isinstance(event, BlockCommitted) for event in on_the_bus)
     stops = [one for one in told if isinstance(one, StopDocument)]
     assert [(one.status, one.mvms, one.writes) for one in stops] == [("finished", summary.mvms, 2)]
-    assert {one.run_id for one in [*starts, *blocks, *stops]} == {starts[0].run_id}
+    with h5py.File(tmp_path / "run.h5") as file:
+        run_id = file.attrs["run_id"].decode()
+        assert file["entry/entry_identifier_uuid"][()].decode() == run_id == str(uuid.UUID(run_id, version=4))
+    assert {one.run_id for one in [*starts, *blocks, *stops]} == {run_id}
     kinds = {kind.topic: kind for kind in DOCUMENTS}
     for one in heard:
         topic = one.topic.removeprefix(f"{TOPIC}/")
@@ -105,7 +110,7 @@ async def test_sweep_is_told_from_start_to_end(broker: Mosquitto, tmp_path: Path
     assert states(later) == ["disconnected"]
     run = json.loads(next(one.payload for one in later if one.topic == f"{TOPIC}/run"))
     assert (run["status"], run["mvms"], run["dropped"]) == ("finished", summary.mvms, 0)
-    assert run["recording"] == str(tmp_path / "run.h5")
+    assert (run["recording"], run["run_id"]) == (str(tmp_path / "run.h5"), run_id)
 
 
 def test_connection_has_no_nagle_delay(broker: Mosquitto, monkeypatch: pytest.MonkeyPatch) -> None:

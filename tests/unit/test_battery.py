@@ -243,5 +243,5 @@ def test_what_cannot_be_judged_is_refused_with_every_reason() -> None:
         judge(z, z[:, :1], z, rng=np.random.default_rng(0), time_s=np.zeros(3))
     dead = np.random.default_rng(0).standard_normal((100, 2))
     dead[:, 1] = np.nan
-    with pytest.raises(JudgementError, match=r"columns \[1\] have fewer than 30 outputs"):
+    with pytest.raises(JudgementError, match=r"column 1 has fewer than 30 outputs; leave it out"):
         judge(dead, np.zeros((100, 2)), np.ones((100, 2)), rng=np.random.default_rng(0))

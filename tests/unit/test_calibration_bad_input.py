@@ -105,7 +105,7 @@ def test_rows_never_driven_and_clocks_that_disagree_are_refused(chip: MeasuredCh
     voltage_v = chip.dataset.voltage_v.copy()
     voltage_v[:, 4] = 0.0
     message = refusal(replace(chip.dataset, voltage_v=voltage_v, programmed_at_s=chip.dataset.programmed_at_s + 1e4))
-    assert "rows [4] are never driven" in message
+    assert "row 4 is never driven, so nothing is known of its cells" in message
     assert "were read before their write was done" in message
 
 
@@ -114,7 +114,7 @@ def test_a_dead_column_is_named_and_spoils_no_other(chip: MeasuredChip) -> None:
     lsb_a = chip.dataset.converters.adc_lsb_a[3]
     current_a[:, 3] = 2.0 * lsb_a
     result = fitted(replace(chip.dataset, current_a=current_a))
-    assert any("columns [3] are dead" in note for note in result.notes)
+    assert any("column 3 is dead (constant outputs): nothing but its offset is known" in note for note in result.notes)
     parameters = result.parameters
     assert parameters["gain"].value[3] == 0.0
     assert parameters["offset"].value[3] == pytest.approx(2.0 * lsb_a)

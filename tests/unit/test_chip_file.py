@@ -80,9 +80,13 @@ def test_missing_foreign_and_truncated_files_are_refused(tmp_path: Path) -> None
         load_chip(path)
     save_chip(path, ChipParameters("A", {0: random_array(0, 3, 3, 2, 0)}, {}))
     whole = path.read_bytes()
-    for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+    for length in (100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(SurrogateError):
+        with pytest.raises(SurrogateError, match="its length is not what its header says"):
+            load_chip(path)
+    for content in (b"", whole[:5], b"no chip", b"\x89HDF\r\n\x1a\n" + bytes(200), bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(SurrogateError, match="not a safetensors file; `labrig calibrate` makes one"):
             load_chip(path)
     with pytest.raises(SurrogateError, match="cannot be written"):
         save_chip(tmp_path / "absent" / "chip.safetensors", ChipParameters("A", {}, {}))

@@ -63,14 +63,14 @@ def test_progress_tells_the_run(*, terminal: bool) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=200)
     with ProgressListener(console, line_every_s=0.0) as progress:
-        progress(RunStarted("mvm", mvms=20, writes=1, path=Path("run[1].h5")))
+        progress(RunStarted("mvm", planned_mvms=20, planned_writes=1, recording=Path("run[1].h5")))
         progress(BlockCommitted(array=0, write=0, mvms=10, total_mvms=10))
         progress(SupplyRead(Reading(1.2, 0.01, in_compliance=False, time_s=0.0)))
         progress(StepDone("in-loop", step=3, steps=9, loss=0.5, accuracy=0.25))
         progress(Alarm("supply at its limit"))
         progress(RunPaused("interlock door is open"))
-        progress(RunResumed(seconds=12.5))
-        progress(RunFinished("finished", mvms=20, writes=1, seconds=2.0, joules=1.5))
+        progress(RunResumed(waited_s=12.5))
+        progress(RunFinished("finished", mvms=20, writes=1, duration_s=2.0, energy_j=1.5))
     shown = text.getvalue()
     wanted = ["run[1].h5", "in-loop", "loss 0.5000, accuracy 25.0 %", "ALARM: supply at its limit", "1.5 J"]
     wanted += ["PAUSED: interlock door is open", "goes on after 12.5 s"]
@@ -81,7 +81,7 @@ def test_progress_tells_the_run(*, terminal: bool) -> None:
 def test_progress_without_terminal_prints_few_lines() -> None:
     text = io.StringIO()
     with ProgressListener(Console(file=text, width=200), line_every_s=1e9) as progress:
-        progress(RunStarted("mvm", mvms=1000, writes=1, path=None))
+        progress(RunStarted("mvm", planned_mvms=1000, planned_writes=1, recording=None))
         for total in range(1, 1001):
             progress(BlockCommitted(array=0, write=0, mvms=1, total_mvms=total))
     assert len(text.getvalue().splitlines()) == 3

@@ -30,6 +30,7 @@ HEADER = RecordingHeader(
     settings={"board": {"driver": "mock-board"}},
     started_utc="2026-01-01T00:00:00.000000+00:00",
     versions={"labrig": "0.1.0"},
+    run_id="2f1d5c3e-8a94-4b60-9d27-6c0b7e5a1f48",
 )
 
 Reader = Callable[..., dict[str, NDArray[np.generic]]]

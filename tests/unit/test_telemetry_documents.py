@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -84,7 +85,7 @@ def as_json_keeps_it(event: object) -> object:
     if isinstance(event, Path):
         return str(event)
     if isinstance(event, Event | Reading):
-        optional = {"least_s", "loss", "accuracy", "joules", "instrument_time_s"}
+        optional = {"least_s", "loss", "accuracy", "energy_j", "instrument_time_s"}
         kept = {name: as_json_keeps_it(value) for name, value in vars(event).items()}
         return {name: None if name in optional and value == "not finite" else value for name, value in kept.items()}
     return event
@@ -103,6 +104,9 @@ def test_every_event_comes_back_from_its_json(event: Event, stamp: Stamp) -> Non
     assert back.encoded() == payload
     returned = event_of(back)
     assert type(returned) is type(event)
+    if isinstance(event, RunStarted):
+        # The stamp says which run it is.
+        event = replace(event, run_id=stamp.run_id)
     assert as_json_keeps_it(returned) == as_json_keeps_it(event)
 
 
@@ -138,6 +142,18 @@ def test_wrong_fields_are_named_and_unknown_ones_are_let_pass() -> None:
         decoded("event/block", json.dumps(wrong).encode())
     with pytest.raises(ProtocolError, match="no document of labrig telemetry belongs to the topic 'event/moon'"):
         decoded("event/moon", b"{}")
+
+
+def test_a_run_keeps_its_own_identity_and_only_one_without_is_given_one() -> None:
+    tracker = RunTracker(lambda: "made")
+    started, finished = RunStarted("mvm", 10, 1, Path("run.h5"), run_id="own"), RunFinished("stopped", 4, 1, 2.0, None)
+    assert [tracker.note(event, 1.0) for event in (started, finished, Message("between"))] == ["own", "own", None]
+    # The recording was resumed: both parts are one run.
+    assert tracker.note(started, 2.0) == "own"
+    resumed = tracker.document(3.0, 0)
+    assert resumed is not None
+    assert (resumed.run_id, resumed.status, resumed.mvms) == ("own", "running", 0)
+    assert tracker.note(replace(started, run_id=None), 4.0) == "made"
 
 
 def test_run_and_dropped_are_documents_but_no_events() -> None:

@@ -12,6 +12,7 @@ from labrig.training.datasets import load_images
 from labrig.training.models import build_model
 from labrig.training.plan import METHODS
 from labrig.training.task_loss import TaskLoss
+from labrig_drivers.errors import ConfigError
 from labrig_surrogates.io import save_chip
 from labrig_surrogates.parameters import ChipParameters
 
@@ -33,6 +34,28 @@ def test_the_training_file_of_the_page_is_valid() -> None:
     assert loss.distillation == 0.5
     for method in METHODS:
         assert f"| `{method}` |" in PAGE
+
+
+def test_keys_that_the_page_names_are_those_of_training_files() -> None:
+    text = """\
+[run]
+folder = "run"
+[chip]
+calibration = "chip.safetensors"
+replay = "earlier/training.h5"
+[training]
+method = "surrogate"
+distillation = 0.5
+distillation_temperature = 2.0
+layers = { output = "replay" }
+"""
+    assert {"chip.replay", "training.distillation_temperature"} <= set(re.findall(r"`([a-z]+\.[a-z_]+)`", PAGE))
+    file = parse_training(text, Path("train.toml")).file
+    loss = file.recipe().in_loop.optimisation.loss
+    assert isinstance(loss, TaskLoss)
+    assert (file.chip.replay, loss.temperature) == ("earlier/training.h5", 2.0)
+    with pytest.raises(ConfigError, match=r"chip\.replay names no recording"):
+        parse_training(text.replace('replay = "earlier/training.h5"\n', ""), Path("train.toml"))
 
 
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

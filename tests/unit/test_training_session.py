@@ -340,8 +340,9 @@ def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no checkpoint that can be read"):
         load_checkpoint(found)
     other = session_on(CHIP, replace(RECALIBRATE, method="dat"))
-    with pytest.raises(StorageError, match="does not belong to this training"):
-        restore_session(other, *load_checkpoint(tmp_path / "step-00000003.safetensors"))
+    earlier = tmp_path / "step-00000003.safetensors"
+    with pytest.raises(StorageError, match=r"step-00000003\.safetensors: does not belong to this training"):
+        restore_session(other, *load_checkpoint(earlier), earlier)
 
 
 @pytest.mark.parametrize("method", ["in-loop", "dat", "spsa", "asyt", "in-loop-overlapped", "in-loop-stale"])

@@ -12,6 +12,7 @@ from labrig_drivers.errors import LinkLostError, LinkTimeoutError
 from labrig_drivers.links.base import Framing, LinkState
 from labrig_drivers.links.guard import LinkGuard
 from labrig_drivers.links.stream import Inbox, ReadablePoll, exchange_bytes, exchange_many_bytes
+from labrig_drivers.links.words import system_words
 
 if TYPE_CHECKING:
     from serial import Serial
@@ -124,8 +125,9 @@ class SerialLink:
         try:
             serial = Serial(self._device, self._baudrate, timeout=0, write_timeout=0, exclusive=True)
         except (SerialException, OSError, ValueError) as error:
+            words = system_words(error)
             raise LinkLostError(
-                f"{self.address}: cannot open the port ({error}); is it plugged in, and free, and may you use it?"
+                f"{self.address}: cannot open the port ({words}); is it plugged in, and free, and may you use it?"
             ) from error
         self._port = _Port(serial, self._guard.lose)
         return self._port
@@ -163,7 +165,7 @@ class _Port:
             except BlockingIOError:
                 await self._until_writable()
             except OSError as error:
-                self._lose(f"was lost ({error})")
+                self._lose(f"was lost ({system_words(error)})")
 
     async def quiet(self, pause_s: float) -> None:
         """Waits until nothing has come for `pause_s`, and throws away what came."""
@@ -197,7 +199,7 @@ class _Port:
         except BlockingIOError:
             return
         except OSError as error:
-            self._lose(f"was lost ({error})")
+            self._lose(f"was lost ({system_words(error)})")
             return
         # A terminal that is readable and has nothing to read has hung up.
         if not data:

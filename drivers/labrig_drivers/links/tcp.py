@@ -11,6 +11,7 @@ from labrig_drivers.errors import LinkLostError, LinkTimeoutError
 from labrig_drivers.links.base import Framing, LinkState
 from labrig_drivers.links.guard import LinkGuard
 from labrig_drivers.links.stream import Inbox, ReadablePoll, exchange_bytes, exchange_many_bytes
+from labrig_drivers.links.words import system_words
 
 
 class TcpLink:
@@ -111,7 +112,7 @@ class TcpLink:
             ) from None
         except OSError as error:
             raise LinkLostError(
-                f"{self.address}: cannot connect ({error}); is the instrument on, and the address right?"
+                f"{self.address}: cannot connect ({system_words(error)}); is the instrument on, and the address right?"
             ) from error
 
     def _abort(self) -> None:

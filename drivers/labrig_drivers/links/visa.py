@@ -27,6 +27,7 @@ from labrig_drivers.errors import LabrigError, LinkLostError, LinkTimeoutError, 
 from labrig_drivers.links.base import Framing, LinkState
 from labrig_drivers.links.framing import LineFraming, SizedFraming
 from labrig_drivers.links.guard import LinkGuard, settle
+from labrig_drivers.links.words import system_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -309,9 +310,9 @@ class _Session:
                 raise LinkTimeoutError(
                     f"{self._address}: {what} within {timeout_s:g} s; the link needs to be reopened"
                 ) from error
-            raise LinkLostError(f"{self._address}: {what} ({error})") from error
+            raise LinkLostError(f"{self._address}: {what} ({system_words(error)})") from error
         except Exception as error:
-            raise LinkLostError(f"{self._address}: {what} ({error})") from error
+            raise LinkLostError(f"{self._address}: {what} ({system_words(error)})") from error
 
 
 def _is_silent(resource: MessageBasedResource) -> bool:

@@ -349,7 +349,7 @@ class MockBoard:
     def _demand_written(self, array: int) -> WrittenArray:
         written = self._written[array]
         if written is None:
-            raise StateError(f"{self.name}: array {array} was never programmed; call program() first")
+            raise StateError(f"{self.name}: array {array} was never programmed; program it first")
         return written
 
     def _demand_supply(self, verb: str) -> None:

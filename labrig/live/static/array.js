@@ -55,7 +55,8 @@ export class ArrayPanel {
     $("array-card").hidden = false;
     $("array-name").textContent = String(one.array);
     const saturated = one.saturated === null ? "" : `, ${percent(one.saturated)} of the outputs saturated`;
-    $("array-note").textContent = `write ${one.write}, ${count(one.measured)} MVMs${saturated}; curves are drawn from samples`;
+    const write = one.write < 0 ? "an earlier write" : `write ${one.write}`;
+    $("array-note").textContent = `${write}, ${count(one.measured)} MVMs${saturated}; curves are drawn from samples`;
     this.showTransfer(one);
     this.showNoise(one.noise);
     this.showCells(one.cells);

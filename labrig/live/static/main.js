@@ -72,7 +72,7 @@ function showFacts() {
   const { run, outputs, supply, axes, missed } = state.run;
   const facts = outputs === null ? [] : [["Outputs", { on: "on", off: "off", unknown: "not known" }[outputs]]];
   if (state.rig?.lease !== undefined && (state.rig.can_stop || state.rig.lease)) facts.push(["Lease", leaseText(state.rig.lease)]);
-  if (supply && outputs !== "off") facts.push(["Array supply", `${quantity(supply.voltage_v, "V")}, ${quantity(supply.current_a, "A")}${supply.limit ? ", at its limit" : ""}`]);
+  if (supply && outputs !== "off") facts.push(["Array supply", `${quantity(supply.voltage_v, "V")}, ${quantity(supply.current_a, "A")}${supply.in_compliance ? ", at its limit" : ""}`]);
   for (const [name, value] of Object.entries(axes)) facts.push([name, number(value, 5)]);
   if (run) {
     facts.push(["Started", clockTime(Date.parse(run.started_utc) / 1000)]);
