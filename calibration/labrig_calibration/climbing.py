@@ -289,32 +289,44 @@ def _to_all(
 ) -> ColumnsClimbed:
     """The chosen model on all earlier MVMs: means, noise, wrong MVMs, and once more with the weights so found."""
     state, free, floor_a2 = chosen.state, chosen.free, chosen.noise.terms.floor_a2
-    # The law's weights differ from the one noise that the candidate was fitted with: the blocks anew.
-    factor = factorise(accumulate(some, state, free, blocks=True), state, free)
+    everything, none = train, np.zeros(len(train.dataset), dtype=np.bool_)
     if some is not train:
+        # The law's weights differ from the one noise that the candidate was fitted with: the blocks anew.
+        factor = factorise(accumulate(some, state, free, blocks=True), state, free)
         factor = factor.scaled(float(some.counts().sum()) / float(train.counts().sum()))
         state, _ = settle(train, state, free, factor, iterations=5)
-    flagged = np.zeros(len(train.dataset), dtype=np.bool_)
-    found, outliers = wrong_rows(train, state, flagged)
-    if found.any():
-        flagged = found
-        train = train.without(flagged)
+    # Before the fit has come to rest, MVMs that it has not reached yet would look wrong.
+    state, factor, resting = _at_rest(everything, state, free)
+    flagged, outliers = wrong_rows(everything, state, none)
+    if flagged.any():
+        train = everything.without(flagged)
         state = replace(state, noise=fit_noise(train, state, factor, floor_a2, chosen.noise.active).terms)
-        flagged, outliers = wrong_rows(train, state, flagged)
-        train = train.without(flagged)
+        suspected, _ = wrong_rows(train, state, flagged)
+        train = everything.without(suspected)
+        state, factor, resting = _at_rest(train, state, free)
+        # What looked wrong beside others that were may be right without them.
+        flagged, outliers = wrong_rows(everything, state, none)
+        if (flagged != suspected).any():
+            train = everything.without(flagged)
+            state, factor, resting = _at_rest(train, state, free)
+    noise = fit_noise(train, state, factor, floor_a2, chosen.noise.active)
+    state = replace(state, noise=noise.terms)
+    factor = in_own_units(factor, state, free)
+    return ColumnsClimbed(state, factor, free, noise, verdicts, flagged, outliers, resting, tried)
+
+
+def _at_rest(train: Measurements, state: ColumnState, free: tuple[int, ...]) -> tuple[ColumnState, Factor, bool]:
+    """Fits all MVMs until steps change nothing; also the blocks of the last steps, and whether it came to rest."""
+    part = train.thinned(max(_ENOUGH_FOR_BLOCKS * train.dataset.rows, _BLOCKS_AT_LEAST))
     resting = False
     for _ in range(_FRESH_BLOCKS):
-        part = train.thinned(max(_ENOUGH_FOR_BLOCKS * train.dataset.rows, _BLOCKS_AT_LEAST))
         factor = factorise(accumulate(part, state, free, blocks=True), state, free)
         if part is not train:
             factor = factor.scaled(float(part.counts().sum()) / float(train.counts().sum()))
         state, resting = settle(train, state, free, factor, iterations=6)
         if resting:
             break
-    noise = fit_noise(train, state, factor, floor_a2, chosen.noise.active)
-    state = replace(state, noise=noise.terms)
-    factor = in_own_units(factor, state, free)
-    return ColumnsClimbed(state, factor, free, noise, verdicts, flagged, outliers, resting, tried)
+    return state, factor, resting
 
 
 def _error_of(candidate: _Candidate, index: int) -> FloatArray:

@@ -18,15 +18,21 @@ from labrig_surrogates.parameters import ResidualNetwork
 _UNITS = 6
 # Outputs that the network is fitted to: enough for its few weights, so that large recordings cost no more.
 _OUTPUTS = 40_000
-# Prior spread of its output weights, as a part of the largest output, and of those within.
-_OUT_SPREAD, _HIDDEN_SPREAD = 0.003, 1.0
+# Prior spread of its output weights, as a part of the largest output; of those within, for the current (steps and dead
+# zones are much narrower than its range), age and load, and of biases.
+_OUT_SPREAD, _WITHIN_SPREAD, _BIAS_SPREAD = 0.003, (16.0, 1.0, 1.0), 1.0
+# Where the weights on the current begin: units that see the whole range, and units that see a thirtieth of it.
+_WIDTHS = np.geomspace(1.0, 30.0, _UNITS)
 
 
 def fit_residual(data: Measurements, state: ColumnState, rng: np.random.Generator) -> ResidualNetwork:
     """Fits the network to the residuals of a state."""
     features, residual, sigma, scale = _sample(data, state, rng)
     sizes = (_UNITS * 3, _UNITS, _UNITS)
-    start = np.concatenate([rng.normal(0.0, 1.0, sizes[0] + sizes[1]), np.zeros(_UNITS)])
+    within = rng.normal(0.0, 1.0, (_UNITS, 3))
+    within[:, 0] = _WIDTHS
+    start = np.concatenate([within.ravel(), rng.normal(0.0, 1.0, _UNITS), np.zeros(_UNITS)])
+    spread = torch.tensor([*_WITHIN_SPREAD * _UNITS, *[_BIAS_SPREAD] * _UNITS, *[_OUT_SPREAD] * _UNITS])
 
     def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
         at = torch.tensor(x, requires_grad=True)
@@ -34,8 +40,7 @@ def fit_residual(data: Measurements, state: ColumnState, rng: np.random.Generato
         correction = torch.tanh(features @ hidden.reshape(_UNITS, 3).T + bias) @ out
         # Huber's loss: what the physics misses is small, what lies far off is something else.
         fit = torch.nn.functional.huber_loss(correction / sigma, residual / sigma, reduction="sum", delta=3.0)
-        prior = 0.5 * ((out / _OUT_SPREAD) ** 2).sum() + 0.5 * ((at[:-_UNITS] / _HIDDEN_SPREAD) ** 2).sum()
-        value = fit + prior
+        value = fit + 0.5 * ((at / spread) ** 2).sum()
         (gradient,) = torch.autograd.grad(value, at)
         return float(value.detach()), gradient.numpy()
 

@@ -1,11 +1,10 @@
 """Bad recordings: a clear refusal that names every fault, or a fit that says what it could not know."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from random_chips import MeasuredChip, measure, true_ladder, z_scores
+from random_chips import MeasuredChip, draw_settings, measure, true_ladder, z_scores
 
 from labrig_calibration.checks import smallest_write
 from labrig_calibration.dataset import DatasetError, MvmDataset
@@ -153,6 +152,15 @@ def test_wrong_rows_are_flagged_counted_and_change_nothing(chip: MeasuredChip) -
     assert dropping_nothing.sum() == 100
 
 
+def test_nothing_looks_wrong_on_a_large_array_where_nothing_is() -> None:
+    # A fit that had not come to rest took 334 of these MVMs, and thousands of outputs of others, for wrong.
+    rng = np.random.default_rng([78, 0])
+    chip = measure(draw_settings(rng, (64,)), rng)
+    result = fit(chip.dataset, ladder=true_ladder(chip.settings), rng=rng)
+    assert not result.flagged.any()
+    assert result.outliers <= 3
+
+
 def test_clipped_outputs_count_as_censored() -> None:
     # A third of the range of a large ADC is cut off: the curve's bend lies where it clips.
     settings = replace(SETTINGS, adc_full_scale_a=22e-6, compression_a=40e-6)
@@ -187,14 +195,3 @@ def test_arrays_alone_are_enough(chip: MeasuredChip) -> None:
     # The DAC's steps are inputs that nobody knew of now; gains still agree to their errors.
     difference = (result.parameters["gain"].value - whole.parameters["gain"].value) / whole.parameters["gain"].error
     assert np.abs(difference).max() < 1.0
-
-
-def test_memory_mapped_arrays_give_the_same_fit(chip: MeasuredChip, tmp_path: Path) -> None:
-    def mapped(name: str) -> np.ndarray:
-        np.save(tmp_path / f"{name}.npy", getattr(chip.dataset, name))
-        loaded: np.ndarray = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
-        return loaded
-
-    on_disk = replace(chip.dataset, voltage_v=mapped("voltage_v"), current_a=mapped("current_a"))
-    one, other = fitted(chip.dataset), fitted(on_disk)
-    np.testing.assert_array_equal(one.parameters["gain"].value, other.parameters["gain"].value)

@@ -76,6 +76,7 @@ def test_a_curve_that_is_no_tanh_calls_for_the_residual_network() -> None:
     assert result.rung == "residual"
     assert result.array_parameters.residual is not None
     without = fit(bent, ladder=Ladder(("global", "cells", "columns", "curve", "stuck")), rng=np.random.default_rng(0))
-    assert result.diagnostics.error_over_noise < without.diagnostics.error_over_noise
+    # The zone is a fortieth of the range wide: the network has to be able to bend that sharply.
+    assert result.diagnostics.error_over_noise < 0.8 * without.diagnostics.error_over_noise
     mean_a, _ = result.predict(dataset.voltage_v[:50], 0)
     assert np.isfinite(mean_a).all()

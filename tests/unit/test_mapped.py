@@ -23,6 +23,9 @@ def in_files(dataset: MvmDataset) -> MvmDataset:
     current_a = mapped(dataset.current_a.shape, np.float64)
     saturated = mapped(dataset.saturated.shape, np.bool_)
     voltage_v[:], current_a[:], saturated[:] = dataset.voltage_v, dataset.current_a, dataset.saturated
+    for array in (voltage_v, current_a, saturated):
+        # As files are that somebody else may read as well.
+        array.flags.writeable = False
     return replace(dataset, voltage_v=voltage_v, current_a=current_a, saturated=saturated)
 
 
