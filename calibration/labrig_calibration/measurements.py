@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from labrig_calibration.dataset import MvmDataset
@@ -125,7 +125,7 @@ class Measurements:
     def _block(self, write: int, rows: Rows, low_a: Tensor, high_a: Tensor, range_a: Tensor) -> Block:
         dataset = self.dataset
         current_a = _tensor(dataset.current_a[rows, self.columns])
-        saturated = torch.as_tensor(np.asarray(dataset.saturated[rows, self.columns]))
+        saturated = _tensor(dataset.saturated[rows, self.columns], np.bool_)
         rail = None
         if bool(saturated.any()):
             rail = torch.where(saturated, torch.sign(current_a), torch.zeros_like(current_a))
@@ -162,10 +162,10 @@ def dac_levels(dataset: MvmDataset, rows: Rows = slice(None)) -> NDArray[np.floa
     return np.clip(np.round(voltage_v / step_v) * step_v, *limits)
 
 
-def _tensor(values: NDArray[np.float64]) -> Tensor:
-    """A float64 tensor, on the same memory where it may be written to (a mapped file may not)."""
+def _tensor(values: NDArray[np.float64] | NDArray[np.bool_], dtype: DTypeLike = np.float64) -> Tensor:
+    """A tensor, on the same memory where it may be written to (a mapped file may not)."""
     make = np.asarray if values.flags.writeable else np.array
-    return torch.as_tensor(make(values, dtype=np.float64))
+    return torch.as_tensor(make(values, dtype=dtype))
 
 
 def _edge(limit_a: Tensor, current_a: Tensor, clipped: Tensor) -> Tensor:
