@@ -141,7 +141,7 @@ def summary(result: DemoResult, calibration: Calibration, settings: DemoSettings
             for fitted in calibration.fits
         },
         "conditions": {
-            "chip": calibration.chip.chip_id,
+            "chip_id": calibration.chip.chip_id,
             "data": "digits (scikit-learn), fixed split of 1,347 training and 450 test images",
             "network": f"64-{Recipe().hidden}-10, two layers, differential pairs",
             "noise": "programming at each write, read noise at each MVM, drift by the wall clock",

@@ -33,7 +33,7 @@ class RunStarted:
         planned_writes: Programmings that the plan will make.
         recording: The file, where there is one.
         least_s: What the board alone needs for it, with the plan's own pauses, in s; None where that is not known.
-        curves: I-V curves that the plan will take.
+        planned_curves: I-V curves that the plan will take.
         run_id: Identity of the run, as its recording has it; None where there is none.
     """
 
@@ -42,7 +42,7 @@ class RunStarted:
     planned_writes: int
     recording: Path | None
     least_s: float | None = None
-    curves: int = 0
+    planned_curves: int = 0
     run_id: str | None = None
 
 

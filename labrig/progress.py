@@ -79,10 +79,10 @@ class ProgressListener:
             case RunStarted():
                 where = f" -> {event.recording}" if event.recording else ""
                 least = "" if event.least_s is None else f", {duration_text(event.least_s)} or more"
-                curves = f", {event.curves} curves" if event.curves else ""
+                curves = f", {event.planned_curves} curves" if event.planned_curves else ""
                 planned = f"{event.planned_mvms} MVMs, {event.planned_writes} writes"
                 self._print(f"plan {event.plan}: {planned}{curves}{least}{where}")
-                self._mvms, self._curves = event.planned_mvms, event.curves
+                self._mvms, self._curves = event.planned_mvms, event.planned_curves
             case BlockCommitted():
                 self._show("MVMs", event.total_mvms, self._mvms)
             case CurveCommitted():

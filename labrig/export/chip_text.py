@@ -90,7 +90,7 @@ def left_out(numbers: ChipNumbers, kind: str) -> dict[str, str]:
 def _about(chip: ChipParameters, numbers: ChipNumbers) -> dict[str, str]:
     provenance = chip.provenance
     about = {
-        "chip": chip.chip_id,
+        "chip_id": chip.chip_id,
         "arrays": ", ".join(map(str, numbers.arrays)),
         "pooled": f"medians of {numbers.columns} columns of {numbers.rows} rows",
         "exported_by": f"labrig {version('labrig')}",

@@ -268,7 +268,7 @@ class LiveView:
         return self._curves, self._planned_curves, "curves"
 
     def _begin(self, event: RunStarted) -> None:
-        self._curves, self._planned_curves = 0, event.curves
+        self._curves, self._planned_curves = 0, event.planned_curves
         self._measured.clear()
         self._forget_pace()
         self._stopping, self._alarm, self._waits_for = False, None, None

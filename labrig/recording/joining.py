@@ -107,18 +107,24 @@ def _fitting(recordings: Sequence[Recording], array: int | None = None) -> list[
         for name, meaning in _SAME_CONVERTERS.items()
         if getattr(other.info, name) != getattr(first.info, name)
     ]
-    starts = [_started(one) for one in recordings]
     faults += [
         f"{one.path} and {other.path} hold the same run, started {one.header.started_utc}"
-        for (one, start), (other, other_start) in combinations(zip(recordings, starts, strict=True), 2)
-        if start is not None and start == other_start
+        for one, other in combinations(recordings, 2)
+        if _same_run(one, other)
     ]
     if faults:
         raise StorageError("these recordings cannot be joined: " + "; ".join(faults))
+    starts = [_started(one) for one in recordings]
     known = [start for start in starts if start is not None]
     # Where a file does not say when its run began, the order in which they were named is all there is.
     order = np.argsort(known, kind="stable") if len(known) == len(starts) else np.arange(len(starts))
     return [recordings[number] for number in order.tolist()]
+
+
+def _same_run(one: Recording, other: Recording) -> bool:
+    """By the identity of the run; files of format 1.1 have none, and their start has to do."""
+    ids, starts = (one.header.run_id, other.header.run_id), (_started(one), _started(other))
+    return (ids[0] != "" and ids[0] == ids[1]) or (starts[0] is not None and starts[0] == starts[1])
 
 
 def _started(recording: Recording) -> float | None:

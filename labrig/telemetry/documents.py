@@ -308,7 +308,7 @@ def document_of(event: Event, stamp: Stamp) -> Numbered:
         case RunStarted():
             kind = StartDocument
             planned = {"planned_mvms": event.planned_mvms, "planned_writes": event.planned_writes}
-            fields = {"plan": clean_text(event.plan), **planned, "planned_curves": event.curves}
+            fields = {"plan": clean_text(event.plan), **planned, "planned_curves": event.planned_curves}
             fields |= {"recording": path_text(event.recording), "least_s": event.least_s}
         case CurveCommitted():
             kind = CurveDocument

@@ -33,10 +33,16 @@ def record(tmp_path: Path) -> Record:
     """Makes a finished recording; `seed` tells its numbers apart."""
 
     def make(
-        name: str, seed: int, started_utc: str, info: BoardInfo = INFO, mvms: tuple[int, ...] = (20, 0), arrays: int = 2
+        name: str,
+        seed: int,
+        started_utc: str,
+        info: BoardInfo = INFO,
+        mvms: tuple[int, ...] = (20, 0),
+        arrays: int = 2,
+        run_id: str = "",
     ) -> Path:
         rng = np.random.default_rng(seed)
-        header = replace(HEADER, started_utc=started_utc)
+        header = replace(HEADER, started_utc=started_utc, run_id=run_id)
         capacity = {array: StreamCapacity(30, 2, 3) for array in range(arrays)}
         file = RecordingFile(tmp_path / name, header, info, capacity, 5, "process")
         for array in range(arrays):
@@ -133,6 +139,12 @@ def test_one_run_counts_once(record: Record, tmp_path: Path) -> None:
             labrig.read_mvms(twice)
         with pytest.raises(StorageError, match="hold the same run"):
             datasets_of(twice)
+    # A clock that was set in between does not make two runs of one.
+    one = record("b.h5", 1, "2026-03-02T12:00:00+00:00", run_id="one")
+    same, other = (record(name, 1, "2026-03-03T12:00:00+00:00", run_id=name[:3]) for name in ("one.h5", "two.h5"))
+    with pytest.raises(StorageError, match=r"b\.h5 and .*one\.h5 hold the same run"):
+        labrig.read_mvms([one, same])
+    assert len(labrig.read_mvms([one, other])) == 80
 
 
 def test_nothing_to_join_is_told(record: Record) -> None:
