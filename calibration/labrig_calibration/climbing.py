@@ -318,15 +318,15 @@ def _to_all(
 def _at_rest(train: Measurements, state: ColumnState, free: tuple[int, ...]) -> tuple[ColumnState, Factor, bool]:
     """Fits all MVMs until steps change nothing; also the blocks of the last steps, and whether it came to rest."""
     part = train.thinned(max(_ENOUGH_FOR_BLOCKS * train.dataset.rows, _BLOCKS_AT_LEAST))
-    resting = False
-    for _ in range(_FRESH_BLOCKS):
+    tries = 0
+    while True:
         factor = factorise(accumulate(part, state, free, blocks=True), state, free)
         if part is not train:
             factor = factor.scaled(float(part.counts().sum()) / float(train.counts().sum()))
         state, resting = settle(train, state, free, factor, iterations=6)
-        if resting:
-            break
-    return state, factor, resting
+        tries += 1
+        if resting or tries == _FRESH_BLOCKS:
+            return state, factor, resting
 
 
 def _error_of(candidate: _Candidate, index: int) -> FloatArray:

@@ -56,13 +56,14 @@ def view(
 
 
 def _open_page(url: str, *, browser: bool, usual: bool) -> None:
+    expected = f"--url {url}: expected an address such as {_USUAL}"
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets without an end, a port that is none
-        usable = False
+    except ValueError as error:  # brackets without an end, a port that is none
+        raise ConfigError(expected) from error
     if not usable:
-        raise ConfigError(f"--url {url}: expected an address such as {_USUAL}")
+        raise ConfigError(expected)
     try:
         with urllib.request.urlopen(f"{parts.scheme}://{parts.netloc}/whoami", timeout=_ANSWER_S) as answer:
             role = json.loads(answer.read(1000)).get("role")

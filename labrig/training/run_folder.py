@@ -74,8 +74,9 @@ def load_origin(folder: Path) -> TrainConfig:
     Raises:
         StorageError: The folder is none of a run.
     """
+    file = folder / CONFIG
     try:
-        text = (folder / CONFIG).read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
         origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
         file = Path(origin["file"])
         config = parse_training(text, file)
