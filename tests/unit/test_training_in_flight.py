@@ -121,9 +121,11 @@ class WaitingBoard:
     stepped: threading.Event
     patience_s: float
     overlapped: list[bool] = field(default_factory=list)
+    began: threading.Event = field(default_factory=threading.Event)
 
     def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
         self.stepped.clear()
+        self.began.set()
         self.overlapped.append(self.stepped.wait(self.patience_s))
         return self.inner.program(array, conductance_s)
 
@@ -141,7 +143,11 @@ def test_surrogate_steps_go_on_while_the_chip_is_written(method: MethodName, pat
     for step in range(10):
         if step == 7:
             board.patience_s = patience_s  # of the second pass
+            board.began.clear()
         session.advance(lambda _: board.stepped.set())
+        if step == 7:
+            # Its thread may begin late, when all steps that it could have seen are taken.
+            assert board.began.wait(20.0)
     session.method.finish(session.bench)
     assert board.overlapped[:2] == [False, False]
     assert any(board.overlapped[2:]) == (method == "in-loop-overlapped")
