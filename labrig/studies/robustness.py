@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from typing import Final
 
 from labrig.studies.cache import Cache
@@ -146,7 +147,7 @@ def _summary(grid: Grid, scores: Scores) -> Table:
                     f"{curve[0.0] - curve[0.2]:.2f}",
                     "" if digital is None else f"{digital.mean - curve[0.2]:.2f}",
                     f"{normalised_area(curve):.2f}",
-                    f"{100 * noise_tolerance(curve):.1f} %",
+                    _tolerance(curve),
                 )
             )
     columns = ("method", "noise on", "lost at 20 % (points)", "less than digital at 20 % (points)")
@@ -155,6 +156,11 @@ def _summary(grid: Grid, scores: Scores) -> Table:
         (*columns, "area (%)", "tolerance"),
         tuple(rows),
     )
+
+
+def _tolerance(curve: Mapping[float, float]) -> str:
+    found = noise_tolerance(curve)
+    return f"{100 * found:.1f} %" if isfinite(found) else f"above {100 * max(curve):g} %"
 
 
 def _activations(divergences: Mapping[str, tuple[float, float]]) -> Table:

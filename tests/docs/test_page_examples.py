@@ -77,6 +77,7 @@ NOT_RUN: dict[str, list[str]] = {
     ],
     "docs/how-to/robustness.md": [
         "needs CIFAR-10, and hours",
+        "needs CIFAR-10, and an hour",
         "takes long; tests/integration/test_image_studies.py runs it",
     ],
     "docs/how-to/train.md": [
