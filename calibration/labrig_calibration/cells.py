@@ -114,6 +114,8 @@ def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None) ->
             break
         last = value
     covariance = _law_covariance(view, law, model, unlike_ohm)
+    # The view's numbers are divided by the gains, which differ between models: the density of what was measured.
+    value -= target.shape[0] * target.shape[1] * float(torch.log(gain.abs()).sum())
     return _finished(view, law, covariance, gain, model, value)
 
 

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import numpy as np
-from random_chips import MeasuredChip, measure
+import pytest
+from random_chips import MeasuredChip, draw_settings, measure
 
 from labrig_calibration.fit import fit
 from labrig_calibration.ladder import Ladder
@@ -43,6 +44,19 @@ def test_a_chip_with_nothing_to_find_yields_nothing() -> None:
     assert np.abs(result.array_parameters.drift.value).max() == 0.0
     # What was looked for and not found still says how large it could have been.
     assert np.isfinite(result.array_parameters.drift.error).all()
+
+
+@pytest.mark.parametrize("number", [1000, 1018, 1060])
+def test_wires_are_not_taken_up_where_there_are_none(number: int) -> None:
+    # Their gains would come out a percent larger with wires, which is no likelihood.
+    rng = np.random.default_rng([77, number])
+    chip = measure(draw_settings(rng), rng)
+    assert chip.settings.wire_ohm == 0.0
+    result = fit(
+        chip.dataset, ladder=Ladder(("global", "cells", "columns", "curve", "wires", "stuck", "drift")), rng=rng
+    )
+    (verdict,) = [one for one in result.ladder if one.rung == "wires"]
+    assert not verdict.kept
 
 
 def test_each_effect_is_taken_up_where_it_is() -> None:
