@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labrig_calibration.mapped import picked_columns, picked_rows, pieces
+from labrig_surrogates.faults import counted
 
 FloatArray = NDArray[np.float64]
 
@@ -55,6 +56,7 @@ class Converters:
         return self.adc_full_scale_a / float(2 ** (self.adc_bits - 1))
 
 
+_VALUES = ("value that is", "values that are")
 # What stands for an argument that was left out; told apart by identity.
 _UNKNOWN: FloatArray = np.empty(0)
 _UNSEEN: NDArray[np.bool_] = np.empty((0, 0), dtype=np.bool_)
@@ -235,7 +237,7 @@ class MvmDataset:
             expected["temperature_k"] = (n,)
             impossible = int(((self.temperature_k <= 0) | np.isinf(self.temperature_k)).sum())
             if impossible:
-                faults.append(f"temperature_k has {_values(impossible, 'no temperature in K')}")
+                faults.append(f"temperature_k has {counted(impossible, *_VALUES)} no temperature in K")
         for name, shape in expected.items():
             got = getattr(self, name).shape
             if got != shape:
@@ -244,15 +246,11 @@ class MvmDataset:
             array: FloatArray = getattr(self, name)
             bad = sum(int((~np.isfinite(array[piece])).sum()) for piece in pieces(len(array)))
             if bad:
-                faults.append(f"{name} has {_values(bad, 'not finite')}")
+                faults.append(f"{name} has {counted(bad, *_VALUES)} not finite")
         if self.pattern.size and (self.pattern.min() < 0 or self.pattern.max() >= writes):
             found = f"{self.pattern.min()} to {self.pattern.max()}"
             faults.append(f"pattern names writes {found}, and those of target_conductance_s are 0 to {writes - 1}")
         return faults
-
-
-def _values(count: int, what: str) -> str:
-    return f"{count} value that is {what}" if count == 1 else f"{count} values that are {what}"
 
 
 def join(datasets: Sequence[MvmDataset]) -> MvmDataset:

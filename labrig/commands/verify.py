@@ -24,6 +24,7 @@ def verify(
 
     from labrig.recording.rescue_report import grouped
     from labrig.recording.verification import verify_recording
+    from labrig_drivers.wording import counted
 
     reports = []
     for file in files:
@@ -33,8 +34,7 @@ def verify(
             continue
         report = reports[-1]
         rows = ", ".join(f"{path.removeprefix('entry/')} {count}" for path, count in sorted(report.rows.items()))
-        number = len(report.faults)
-        told = f"{number} fault{'s' if number > 1 else ''}" if number else "right"
+        told = counted(len(report.faults), "fault") if report.faults else "right"
         typer.echo(f"{file}: {told} ({rows or 'no rows'})")
         for line in grouped(report.faults):
             typer.echo(f"  {line}")
