@@ -84,6 +84,8 @@ def as_json_keeps_it(event: object) -> object:
         return event if math.isfinite(event) else "not finite"
     if isinstance(event, Path):
         return str(event)
+    if isinstance(event, dict):
+        return {name: as_json_keeps_it(value) for name, value in event.items()}
     if isinstance(event, Event | Reading):
         optional = {"least_s", "loss", "accuracy", "energy_j", "instrument_time_s"}
         kept = {name: as_json_keeps_it(value) for name, value in vars(event).items()}
