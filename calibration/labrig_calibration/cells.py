@@ -69,6 +69,8 @@ class CellFit:
         intercept_s: Conductance at target zero in S (stuck cells: where they sit), `[rows, columns]`.
         stuck: Cells that do not follow, bool, `[rows, columns]`.
         log_likelihood: Of all cells, at the maximum.
+        unseen: Relative standard error that wires and crosstalk add to the gains where they are taken to be absent
+            because the data do not show them, `[columns]`; None where they were fitted, or nobody asked.
     """
 
     model: CellModel
@@ -81,6 +83,7 @@ class CellFit:
     intercept_s: FloatArray
     stuck: NDArray[np.bool_]
     log_likelihood: float
+    unseen: FloatArray | None = None
 
 
 def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None) -> CellFit:

@@ -168,7 +168,22 @@ def climb_cells(
         verdicts.append(verdict)
         if not verdict.kept:
             model = replace(model, pattern=False)
-    return fits.of(model), tuple(verdicts)
+    chosen = fits.of(model)
+    if "wires" in wanted and not (model.wires and model.crosstalk):
+        chosen = replace(chosen, unseen=_unseen(chosen, fits.of(replace(model, wires=True, crosstalk=True))))
+    return chosen, tuple(verdicts)
+
+
+def _unseen(chosen: CellFit, whole: CellFit) -> FloatArray:
+    """What the gains may be wrong by, relatively, since a model leaves out what the data do not show, `[columns]`.
+
+    That something is not seen does not say that it is zero. With it the gains would come out elsewhere and be known
+    less well; the error about where they are holds both.
+    """
+    shift = whole.gain - chosen.gain
+    more2 = np.maximum(whole.gain_error**2 - chosen.gain_error**2, 0.0)
+    found: FloatArray = np.sqrt(shift**2 + more2) / np.abs(chosen.gain)
+    return np.nan_to_num(found, posinf=np.inf)
 
 
 def judged(

@@ -56,6 +56,7 @@ def expanded(
         if array.write_conductance_error_s is None
         else spread(array.write_conductance_error_s, np.inf, 2),
         cell_slope_error=None if array.cell_slope_error is None else spread(array.cell_slope_error, np.inf, 1),
+        wire_uncertainty=None if array.wire_uncertainty is None else spread(array.wire_uncertainty, 0.0, 0),
         converters=converters,
         residual=residual,
     )

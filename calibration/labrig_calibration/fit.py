@@ -43,6 +43,9 @@ HELDOUT_FRACTION = Ladder().heldout_fraction
 # So many held-out outputs show whatever a check can show; all of a large recording's would not fit into memory.
 _MOST_JUDGED = 2**20
 
+# From here on a note says what wires that are not seen may have taken.
+_TELL_UNSEEN = 0.01
+
 
 class CalibrationError(ValueError):
     """The data cannot carry a fit; the message lists every reason."""
@@ -105,7 +108,12 @@ def fit(
     lost = _lost_in_wires(cells, data.target_s)
     if chosen.sum() < heldout.sum():
         lost = (*lost, f"judged on {chosen.sum():,} of {heldout.sum():,} MVMs that were held out")
-    notes = (*notes_of(dataset), *lost, *(f"hard to tell apart: {text}" for text in trade_offs(posterior)))
+    notes = (
+        *notes_of(dataset),
+        *lost,
+        *_unseen_wires(cells),
+        *(f"hard to tell apart: {text}" for text in trade_offs(posterior)),
+    )
     return CalibrationResult(
         judged=JudgedArray(parameters, diagnostics, dataset),
         ladder=_in_order((*climbed.verdicts, *cell_verdicts, *residual_verdicts)),
@@ -254,6 +262,7 @@ def _assembled(
         crosstalk=of_law(6, unit="1") if cells.model.crosstalk else None,
         drift_spread=noise["drift_spread"] if DRIFT_SPREAD in climbed.noise.active else None,
         write_log_age=np.array(mean_log_age),
+        wire_uncertainty=cells.unseen,
         residual=residual,
     )
 
@@ -304,6 +313,19 @@ def _lost_in_wires(cells: CellFit, target_s: torch.Tensor) -> tuple[str, ...]:
     return (
         f"wires take {100 * lost:.0f} % of the conductances: to first order their resistance comes out too low "
         "(Ladder(exact_wires=True) solves the network)",
+    )
+
+
+def _unseen_wires(cells: CellFit) -> tuple[str, ...]:
+    """A note where gains are less certain by wires that the data do not show."""
+    if cells.unseen is None or cells.model.wires:
+        return ()
+    typical = float(np.median(cells.unseen))
+    if typical < _TELL_UNSEEN:
+        return ()
+    return (
+        f"wires are not seen, but may be there: gains and conductances together may be {100 * typical:.1f} % higher or "
+        "lower (patterns in which whole rows and columns are high or low would show them)",
     )
 
 

@@ -80,9 +80,13 @@ class CalibrationResult:
 
     @property
     def parameters(self) -> Mapping[str, Estimate]:
-        """Every estimate by name, those of the cells included."""
+        """Every estimate by name, those of the cells included.
+
+        Errors of gains and conductances hold what wires that the data do not show may have taken from both; in
+        `array_parameters`, whose errors are those of the model without such wires, that is `wire_uncertainty`.
+        """
         array = self.array_parameters
-        found = array.estimates()
+        found = array.stated()
         if array.cell_slope_error is not None:
             found["cell_slope"] = Estimate(array.cell_slope, array.cell_slope_error, "1")
         if array.write_conductance_error_s is not None:
@@ -91,7 +95,7 @@ class CalibrationResult:
                 # At age zero, to which all conductances refer, a cell's own drift since then is unknown.
                 back = np.sqrt(array.drift_spread.value) * array.write_log_age[:, None, None]
                 error_s = np.hypot(error_s, array.write_conductance_s * back)
-            found["write_conductance"] = Estimate(array.write_conductance_s, error_s, "S")
+            found["write_conductance"] = array.widened(Estimate(array.write_conductance_s, error_s, "S"))
         return found
 
     @property
@@ -142,6 +146,7 @@ class CalibrationResult:
         """A chip that the data allow: every parameter and cell drawn from the posterior, correlations included.
 
         Training on many of them meets the uncertainty of the calibration. Random numbers come from `generator` alone.
+        `wire_uncertainty` is left out: gains and conductances would change by it together, and outputs would not.
         """
         return draw_array(self.array_parameters, self.posterior, generator)
 

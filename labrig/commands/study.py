@@ -23,8 +23,8 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="Which study: ablation, anchor, break-even, diffusion, ebm, energy, eqprop, equilibrium, recurrent, "
-            "robustness or schedules."
+            help="Which study: ablation, anchor, break-even, definitions, diffusion, ebm, energy, eqprop, equilibrium, "
+            "recurrent, robustness or schedules."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and the numbers.")] = (
@@ -49,6 +49,19 @@ def study(
         typer.Option(
             metavar="N+M", help="Epochs of its digital form, and of each method from there on.", show_default=False
         ),
+    ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Which noise the chips have, as wmax/program+ostd: wmax, wrange, wmult, wrms or abs on the weights, "
+            "program or read, ostd, poisson, ofs or aihwkit on the outputs, @256 for arrays of 256 rows.",
+            show_default=False,
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="BITS", help="Of weights and inputs: 4, 8 or float.", show_default=False),
     ] = None,
     networks: Annotated[
         Path | None, typer.Option(help="Folder of trained networks; OUTPUT/networks without it.")
@@ -79,6 +92,8 @@ def study(
     from labrig.studies.files import write_study
     from labrig.studies.registry import run_study
     from labrig.studies.running import StudySettings
+    from labrig.studies.vision.methods import precision_named
+    from labrig.studies.vision.noise import NoiseKind
     from labrig.threads import one_thread
 
     bus = EventBus()
@@ -104,6 +119,8 @@ def study(
                 images=images,
                 network=network,
                 epochs=None if epochs is None else _epochs(epochs),
+                noise=None if noise is None else NoiseKind.parsed(noise),
+                precision=None if precision is None else precision_named(precision),
                 networks=networks or output / "networks",
                 evaluate=evaluate,
                 cluster=cluster_of(cluster, output / ".jobs", jobs, cluster_set or []),

@@ -53,7 +53,7 @@ def _array(one: ReportedArray) -> dict[str, object]:
         "notes": list(one.notes),
         "tests": None if battery is None else {name: check.adjusted for name, check in battery.checks.items()},
         "column_error_over_noise": one.column_error.tolist(),
-        "parameters": {name: _estimate(each) for name, each in one.parameters.estimates().items()},
+        "parameters": {name: _estimate(each) for name, each in one.parameters.stated().items()},
     }
 
 

@@ -134,7 +134,7 @@ def prefixed(values: FloatArray, unit: str) -> tuple[float, str]:
 
 def parameter_rows(array: ArrayParameters) -> list[ParameterRow]:
     """A line for every family of an array, in the order of the model."""
-    return [row for name, estimate in array.estimates().items() for row in _rows(name, estimate, array)]
+    return [row for name, estimate in array.stated().items() for row in _rows(name, estimate, array)]
 
 
 def column_families(array: ArrayParameters) -> dict[str, Estimate]:

@@ -15,10 +15,10 @@ from typing import Final
 from labrig.studies.intervals import of_mean
 from labrig.studies.result import Curve, Finding, Plot, StudyResult, Table, at_least, at_most
 from labrig.studies.running import Found, Report, StudySettings, finished
-from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.conditions import chip_conditions, chip_controls
 from labrig.studies.vision.grid import Grid, Scores, Size, controlled_scores, sized
 from labrig.studies.vision.methods import Method
+from labrig.studies.vision.noise import Noise
 from labrig.studies.vision.place import place_of
 
 QUESTION = "Does labrig reproduce the published noise table of NeuRRAM's ResNet-20, and do better?"

@@ -14,6 +14,8 @@ from labrig.recording.header import checkout_commit
 from labrig.studies.cluster import Cluster
 from labrig.studies.parts import Workers
 from labrig.studies.result import Control, Finding, Plot, StudyResult, Table
+from labrig.studies.vision.methods import Precision
+from labrig.studies.vision.noise import NoiseKind
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -35,6 +37,8 @@ class StudySettings:
         images: Name of that set.
         network: Which network, for studies of images; None for the usual one.
         epochs: Epochs of the digital network, and of each method from there on, likewise.
+        noise: Which noise chips have, for studies of images; None for the usual one.
+        precision: Of weights and inputs there, likewise.
         networks: Folder of trained networks, for studies that keep them; None for the usual one.
         evaluate: Whether networks that are there are judged and none is trained.
         cluster: Computes the parts in place of `processes`, by studies that have parts.
@@ -51,6 +55,8 @@ class StudySettings:
     images: str = "cifar10"
     network: str | None = None
     epochs: tuple[int, int] | None = None
+    noise: NoiseKind | None = None
+    precision: Precision | None = None
     networks: Path | None = None
     evaluate: bool = False
     cluster: Cluster | None = None

@@ -10,10 +10,10 @@ from typing import Final
 
 from labrig.studies.result import StudyResult
 from labrig.studies.running import Report, StudySettings
-from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.comparison import Comparison, compared, size_of
 from labrig.studies.vision.factors import Factor
 from labrig.studies.vision.methods import METHODS
+from labrig.studies.vision.noise import Noise
 
 QUESTION = "Does it matter how the noise of a training grows?"
 

@@ -27,7 +27,7 @@ SCHEMA_VERSION = 2
 # What safetensors says of a file whose header is one, and whose end is not where that says.
 _CUT_SHORT = ("incomplete metadata", "invalid header length")
 _PLAIN_ARRAYS = ("cell_slope", "cell_intercept_s", "stuck", "write_conductance_s")
-_OPTIONAL_ARRAYS = ("write_conductance_error_s", "cell_slope_error", "write_log_age")
+_OPTIONAL_ARRAYS = ("write_conductance_error_s", "cell_slope_error", "write_log_age", "wire_uncertainty")
 _RESIDUAL = ("hidden", "bias", "out", "scale_a")
 
 
@@ -172,6 +172,7 @@ def _load_array(index: int, entry: dict[str, object], tensors: dict[str, np.ndar
         crosstalk=optional("crosstalk"),
         drift_spread=optional("drift_spread"),
         write_log_age=tensors.get(f"{prefix}write_log_age"),
+        wire_uncertainty=tensors.get(f"{prefix}wire_uncertainty"),
     )
 
 

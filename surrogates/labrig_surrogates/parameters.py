@@ -144,6 +144,9 @@ class ArrayParameters:
         drift_spread: Variance of the drift exponents over the cells of a column, `[columns]`.
         write_log_age: Mean of `log(1 + t / drift_reference_s)` at which each write was measured, `[writes]`; from there
             on a cell's own drift makes its conductance uncertain.
+        wire_uncertainty: Relative standard error that gains and conductances have in common, beyond their own, because
+            wires and crosstalk that the data do not show are taken to be absent, `[columns]`; None where that was
+            not looked at.
         residual: What is left beyond the physics, as a small network.
     """
 
@@ -174,6 +177,7 @@ class ArrayParameters:
     crosstalk: Estimate | None = None
     drift_spread: Estimate | None = None
     write_log_age: FloatArray | None = None
+    wire_uncertainty: FloatArray | None = None
     residual: ResidualNetwork | None = None
 
     @property
@@ -212,6 +216,21 @@ class ArrayParameters:
         """All fitted estimates by name, in the order of the model."""
         found = {name: getattr(self, name) for name in (*REQUIRED_ESTIMATES, *OPTIONAL_ESTIMATES)}
         return {name: estimate for name, estimate in found.items() if estimate is not None}
+
+    def stated(self) -> dict[str, Estimate]:
+        """The estimates with all that they may be wrong by: `wire_uncertainty` is in the errors of the gains.
+
+        Those of `estimates` are errors beside one another: all gains may be off together and still be compared, with
+        each other and with those of another fit.
+        """
+        return self.estimates() | {"gain": self.widened(self.gain)}
+
+    def widened(self, estimate: Estimate) -> Estimate:
+        """Gains or conductances, `[..., columns]`, with `wire_uncertainty` in their errors."""
+        if self.wire_uncertainty is None:
+            return estimate
+        shared = np.abs(estimate.value) * self.wire_uncertainty
+        return Estimate(estimate.value, np.hypot(estimate.error, shared), estimate.unit)
 
 
 @dataclass(frozen=True)

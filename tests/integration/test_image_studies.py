@@ -12,10 +12,10 @@ import pytest
 from labrig.studies.cache import Cache
 from labrig.studies.registry import run_study
 from labrig.studies.running import StudySettings
-from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.factors import Factor, differences, findings, plot, table
 from labrig.studies.vision.grid import QUICK, Grid, Scores, Size, shuffled, sized
 from labrig.studies.vision.methods import METHODS
+from labrig.studies.vision.noise import Noise
 from labrig.studies.vision.parts import ENLARGED_DIGITS, Place, job_of
 from labrig.studies.vision.summary import CellScores
 from labrig_drivers.errors import ConfigError
@@ -78,7 +78,7 @@ def test_factors_are_paired_by_seed() -> None:
 
 
 def test_what_a_study_needs_is_said_before_anything_is_done(tmp_path: Path) -> None:
-    for name in ("robustness", "ablation", "schedules", "anchor"):
+    for name in ("robustness", "ablation", "schedules", "anchor", "definitions"):
         with pytest.raises(ConfigError, match=f"{name} needs --data FOLDER"):
             run_study(name, StudySettings(networks=tmp_path), quiet)
         with pytest.raises(ConfigError, match="give no --rig"):

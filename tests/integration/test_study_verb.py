@@ -12,6 +12,7 @@ from labrig.cli import app
 from labrig.commands.study import study
 from labrig.studies.registry import STUDIES, run_study
 from labrig.studies.running import StudySettings
+from labrig.studies.vision.noise import NoiseKind
 from labrig_drivers.errors import ConfigError
 
 
@@ -41,6 +42,17 @@ def test_every_study_runs_small(tmp_path: Path, name: str) -> None:
     assert all(one["verdict"] in {"holds", "does not hold", "undecided"} for one in stored["findings"])
 
 
+@pytest.mark.nightly
+def test_another_noise_and_precision_are_those_of_the_conditions(tmp_path: Path) -> None:
+    study("robustness", output=tmp_path, seeds=1, quick=True, noise="wmult/read+ofs@64", precision="8")
+    stored = json.loads((tmp_path / "robustness.json").read_text())
+    assert "wmult/read: N |w| on each weight w, fresh at every batch; ofs/read: " in stored["conditions"]["noise"]
+    assert "arrays of 64 rows" in stored["conditions"]["noise"]
+    assert "weights 8 bits, nearest, affine, inputs of every layer 8 bits" in stored["conditions"]["precision"]
+    # Bars are those of the headline's noise and precision.
+    assert not any("programme" in one["claim"] for one in stored["findings"])
+
+
 def test_what_is_no_study_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"there are .*equilibrium"):
         run_study("levitation", StudySettings(), quiet)
@@ -50,6 +62,8 @@ def test_what_is_no_study_is_refused() -> None:
         run_study("equilibrium", StudySettings(network="resnet18", epochs=(1, 1)), quiet)
     with pytest.raises(ConfigError, match=r"0 seeds[^§]*leave it out[^§]*at least one epoch"):
         run_study("robustness", StudySettings(seeds=0, quick=True, epochs=(0, 3)), quiet)
+    with pytest.raises(ConfigError, match=r"anchor takes no --noise[^§]*anchor takes no --precision"):
+        run_study("anchor", StudySettings(noise=NoiseKind("abs"), precision="8"), quiet)
     with pytest.raises(ConfigError, match=r"--epochs 12: expected two whole numbers such as 12\+10"):
         study("robustness", epochs="12")
     command = typer.main.get_command(app).commands["study"]  # type: ignore[attr-defined]

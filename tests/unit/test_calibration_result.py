@@ -143,7 +143,8 @@ def test_drawn_chips_scatter_as_the_errors_say(result: CalibrationResult) -> Non
     drawn = [result.sample_chip(generator) for _ in range(400)]
     for name in ("offset", "compression", "gain", "drift"):
         values = np.stack([one.estimates()[name].value for one in drawn])
-        ratio = values.std(axis=0) / result.parameters[name].error
+        # Beside one another: what unseen wires may have taken from all gains, the conductances would have got.
+        ratio = values.std(axis=0) / result.array_parameters.estimates()[name].error
         assert 0.85 < np.median(ratio) < 1.15, name
     # Cells move together with the curve: more compression means larger conductances.
     compression = np.stack([one.compression.value for one in drawn])[:, 0]
@@ -172,7 +173,7 @@ def test_saved_chips_hold_errors_units_and_the_story(result: CalibrationResult, 
 def test_parameters_that_trade_off_are_named(result: CalibrationResult) -> None:
     # The three coefficients of the programming law describe one curve over a short range.
     assert any("programming" in text for text in trade_offs(result.posterior))
-    assert all("hard to tell apart" in note for note in result.notes)
+    assert all("hard to tell apart" in note for note in result.notes if not note.startswith("wires are not seen"))
 
 
 @pytest.mark.parametrize(("draws", "within"), [(6, 1.6), pytest.param(60, 1.25, marks=pytest.mark.nightly)])

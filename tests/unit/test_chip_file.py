@@ -105,6 +105,7 @@ def test_optional_parts_come_back_and_files_of_schema_1_are_read(tmp_path: Path)
         write_conductance_error_s=rng.uniform(size=(2, 4, 3)),
         cell_slope_error=rng.uniform(size=(4, 3)),
         write_log_age=rng.uniform(size=2),
+        wire_uncertainty=rng.uniform(size=3),
         residual=ResidualNetwork(rng.normal(size=(5, 3)), rng.normal(size=5), rng.normal(size=5), rng.uniform(size=3)),
     )
     path = tmp_path / "chip.safetensors"
@@ -116,6 +117,9 @@ def test_optional_parts_come_back_and_files_of_schema_1_are_read(tmp_path: Path)
     assert loaded.residual is not None
     np.testing.assert_array_equal(loaded.residual.hidden, whole.residual.hidden if whole.residual else None)
     np.testing.assert_array_equal(loaded.write_conductance_error_s, whole.write_conductance_error_s)
+    assert loaded.wire_uncertainty is not None
+    np.testing.assert_array_equal(loaded.wire_uncertainty, whole.wire_uncertainty)
+    np.testing.assert_array_equal(loaded.stated()["gain"].error, whole.stated()["gain"].error)
     assert list(loaded.estimates()) == list(whole.estimates())
     with safe_open(path, framework="numpy") as file:
         header = file.metadata()

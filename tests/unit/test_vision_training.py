@@ -12,10 +12,11 @@ from torch import nn
 
 from labrig.images.labelled import ImageSplits, LabelledImages
 from labrig.studies.vision.activations import layer_divergences
-from labrig.studies.vision.arrays import Noise, calibrate_inputs, on_arrays, on_chip, set_noise
+from labrig.studies.vision.arrays import calibrate_inputs, on_arrays, on_chip, set_noise
 from labrig.studies.vision.chips import accuracy, score_chips
 from labrig.studies.vision.images import ImageTask
-from labrig.studies.vision.methods import METHODS, method_named
+from labrig.studies.vision.methods import METHODS, precision_named
+from labrig.studies.vision.noise import Noise
 from labrig.studies.vision.store import NetworkStore
 from labrig.studies.vision.terms import PhysicsTerms, set_residuals, with_residuals, without_residuals
 from labrig.studies.vision.training import DigitalJob, MethodJob, train_digital, train_method
@@ -211,7 +212,7 @@ def test_physics_terms_hold_spreads_up_and_see_the_chip(task: ImageTask, digital
     assert plain.value(0.2) is None
 
 
-def test_the_task_is_learned_and_unknown_methods_are_refused(task: ImageTask, digital: nn.Module) -> None:
+def test_the_task_is_learned_and_unknown_precisions_are_refused(task: ImageTask, digital: nn.Module) -> None:
     assert accuracy(digital, task, task.test) > 90.0
-    with pytest.raises(ConfigError, match="there are digital, QAT"):
-        method_named("magic")
+    with pytest.raises(ConfigError, match=r"--precision 5: expected one of 4, 8, float"):
+        precision_named("5")

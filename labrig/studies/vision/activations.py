@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labrig.studies.vision.arrays import Noise, calibrate_inputs, on_chip
+from labrig.studies.vision.arrays import calibrate_inputs, on_chip
 from labrig.studies.vision.chips import chip_seed
 from labrig.studies.vision.images import Images, ImageTask
 from labrig.studies.vision.methods import Method
+from labrig.studies.vision.noise import Noise
 from labrig_calibration.activation_divergence import compare_activations
 from labrig_surrogates.layers import analog_modules
 from labrig_surrogates.model_tools import noise_off, program, seed_noise

@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from torch import Tensor, nn
 
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.networks import channels_last
+from labrig.studies.vision.noise import CONVERTER_BITS, Noise
 from labrig_surrogates.analog_config import AnalogConfig
 from labrig_surrogates.calibrate_ranges import calibrate_ranges
 from labrig_surrogates.convert import to_analog
-from labrig_surrogates.effect_settings import Dac, OutputNoise, WeightNoise, WeightQuantization, WeightSpread
+from labrig_surrogates.effect_settings import Dac, Mapping, OutputNoise, WeightNoise, WeightQuantization, WeightSpread
 from labrig_surrogates.layers import weight_matrices
+from labrig_surrogates.quantization import Rounding
+from labrig_surrogates.tilemap import ArrayGeometry
 
 PIXEL_BITS: Final = 8
 """Images come with as many bits, and the first layer takes them as they are."""
 
+AFFINE_BITS: Final = 8
+"""Weights of so many bits lie between the smallest and the largest; those of fewer are symmetric around zero."""
+
 _CLIPPED_INPUTS: Final = 0.002
-
-
-@dataclass(frozen=True)
-class Noise:
-    """The noise of a chip in a test.
-
-    Attributes:
-        weights: N of `wmax`/program: 0.1 is 10 % of the largest weight of each layer, drawn once for a chip.
-        outputs: N of `ostd`/read: 0.1 is 10 % of the standard deviation of each layer's outputs, fresh at every MVM.
-    """
-
-    weights: float
-    outputs: float = 0.0
-
-    def __str__(self) -> str:
-        parts = [f"{100 * self.weights:g} % wmax/program"]
-        parts += [f"{100 * self.outputs:g} % ostd/read"] if self.outputs else []
-        return " + ".join(parts)
+_COLUMNS: Final = 2**20
 
 
 def on_arrays(network: nn.Module, method: Method, seed: int) -> nn.Module:
@@ -51,10 +40,10 @@ def on_arrays(network: nn.Module, method: Method, seed: int) -> nn.Module:
         method: Which effects are there.
         seed: Of the noise.
     """
-    quantization = None if method.weight_bits is None else WeightQuantization(method.weight_bits, method.rounding)
     noisy = method.weight_noise > 0.0 or method.spread
     base = AnalogConfig(
-        weight_quantization=quantization,
+        mapping=_mapping(method),
+        weight_quantization=_quantization(method, method.rounding),
         weight_noise=WeightNoise(0.0, "wmax", timing="read") if noisy else None,
         output_noise=OutputNoise(0.0, "ostd") if method.output_noise > 0.0 else None,
         spread=WeightSpread(per="layer", beside_weight_noise=True) if method.spread else None,
@@ -71,13 +60,28 @@ def on_chip(network: nn.Module, method: Method, noise: Noise, seed: int) -> nn.M
         noise: Of the chip.
         seed: Of this chip.
     """
-    quantization = None if method.weight_bits is None else WeightQuantization(method.weight_bits, "nearest")
+    rows = noise.kind.tile_rows
     base = AnalogConfig(
-        weight_quantization=quantization,
-        weight_noise=WeightNoise(noise.weights, "wmax", timing="program") if noise.weights else None,
-        output_noise=OutputNoise(noise.outputs, "ostd") if noise.outputs else None,
+        geometry=None if rows is None else ArrayGeometry.relative(rows=rows, columns=_COLUMNS),
+        mapping=_mapping(method),
+        dac=Dac(CONVERTER_BITS) if noise.outputs and noise.kind.needs_converters else None,
+        weight_quantization=_quantization(method, "nearest"),
+        weight_noise=noise.of_weights(),
+        output_noise=noise.of_outputs(),
+        adc=noise.adc(),
     )
     return _converted(network, base, method, seed)
+
+
+def _quantization(method: Method, rounding: Rounding) -> WeightQuantization | None:
+    if method.weight_bits is None:
+        return None
+    return WeightQuantization(method.weight_bits, rounding, symmetric=method.weight_bits < AFFINE_BITS)
+
+
+def _mapping(method: Method) -> Mapping:
+    # Levels from the smallest to the largest weight need a reference column: cells cannot be negative.
+    return Mapping(scheme="offset_column" if method.weight_bits == AFFINE_BITS else "differential_pair")
 
 
 def _converted(network: nn.Module, base: AnalogConfig, method: Method, seed: int) -> nn.Module:

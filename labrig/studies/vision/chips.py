@@ -9,10 +9,11 @@ from typing import Final
 import torch
 from torch import nn
 
-from labrig.studies.vision.arrays import Noise, calibrate_inputs, on_chip
+from labrig.studies.vision.arrays import calibrate_inputs, on_chip
 from labrig.studies.vision.images import Images, ImageTask
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.networks import outputs_of
+from labrig.studies.vision.noise import Noise
 from labrig.training.normalisation import reestimate_batch_norm
 from labrig_surrogates.model_tools import program, seed_noise
 

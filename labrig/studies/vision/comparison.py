@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from labrig.studies.result import StudyResult
 from labrig.studies.running import Found, Report, StudySettings, finished
-from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.conditions import chip_conditions, chip_controls
 from labrig.studies.vision.factors import Factor, differences, findings, plot, table
 from labrig.studies.vision.grid import Grid, Size, controlled_scores, sized
-from labrig.studies.vision.methods import Method
+from labrig.studies.vision.methods import Method, at_precision
+from labrig.studies.vision.noise import HEADLINE, Noise
 from labrig.studies.vision.place import place_of
 
 TRAINED_AT = 0.2
@@ -61,15 +61,19 @@ def compared(what: Comparison, settings: StudySettings, report: Report) -> Study
     """
     started_s = time.monotonic()
     place = replace(place_of(settings, what.name), images=what.size.images)
-    methods = [what.base, *(one.method for one in what.factors)]
-    grid = Grid(what.size, [(one, TRAINED_AT) for one in methods], what.noises, tuple(settings.all_seeds))
-    scores, control = controlled_scores(grid, place, settings, report, what.base, what.noises[-1])
-    found = differences(what.base, what.factors, what.noises, scores)
+    precision = settings.precision or "4"
+    base = at_precision(what.base, precision)
+    factors = [replace(one, method=at_precision(one.method, precision)) for one in what.factors]
+    noises = [replace(one, kind=settings.noise or HEADLINE) for one in what.noises]
+    methods = [base, *(one.method for one in factors)]
+    grid = Grid(what.size, [(one, TRAINED_AT) for one in methods], noises, tuple(settings.all_seeds))
+    scores, control = controlled_scores(grid, place, settings, report, base, noises[-1])
+    found = differences(base, factors, noises, scores)
     outcome = Found(
-        findings=tuple(findings(what.factors, what.noises, found)),
+        findings=tuple(findings(factors, noises, found)),
         controls=tuple(chip_controls(grid, scores, control)),
-        tables=(table(what.base, what.factors, what.noises, scores, found),),
-        plots=(plot(what.factors, what.noises, found),),
+        tables=(table(base, factors, noises, scores, found),),
+        plots=(plot(factors, noises, found),),
         conditions=chip_conditions(grid, scores, place.data_name, TRAINED_AT),
     )
     return finished(what.name, what.question, settings, outcome, started_s)

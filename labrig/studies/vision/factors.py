@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from labrig.studies.intervals import of_difference
 from labrig.studies.result import Curve, Finding, Interval, Plot, Table
-from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.grid import Scores
 from labrig.studies.vision.methods import Method
+from labrig.studies.vision.noise import Noise
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Final
 from labrig.studies.cache import Cache, Numbers
 from labrig.studies.parts import Workers, computed
 from labrig.studies.running import Report, StudySettings
-from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.methods import Method
+from labrig.studies.vision.noise import Noise
 from labrig.studies.vision.parts import Judgement, Place, activations_part, compute, judging_part, training_part
 from labrig.studies.vision.store import NetworkStore
 from labrig.studies.vision.summary import CellScores
@@ -160,7 +160,7 @@ class Grid:
         return found
 
     def _judgement(self, job: MethodJob, noise: Noise) -> Judgement:
-        quiet = noise == Noise(0.0)
+        quiet = noise.quiet
         # Without noise all chips are one: two of them show that, and each part of the images is looked at once.
         chips = max(2, self.size.folds) if quiet else self.size.chips
         return Judgement(job, noise, chips, self.size.folds, seed=job.start.seed, shuffled=self.shuffled)

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, cast, get_args
 
 from labrig_drivers.errors import ConfigError
 from labrig_surrogates.quantization import Rounding
 from labrig_surrogates.schedules import Constant, Exponential, Linear, Overshoot, Schedule, Then, Vant
 
 Ramp = Literal["constant", "linear", "exponential", "vant", "overshoot"]
+
+Precision = Literal["4", "8", "float"]
+"""Bits of the weights and of the inputs of every layer: 4 symmetric, 8 affine (see `AFFINE_BITS`), or floats."""
 
 _RAMP_PART: Final = 0.25
 _EXPONENTIAL_START: Final = 0.05
@@ -119,12 +122,21 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
 """The methods of the robustness table. The batch norm of each is judged as trained and re-estimated on every chip."""
 
 
-def method_named(name: str) -> Method:
-    """The method of that name.
+def at_precision(method: Method, precision: Precision) -> Method:
+    """A method with weights and inputs of another precision; one that has no levels at all stays as it is."""
+    if precision == "4" or method.weight_bits is None:
+        return method
+    bits = None if precision == "float" else int(precision)
+    return replace(method, weight_bits=bits, activation_bits=bits)
+
+
+def precision_named(text: str) -> Precision:
+    """A precision from its text.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: It is none.
     """
-    if name not in METHODS:
-        raise ConfigError(f"method {name!r} is not known; there are {', '.join(METHODS)}")
-    return METHODS[name]
+    for one in get_args(Precision):
+        if one == text:
+            return cast(Precision, one)
+    raise ConfigError(f"--precision {text}: expected one of {', '.join(get_args(Precision))}")

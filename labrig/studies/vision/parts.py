@@ -20,10 +20,10 @@ from torch import nn
 from labrig.images.labelled import ImageSplits, LabelledImages
 from labrig.images.registry import read_images
 from labrig.studies.vision.activations import layer_divergences
-from labrig.studies.vision.arrays import Noise
 from labrig.studies.vision.chips import score_chips
 from labrig.studies.vision.images import Images, ImageTask
 from labrig.studies.vision.methods import Method
+from labrig.studies.vision.noise import Noise
 from labrig.studies.vision.optimiser import Rates
 from labrig.studies.vision.store import NetworkStore
 from labrig.studies.vision.summary import folds
@@ -127,7 +127,7 @@ def compute(place: Place, part: Part) -> dict[str, float]:
     raw = cast("dict[str, object]", part["judgement"])
     job = job_of(cast("dict[str, object]", raw["job"]))
     assert isinstance(job, MethodJob)
-    noise = Noise(**cast("dict[str, float]", raw["noise"]))
+    noise = Noise.from_document(raw["noise"])
     rest = {key: value for key, value in raw.items() if key not in {"job", "noise"}}
     judgement = Judgement(job, noise, **cast("dict[str, int]", rest))  # type: ignore[arg-type]
     return diverged(place, judgement) if part["part"] == "activations" else judged(place, judgement)
