@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from labrig_surrogates.crosstalk import apply_crosstalk
+from labrig_surrogates.drift_behind_wires import seen_at_age_zero
 from labrig_surrogates.errors import SurrogateError
 from labrig_surrogates.parameters import ArrayParameters, Estimate
 from labrig_surrogates.quantization import quantize
@@ -89,6 +90,7 @@ class ArraySurrogate(nn.Module):
         self._noise_after = parameters.output_shot_noise is not None or parameters.output_relative_noise is not None
         self.wires: FirstOrderWires | None = None
         self.network_ohm: tuple[float, float] | None = None
+        self._seen_at_age_zero = seen_at_age_zero(parameters)
         if parameters.wire_ohm is not None:
             # What drifted cells lose is what undrifted ones would lose in less resistance, at the age of the recording.
             left = parameters.left_when_read
@@ -124,6 +126,9 @@ class ArraySurrogate(nn.Module):
     def new_write(self, target_s: Tensor, programming_draw: Tensor | None = None) -> Tensor:
         """Conductances in S of a new write, as its currents show them: behind the wires, with the crosstalk.
 
+        They refer to age zero as those of recorded writes do: taken back with the drift of the currents, so that they
+        are right at the age at which writes were recorded (`labrig_surrogates.drift_behind_wires`).
+
         Args:
             target_s: Commanded conductances in S, `[rows, columns]`.
             programming_draw: Standard normal draws, `[rows, columns]`; None for the mean of all writes.
@@ -136,6 +141,8 @@ class ArraySurrogate(nn.Module):
             conductance_s = self.wires(conductance_s)
         if self.network_ohm is not None:
             conductance_s = transfer_matrix(conductance_s, *self.network_ohm)
+        if self._seen_at_age_zero != 1.0:
+            conductance_s = self._seen_at_age_zero * conductance_s
         if self._coupled:
             conductance_s = apply_crosstalk(conductance_s, self.crosstalk.reshape(1), conserving=False)
         return conductance_s

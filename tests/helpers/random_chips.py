@@ -157,13 +157,7 @@ def z_scores(chip: MeasuredChip, result: CalibrationResult) -> dict[str, FloatAr
         "cell_slope": np.where(healthy, truth.mismatch / mean_slope, np.nan),
     }
     if settings.drift_exponent > 0:
-        # Behind wires a column's current drifts less than its cells do: their drop drifts too.
-        log_age = float(np.log1p(chip.dataset.age_s).mean())
-        late_s = np.stack(
-            [truth.transfer_s(one.conductance_s * np.exp(-settings.drift_exponent * log_age)) for one in chip.written]
-        )
-        fallen = (transfer_s * late_s).sum(axis=(0, 1)) / (transfer_s**2).sum(axis=(0, 1))
-        truths["drift"] = -np.log(fallen) / log_age
+        truths["drift"] = _drift_of_currents(chip, transfer_s)
     if settings.wire_ohm > 0:
         truths["wire_ohm"] = np.array([settings.wire_ohm, settings.bit_wire_ohm or settings.wire_ohm])
         truths["crosstalk"] = np.zeros(())
@@ -181,6 +175,20 @@ def z_scores(chip: MeasuredChip, result: CalibrationResult) -> dict[str, FloatAr
             z = np.where(np.mean(value) > 1.5 * error if name == "wire_ohm" else value > 3.0 * error, z, np.nan)
         scores[name] = np.where(np.isfinite(estimate.error), z, np.nan)
     return scores
+
+
+def _drift_of_currents(chip: MeasuredChip, transfer_s: FloatArray) -> FloatArray:
+    """Exponents of the columns' currents over the ages at which they were measured, `[columns]`.
+
+    Behind wires a current drifts less than the cells do, and the more so the younger they are: their drop drifts too.
+    """
+    log_age = np.quantile(np.log1p(chip.dataset.age_s), np.linspace(0.05, 0.95, 7))
+    fallen = []
+    for one in log_age:
+        left = np.exp(-chip.settings.drift_exponent * one)
+        late_s = np.stack([chip.truth.transfer_s(write.conductance_s * left) for write in chip.written])
+        fallen.append((transfer_s * late_s).sum(axis=(0, 1)) / (transfer_s**2).sum(axis=(0, 1)))
+    return np.asarray(-np.polyfit(log_age, np.log(np.stack(fallen)), 1)[0])
 
 
 def wire_error_ohm(chip: MeasuredChip) -> FloatArray:
