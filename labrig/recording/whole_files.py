@@ -1,4 +1,4 @@
-"""New files that are there whole or not at all: written under another name beside it, safe on disk, then renamed."""
+"""Files that are there whole or not at all: written under another name beside it, safe on disk, then renamed."""
 
 from __future__ import annotations
 
@@ -49,6 +49,26 @@ def unwritable(paths: Iterable[Path]) -> list[str]:
         elif not os.access(path if path.exists() else path.parent, os.W_OK):
             faults.append(f"{path}: cannot be written: permission denied")
     return faults
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is either complete, and on the disk, or not there; one that is there is replaced.
+
+    Raises:
+        StorageError: The folder cannot be made or written; nothing is left of the attempt.
+    """
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 class WholeFiles:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import plotly.graph_objects as go
 
-from labrig_drivers.errors import StorageError
+from labrig.recording.whole_files import write_whole
 
 _SCRIPT = "plotly.min.js"
 # A touch screen always shows the buttons, so only those stay that leave the title readable.
@@ -56,15 +56,9 @@ def write_page(path: Path, template: Path, *, one_file: bool = False, **content:
     if one_file:
         content = {**content, "script": _plotting_script()}
     page = environment.from_string(template.read_text(encoding="utf-8")).render(**content)
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        if not one_file and not (script := path.parent / _SCRIPT).exists():
-            script.write_text(_plotting_script(), encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise StorageError(f"{path}: the page cannot be written ({error.strerror})") from error
+    if not one_file and not (script := path.parent / _SCRIPT).exists():
+        write_whole(script, _plotting_script().encode())
+    write_whole(path, page.encode())
 
 
 def _plotting_script() -> str:

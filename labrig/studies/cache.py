@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from labrig.recording.header import checkout_commit
-from labrig_drivers.errors import StorageError
+from labrig.recording.whole_files import write_whole
 
 Numbers = dict[str, float]
 
@@ -68,14 +68,8 @@ class Cache:
         path = self._path(configuration)
         if path is None:
             return dict(numbers)
-        unfinished = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = {"configuration": dict(configuration), "numbers": dict(numbers)}
-            unfinished.write_text(json.dumps(content) + "\n", encoding="utf-8")
-            unfinished.replace(path)
-        except OSError as error:
-            raise StorageError(f"{self.folder}: a part of the study cannot be kept ({error.strerror})") from error
+        content = {"configuration": dict(configuration), "numbers": dict(numbers)}
+        write_whole(path, (json.dumps(content) + "\n").encode())
         return dict(numbers)
 
     def forget(self, configuration: Mapping[str, object]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from labrig.json_numbers import finite_json
+from labrig.recording.whole_files import write_whole
 from labrig.reports.page import embedded, new_figure, write_page
 from labrig.studies.result import Plot, StudyResult
-from labrig_drivers.errors import StorageError
 
 _TEMPLATE = Path(__file__).with_name("study.html.jinja")
 _COLOURS = ("#1f2933", "#c2410c", "#0369a1", "#15803d", "#7e22ce", "#94a3b8")
@@ -41,16 +41,7 @@ def write_study(folder: Path, result: StudyResult) -> StudyFiles:
         StorageError: The folder cannot be made or written.
     """
     files = StudyFiles(folder / f"{result.name}.html", folder / f"{result.name}.json")
-    unfinished = files.json.with_name(files.json.name + ".part")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(
-            json.dumps(finite_json(result.as_dict()), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        unfinished.replace(files.json)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise StorageError(f"{folder}: the study cannot be written ({error.strerror})") from error
+    write_whole(files.json, (json.dumps(finite_json(result.as_dict()), indent=1, allow_nan=False) + "\n").encode())
     plots = [embedded(_figure(plot)) for plot in result.plots]
     write_page(files.html, _TEMPLATE, result=result, plots=plots)
     return files

@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from labrig.recording.whole_files import write_whole
 from labrig.training.ledger import Ledger
 from labrig.training.physical import Held, Observation
 from labrig.training.recorded_board import BoardPosition
-from labrig.training.run_folder import write_whole
 from labrig.training.session import Session
 from labrig_drivers.commanded import PastWrite
 from labrig_drivers.crossbar import MvmResult

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from labrig.config import load_rig
 from labrig.events import EventBus, Message, StepDone
 from labrig.placement import plan_placement
+from labrig.recording.whole_files import write_whole
 from labrig.run_control import RunControl
 from labrig.training.assembly import DATA_STREAM, generator_of
 from labrig.training.backends import Backends
@@ -44,7 +45,6 @@ from labrig.training.run_folder import (
     load_network,
     save_network,
     write_json,
-    write_whole,
 )
 from labrig.training.run_report import write_run_report
 from labrig.training.run_summary import summary_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from labrig.recording.whole_files import write_whole
 from labrig.training.config import TrainConfig, parse_training
 from labrig.training.tensorboard_file import FOLDER as TENSORBOARD
 from labrig.training.tensorboard_file import EventFile, scalars_of
@@ -103,23 +103,6 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         StorageError: The folder cannot be written.
     """
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is either complete, and on the disk, or not there.
-
-    Raises:
-        StorageError: The folder cannot be written.
-    """
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def save_network(path: Path, network: nn.Module) -> None:

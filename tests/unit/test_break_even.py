@@ -113,7 +113,7 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(tmp_path: Path) -> No
     assert Cache(tmp_path).kept({"number": 2}) is None
     assert Cache(None).keep({"number": 2}, {"square": 4.0}) == {"square": 4.0}
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be kept"):
+    with pytest.raises(StorageError, match="cannot be written"):
         Cache(tmp_path / "file").keep({"number": 2}, {"square": 4.0})
 
 

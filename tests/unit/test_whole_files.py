@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from labrig.recording.output_file import OutputFile, StoppedError, in_thread
-from labrig.recording.whole_files import WholeFiles
+from labrig.recording.whole_files import WholeFiles, write_whole
 from labrig_drivers.errors import StorageError
 
 
@@ -147,3 +147,18 @@ def test_what_the_thread_returns_or_raises_is_handed_on() -> None:
 
     with pytest.raises(ValueError, match="mine"):
         in_thread(fail)
+
+
+def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "numbers.json"
+    write_whole(path, b"one")
+    write_whole(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert names(path.parent) == ["numbers.json"]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StorageError, match=r"numbers\.json: cannot be written \("):
+        write_whole(path, b"three")
+    assert names(path.parent) == ["numbers.json"]
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_whole(tmp_path / "new" / "numbers.json" / "x" / ".." / ".." / ("y" * 300), b"")

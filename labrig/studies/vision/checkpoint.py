@@ -9,9 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from labrig.recording.whole_files import write_whole
 from labrig.studies.vision.optimiser import ImageOptimiser
 from labrig.training.averaging import MovingAverage
-from labrig.training.run_folder import write_whole
 
 
 def save_epoch(path: Path, epoch: int, network: nn.Module, optimiser: ImageOptimiser, average: MovingAverage) -> None:

@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from labrig.recording.header import checkout_commit
+from labrig.recording.whole_files import write_whole
 from labrig.studies.vision.networks import build_network
 from labrig.studies.vision.training import Job, MethodJob
-from labrig.training.run_folder import write_whole
 from labrig_drivers.errors import StorageError
 
 _CODES: Final = "#codes"
