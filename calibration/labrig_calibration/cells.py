@@ -44,7 +44,9 @@ from labrig_calibration.cell_likelihood import (
 
 FloatArray = NDArray[np.float64]
 
-_ROUNDS = 6
+_ROUNDS = 12
+# Cells of all writes that are enough to come near; only the last rounds look at all of them.
+_ENOUGH_CELLS = 2**14
 # Nats that a round may gain over the one before for the fit to be at rest.
 _RESTING = 0.05
 # After so many it is settled how much the resistances of both lines may differ.
@@ -107,19 +109,30 @@ def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None) ->
         law[shared] = torch.as_tensor(start.law)[shared]
     value, last, unlike_ohm = 0.0, float("inf"), float("inf")
     view = view_of(data, gain, law, model)
-    for number in range(_ROUNDS):
-        law, value = _fit_law(view, law, model, unlike_ohm)
-        if model.wires and number < _ROUNDS_OF_LIKENESS:
-            unlike_ohm = _unlike_ohm(law, _law_covariance(view, law, model, unlike_ohm), model)
-        gain = gain * _own_gain(view, law, model)
-        view = view_of(data, gain, law, model)
-        if abs(last - value) < _RESTING:
-            break
-        last = value
+    likeness = _ROUNDS_OF_LIKENESS * model.wires
+    for every in _steps_of_columns(data):
+        for _ in range(_ROUNDS):
+            some = view.of_columns(every)
+            law, value = _fit_law(some, law, model, unlike_ohm)
+            if likeness > 0:
+                unlike_ohm = _unlike_ohm(law, _law_covariance(some, law, model, unlike_ohm), model)
+                likeness -= 1
+            gain = gain * _own_gain(view, law, model)
+            view = view_of(data, gain, law, model)
+            if abs(last - value) < _RESTING * every:
+                break
+            last = value
+        last = float("inf")
     covariance = _law_covariance(view, law, model, unlike_ohm)
     # The view's numbers are divided by the gains, which differ between models: the density of what was measured.
     value -= target.shape[0] * target.shape[1] * float(torch.log(gain.abs()).sum())
     return _finished(view, law, covariance, gain, model, value)
+
+
+def _steps_of_columns(data: CellData) -> tuple[int, ...]:
+    """Every how many-th column is looked at, first and in the end."""
+    every = data.target_s.numel() // _ENOUGH_CELLS
+    return (every, 1) if every > 1 else (1,)
 
 
 def predict_write(
@@ -203,11 +216,16 @@ def _fit_law(view: View, law: Tensor, model: CellModel, unlike_ohm: float) -> tu
     bounds = [(None, None) if one in {0, 1, 2, CROSSTALK} else (0.0, None) for one in free]
     if MISMATCH in free:
         bounds[free.index(MISMATCH)] = (0.01, None)
-    start = (law[free] / scales[free]).numpy()
+    start: FloatArray = (law[free] / scales[free]).numpy()
+    first = value_and_gradient(start)
+
+    def known_at_first(x: FloatArray) -> tuple[float, FloatArray]:
+        return first if np.array_equal(x, start) else value_and_gradient(x)
+
     # What is gained in the end of a round is less than what the next round's view changes.
-    part = 0.1 * _RESTING / max(abs(value_and_gradient(start)[0]), 1.0)
+    part = 0.1 * _RESTING / max(abs(first[0]), 1.0)
     found = minimize(
-        value_and_gradient,
+        known_at_first,
         start,
         jac=True,
         method="L-BFGS-B",
