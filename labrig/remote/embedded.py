@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from labrig.addresses import BrokerAddress, bind_reason
+from labrig.remote.embedded_subscriptions import Subscriptions
 from labrig.telemetry.broker import Broker
 from labrig_drivers.errors import ConfigError, LinkLostError
 
@@ -138,6 +139,7 @@ async def embedded_broker(settings: EmbeddedSettings, root: str, rig_client: str
         },
     }
     broker = AmqttBroker(config)
+    broker._subscriptions = Subscriptions()
     await broker.start()
     serving: set[asyncio.Task[None]] = set()
 
