@@ -114,15 +114,17 @@ def test_entries_behind_the_committed_rows_do_not_count(dtype: np.dtype[np.void]
 
 
 @pytest.mark.parametrize("field", ["start", "rows"])
-@given(number=st.integers(0, 4), value=st.integers(-(2**63), 2**63 - 1))
+@given(number=st.integers(0, 4), value=st.integers(-(2**63), 2**63 - 1) | st.integers(-20, 20))
 def test_garbage_in_an_entry_ends_the_chain(field: str, number: int, value: int) -> None:
     table = entries([3, 1, 4, 1, 5], FIRST_DTYPE)
     right = int(table[field][number])
+    # Of this first form, without check sums, a length that makes up the whole sum by itself looks like the last one.
+    fits = value == right or (field == "rows" and int(table["start"][number]) + value == 14)
     table[field][number] = value
     found = counted(table, 14)
     assert np.array_equal(found, table[: len(found)])
     # A length decides where the next block begins, so a wrong one shows there, or in the sum.
-    assert (streams.covered(found) == 14) == (value == right)
+    assert (streams.covered(found) == 14) == fits
 
 
 def test_points_that_were_missed_are_blocks_without_rows() -> None:
