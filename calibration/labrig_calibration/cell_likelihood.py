@@ -79,9 +79,6 @@ class CellModel:
         return (0, 1, 2, *extra)
 
 
-_OF_CELLS = ("y", "error", "target", "word", "bit", "share", "neighbours")
-
-
 @dataclass(frozen=True)
 class View:
     """Cells in units of their column's gain, with what is held fixed while the law is fitted.
@@ -107,8 +104,16 @@ class View:
         """Every so many-th column of the same view; wires and neighbours stay those of the whole array."""
         if every == 1:
             return self
-        y, error, target, word, bit, share, neighbours = (getattr(self, name)[..., ::every] for name in _OF_CELLS)
-        return View(y, error, target, word, bit, share, neighbours, self.highest_s)
+        return replace(
+            self,
+            y=self.y[..., ::every],
+            error=self.error[..., ::every],
+            target=self.target[..., ::every],
+            word=self.word[..., ::every],
+            bit=self.bit[..., ::every],
+            share=self.share[..., ::every],
+            neighbours=self.neighbours[..., ::every],
+        )
 
 
 def sigma_s(law: Tensor, target_s: Tensor, highest_s: float) -> Tensor:

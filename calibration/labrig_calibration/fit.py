@@ -99,7 +99,7 @@ def fit(
     cells, cell_verdicts = climb_cells(data, ladder, float(before.mean()), climbed.verdicts[-1].parameters)
     report("cells", 0.9)
     residual, residual_verdicts = _residual(train, later, before, climbed, ladder, rng)
-    parameters = _assembled(train, climbed, cells, residual)
+    parameters = _at_age_zero(_assembled(train, climbed, cells, residual))
     posterior = _posterior(climbed, cells)
     if dead.any():
         parameters, posterior = expanded(parameters, posterior, ~dead, converter_range(dataset), dataset)
@@ -236,38 +236,36 @@ def _assembled(
     error_s = np.hypot(
         climbed.factor.cell_error_s().numpy() / np.abs(gain), write_s * np.nan_to_num(cells.gain_error / gain)
     )
-    return _at_age_zero(
-        ArrayParameters(
-            array=dataset.array,
-            gain=Estimate(gain, cells.gain_error, "1"),
-            offset=_shared_estimate(climbed, 0, "A"),
-            compression=_shared_estimate(climbed, 1, "1/A"),
-            drift=_shared_estimate(climbed, 2, "1"),
-            amplifier_noise=noise["amplifier_noise"],
-            shot_noise=noise["shot_noise"],
-            conductance_noise=noise["conductance_noise"],
-            programming=of_law(0, 1, 2, unit="1"),
-            cell_slope=cells.slope,
-            cell_intercept_s=cells.intercept_s,
-            stuck=cells.stuck,
-            write_conductance_s=write_s,
-            drift_reference_s=train.drift_reference_s,
-            converters=converter_range(dataset),
-            write_conductance_error_s=error_s,
-            cell_slope_error=cells.slope_error,
-            mismatch=of_law(3, unit="1") if cells.model.pattern else None,
-            skew=_shared_estimate(climbed, 3, "1") if 3 in climbed.free else None,
-            line_noise=noise["line_noise"] if 3 in climbed.noise.active else None,
-            output_shot_noise=noise["output_shot_noise"] if 4 in climbed.noise.active else None,
-            output_relative_noise=noise["output_relative_noise"] if 5 in climbed.noise.active else None,
-            wire_ohm=of_law(4, 5, unit="ohm") if cells.model.wires else None,
-            exact_wires=cells.model.wires and cells.model.exact,
-            crosstalk=of_law(6, unit="1") if cells.model.crosstalk else None,
-            drift_spread=noise["drift_spread"] if DRIFT_SPREAD in climbed.noise.active else None,
-            write_log_age=np.array(mean_log_age),
-            wire_uncertainty=cells.unseen,
-            residual=residual,
-        )
+    return ArrayParameters(
+        array=dataset.array,
+        gain=Estimate(gain, cells.gain_error, "1"),
+        offset=_shared_estimate(climbed, 0, "A"),
+        compression=_shared_estimate(climbed, 1, "1/A"),
+        drift=_shared_estimate(climbed, 2, "1"),
+        amplifier_noise=noise["amplifier_noise"],
+        shot_noise=noise["shot_noise"],
+        conductance_noise=noise["conductance_noise"],
+        programming=of_law(0, 1, 2, unit="1"),
+        cell_slope=cells.slope,
+        cell_intercept_s=cells.intercept_s,
+        stuck=cells.stuck,
+        write_conductance_s=write_s,
+        drift_reference_s=train.drift_reference_s,
+        converters=converter_range(dataset),
+        write_conductance_error_s=error_s,
+        cell_slope_error=cells.slope_error,
+        mismatch=of_law(3, unit="1") if cells.model.pattern else None,
+        skew=_shared_estimate(climbed, 3, "1") if 3 in climbed.free else None,
+        line_noise=noise["line_noise"] if 3 in climbed.noise.active else None,
+        output_shot_noise=noise["output_shot_noise"] if 4 in climbed.noise.active else None,
+        output_relative_noise=noise["output_relative_noise"] if 5 in climbed.noise.active else None,
+        wire_ohm=of_law(4, 5, unit="ohm") if cells.model.wires else None,
+        exact_wires=cells.model.wires and cells.model.exact,
+        crosstalk=of_law(6, unit="1") if cells.model.crosstalk else None,
+        drift_spread=noise["drift_spread"] if DRIFT_SPREAD in climbed.noise.active else None,
+        write_log_age=np.array(mean_log_age),
+        wire_uncertainty=cells.unseen,
+        residual=residual,
     )
 
 

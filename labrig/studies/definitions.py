@@ -17,13 +17,12 @@ from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.studies.vision.comparison import TRAINED_AT
 from labrig.studies.vision.conditions import chip_conditions, chip_controls
 from labrig.studies.vision.grid import Grid, Scores, Size, controlled_scores, sized
-from labrig.studies.vision.methods import METHODS, at_precision
+from labrig.studies.vision.methods import HEADLINE_METHODS, METHODS, at_precision
 from labrig.studies.vision.noise import Noise, NoiseKind
 from labrig.studies.vision.place import place_of
 
 QUESTION = "How much does it matter which noise is meant by a level?"
 
-_METHODS: Final = ("digital", "QAT", "QAT, clipped", "noise injection, distilled", "ours")
 _LEVEL: Final = 0.1
 _FULL_LEVELS: Final = (0.05, 0.1, 0.2)
 _MATTERS_POINTS: Final = 10.0
@@ -53,7 +52,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     started_s = time.monotonic()
     size = sized(Size(), settings)
     place = replace(place_of(settings, "definitions"), images=size.images)
-    methods = [at_precision(METHODS[name], settings.precision or "4") for name in _METHODS]
+    methods = [at_precision(METHODS[name], settings.precision or "4") for name in HEADLINE_METHODS]
     noises = [Noise(0.0), *(one for n in (_FULL_LEVELS if settings.full else (_LEVEL,)) for one in kinds_at(n))]
     grid = Grid(size, [(one, TRAINED_AT) for one in methods], noises, tuple(settings.all_seeds))
     scores, control = controlled_scores(grid, place, settings, report, methods[-1], Noise(_LEVEL))

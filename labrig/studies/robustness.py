@@ -20,7 +20,7 @@ from labrig.studies.running import Found, Report, StudySettings, finished
 from labrig.studies.vision.comparison import TRAINED_AT
 from labrig.studies.vision.conditions import chip_conditions, chip_controls
 from labrig.studies.vision.grid import Grid, Scores, Size, controlled_scores, sized
-from labrig.studies.vision.methods import METHODS, Method, Precision, at_precision
+from labrig.studies.vision.methods import HEADLINE_METHODS, METHODS, Method, Precision, at_precision
 from labrig.studies.vision.noise import HEADLINE, Noise, NoiseKind
 from labrig.studies.vision.place import place_of
 from labrig.studies.vision.summary import noise_tolerance, normalised_area
@@ -30,7 +30,6 @@ QUESTION = "How much accuracy do networks of few bits keep on noisy chips, and w
 Form = Literal["weights", "outputs", "weights and outputs"]
 """What is noisy."""
 
-_HEADLINE: Final = ("digital", "QAT", "QAT, clipped", "noise injection, distilled", "ours")
 _LEVELS: Final = (0.0, 0.05, 0.1, 0.2)
 _ALL_LEVELS: Final = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 _HEADLINE_FORMS: Final[tuple[Form, ...]] = ("weights", "weights and outputs")
@@ -57,7 +56,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     noises = [Noise(0.0)]
     for form in _FORMS if settings.full else _HEADLINE_FORMS:
         noises += [_noise(form, level, kind) for level in levels]
-    methods = [at_precision(METHODS[name], precision) for name in (METHODS if settings.full else _HEADLINE)]
+    methods = [at_precision(METHODS[name], precision) for name in (METHODS if settings.full else HEADLINE_METHODS)]
     grid = Grid(size, [(one, TRAINED_AT) for one in methods], noises, tuple(settings.all_seeds))
     ours = at_precision(METHODS["ours"], precision)
     scores, control = controlled_scores(grid, place, settings, report, ours, Noise(0.1, kind=kind))

@@ -61,7 +61,7 @@ def test_a_new_write_is_right_at_the_age_of_the_recording(wire_ohm: float, drift
     truth = transfer_matrix(target_s * float(np.exp(-drift * log_age)), wire_ohm, wire_ohm).numpy()
     lost = 1.0 - truth.sum() / (target_s.sum().item() * np.exp(-drift * log_age))
     error, before = predicted.sum() / truth.sum() - 1.0, predicted.sum() / seen_at_age_zero(found) / truth.sum() - 1.0
-    # Of what the drift of the currents alone would be wrong by, a tenth at most is left.
+    # Of what the drift of the currents alone would be wrong by, a seventh at most is left.
     assert abs(before) > 0.7 * lost * exponent * log_age
     assert abs(error) < 0.15 * abs(before)
 

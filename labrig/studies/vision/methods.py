@@ -121,6 +121,9 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
 )
 """The methods of the robustness table. The batch norm of each is judged as trained and re-estimated on every chip."""
 
+HEADLINE_METHODS: Final = ("digital", "QAT", "QAT, clipped", "noise injection, distilled", "ours")
+"""Those of them that are always there; the others come with `--full`."""
+
 
 def at_precision(method: Method, precision: Precision) -> Method:
     """A method with weights and inputs of another precision; one that has no levels at all stays as it is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Final, Literal, cast, get_args
 
 from labrig_drivers.errors import ConfigError
@@ -107,8 +107,7 @@ class Noise:
     def from_document(cls, document: object) -> Noise:
         """A noise from what `dataclasses.asdict` made of it."""
         assert isinstance(document, dict)
-        known = {one.name for one in fields(cls)} - {"kind"}
-        return cls(**{name: document[name] for name in known}, kind=NoiseKind(**document["kind"]))
+        return cls(document["weights"], document["outputs"], NoiseKind(**document["kind"]))
 
     @property
     def quiet(self) -> bool:
