@@ -67,7 +67,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
         tables=(_table(scores),),
         plots=(_plot(scores),),
         conditions={
-            **chip_conditions(grid, scores, place.data_name, TRAINED_AT),
+            **chip_conditions(grid, scores, place, TRAINED_AT),
             "precision": "weights as they are; inputs of every layer 3 bits, pixels 8 (NeuRRAM: 4)",
             "published": "200 epochs of Adam, noise fresh at every pass in training and test, biases noisy as well",
         },

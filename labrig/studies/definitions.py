@@ -64,7 +64,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
             _table("Batch norm as trained", grid, scores, again=False),
         ),
         plots=(_plot(grid, scores),),
-        conditions=chip_conditions(grid, scores, place.data_name, TRAINED_AT),
+        conditions=chip_conditions(grid, scores, place, TRAINED_AT),
     )
     return finished("definitions", QUESTION, settings, outcome, started_s)
 

@@ -22,6 +22,7 @@ from labrig.studies.vision.conditions import chip_conditions, chip_controls
 from labrig.studies.vision.grid import Grid, Scores, Size, controlled_scores, sized
 from labrig.studies.vision.methods import HEADLINE_METHODS, METHODS, Method, Precision, at_precision
 from labrig.studies.vision.noise import HEADLINE, Noise, NoiseKind
+from labrig.studies.vision.parts import Place
 from labrig.studies.vision.place import place_of
 from labrig.studies.vision.summary import noise_tolerance, normalised_area
 
@@ -64,7 +65,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     divergences = grid.divergences(place, Cache(settings.cache, by_code=False), settings.workers, report, compared_at)
     bars = _bars(scores) if (precision, kind) == ("4", HEADLINE) else []
     findings = (*bars, *_comparisons(scores, kind), *_losses(scores, kind), *_costs_of_levels(scores, precision))
-    found = _found(grid, scores, findings, control, divergences, place.data_name, compared_at)
+    found = _found(grid, scores, findings, control, divergences, place, compared_at)
     return finished("robustness", QUESTION, settings, found, started_s)
 
 
@@ -78,7 +79,7 @@ def _found(
     findings: tuple[Finding, ...],
     control: Scores,
     divergences: Mapping[str, tuple[float, float]],
-    data: str,
+    place: Place,
     compared_at: Noise,
 ) -> Found:
     return Found(
@@ -91,7 +92,7 @@ def _found(
             _activations(divergences, compared_at),
         ),
         plots=tuple(_plots(grid, scores)),
-        conditions=chip_conditions(grid, scores, data, TRAINED_AT),
+        conditions=chip_conditions(grid, scores, place, TRAINED_AT),
     )
 
 

@@ -14,6 +14,7 @@ from labrig.studies.vision.images import Images, ImageTask
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.networks import outputs_of
 from labrig.studies.vision.noise import Noise
+from labrig.studies.vision.products import fast_products
 from labrig.training.normalisation import reestimate_batch_norm
 from labrig_surrogates.model_tools import program, seed_noise
 
@@ -46,7 +47,7 @@ def chip_seed(seed: int, number: int) -> int:
 
 
 def accuracy(network: nn.Module, task: ImageTask, images: Images) -> float:
-    """Accuracy in % on some images, with products in bfloat16."""
+    """Accuracy in % on some images."""
     right = 0
     with torch.no_grad():
         for first in range(0, len(images), _BATCH):
@@ -91,7 +92,7 @@ def score_chips(
         program(chip)
         plain.append(accuracy(chip, task, part))
         if re_estimate:
-            with torch.autocast(seen.device.type, dtype=torch.bfloat16):
+            with fast_products(seen.device.type):
                 reestimate_batch_norm(chip, seen, _BATCH)
             renewed.append(accuracy(chip, task, part))
             chip.load_state_dict(trained)

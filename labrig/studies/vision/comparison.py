@@ -74,6 +74,6 @@ def compared(what: Comparison, settings: StudySettings, report: Report) -> Study
         controls=tuple(chip_controls(grid, scores, control)),
         tables=(table(base, factors, noises, scores, found),),
         plots=(plot(factors, noises, found),),
-        conditions=chip_conditions(grid, scores, place.data_name, TRAINED_AT),
+        conditions=chip_conditions(grid, scores, place, TRAINED_AT),
     )
     return finished(what.name, what.question, settings, outcome, started_s)

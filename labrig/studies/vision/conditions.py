@@ -9,6 +9,8 @@ from labrig.studies.result import Control
 from labrig.studies.vision.arrays import AFFINE_BITS, PIXEL_BITS
 from labrig.studies.vision.grid import Grid, Scores
 from labrig.studies.vision.noise import CONVERTER_BITS, NoiseKind
+from labrig.studies.vision.parts import Place
+from labrig.studies.vision.products import product_type
 
 
 def chip_controls(grid: Grid, scores: Scores, control: Scores) -> list[Control]:
@@ -32,13 +34,13 @@ def chip_controls(grid: Grid, scores: Scores, control: Scores) -> list[Control]:
     return made
 
 
-def chip_conditions(grid: Grid, scores: Scores, data: str, trained_at: float) -> dict[str, str]:
+def chip_conditions(grid: Grid, scores: Scores, place: Place, trained_at: float) -> dict[str, str]:
     """Everything that accuracies on chips depend on.
 
     Args:
         grid: What was run.
         scores: Its accuracies, and the cells that are empty.
-        data: Name of the image set.
+        place: Where the images are, and what computes.
         trained_at: N that methods with noise were trained for.
     """
     size = grid.size
@@ -46,10 +48,11 @@ def chip_conditions(grid: Grid, scores: Scores, data: str, trained_at: float) ->
         {"cells not run": ", ".join(f"{name} at {noise}" for name, noise in scores.missing)} if scores.missing else {}
     )
     return {
-        "data": f"{data}; choices on training images held out, each number looks at the test images once",
+        "data": f"{place.data_name}; choices on training images held out, each number looks at the test images once",
         "images": f"each chip sees one of {size.folds} parts of the test images, all parts equally often",
         "network": f"{size.network}; {size.digital_epochs} epochs digital, then {size.epochs} of each method",
         "precision": _precision(grid),
+        "products": f"in {str(product_type(place.device)).removeprefix('torch.')}, of this run",
         "noise": "; ".join(_meaning(kind) for kind in dict.fromkeys(one.kind for one in grid.noises if not one.quiet)),
         "trained for": f"N = {trained_at:.0%} where a method trains with noise",
         "chips": f"{size.chips} for each seed, the same for all methods",

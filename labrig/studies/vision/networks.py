@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from labrig.studies.vision.products import fast_products
 from labrig_drivers.errors import ConfigError
 from labrig_surrogates.activations import AsymmetricActivation
 from labrig_surrogates.models import Airbench, AirbenchShape, resnet18, resnet20
@@ -91,7 +92,7 @@ def channels_last(network: nn.Module) -> nn.Module:
 
 
 def outputs_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Logits of a batch in float32, with products in bfloat16."""
-    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+    """Logits of a batch in float32, with products in `product_type`."""
+    with fast_products(x.device.type):
         outputs: torch.Tensor = network(x)
     return outputs.float()

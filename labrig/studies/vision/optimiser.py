@@ -15,6 +15,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from labrig.studies.vision.products import product_type
+
 # Jordan's coefficients: singular values from 0.01 on come to between 0.7 and 1.2 in a few iterations.
 _NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
 _ITERATIONS: Final = 3
@@ -49,10 +51,10 @@ class Rates:
 
 
 def semi_orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest semi-orthogonal matrix to a matrix `[rows, columns]`, in bfloat16: singular values near one."""
+    """About the nearest semi-orthogonal matrix to a matrix `[rows, columns]`: singular values near one."""
     a, b, c = _NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).bfloat16()
+    x = (matrix.T if tall else matrix).to(product_type(matrix.device.type))
     x = x / (x.norm() + 1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.T

@@ -19,6 +19,7 @@ from labrig.studies.vision.images import ImageTask, epoch_batches
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.networks import build_network, outputs_of
 from labrig.studies.vision.optimiser import ImageOptimiser, Rates
+from labrig.studies.vision.products import fast_products
 from labrig.studies.vision.terms import PhysicsTerms, set_residuals, with_residuals, without_residuals
 from labrig.training.averaging import MovingAverage
 from labrig.training.batches import Batch
@@ -194,7 +195,7 @@ def train_method(job: MethodJob, digital: nn.Module, task: ImageTask, checkpoint
         clip_to_sigmas(network, method.clip_sigmas)
     if method.analog:
         set_noise(network, job.level, job.level)
-    with torch.autocast(task.mean.device.type, dtype=torch.bfloat16):
+    with fast_products(task.mean.device.type):
         reestimate_batch_norm(network, task.inputs(task.train.pixels[:_NORM_IMAGES]), start.batch)
     network = without_residuals(network).eval()
     return to_digital(network) if method.analog else network
