@@ -54,6 +54,8 @@ _ROUNDS_OF_LIKENESS = 2
 # Both kinds of lines are made of similar metal: their resistances differ by less than this part of their sum, more or
 # less. Where the data tell them apart it changes nothing; where they do not, it keeps one from hiding the other.
 _WIRE_LIKENESS = 0.3
+# Relative errors of gains from which on nothing is known: targets of zero leave some 1e150, and nothing below.
+_UNKNOWN = 1e6
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class CellFit:
         law: Shared parameters in the order of `LAW`, zero where not fitted, `[7]`.
         law_covariance: Covariance of the fitted ones (`model.law`), `[m, m]`.
         gain: Mean slope of the healthy cells of each column, `[columns]`.
-        gain_error: Its standard error; programming and wires have their part in it, `[columns]`.
+        gain_error: Its standard error; programming and wires have their part in it, `[columns]`; infinite where all
+            targets are zero, which tell nothing of a gain.
         slope: Slope of each cell relative to its column's gain, zero where stuck, `[rows, columns]`.
         slope_error: Its standard error.
         intercept_s: Conductance at target zero in S (stuck cells: where they sit), `[rows, columns]`.
@@ -306,12 +309,14 @@ def _finished(view: View, law: Tensor, covariance: FloatArray, gain: Tensor, mod
         covariance[:, place] *= tails
     share = following(view, law)[4]
     level = ((view.y - law[CROSSTALK] * view.neighbours) / share).mean(dim=0)
+    relative = torch.sqrt((own + shared).clamp(min=0.0))
+    relative = torch.where(relative < _UNKNOWN, relative, torch.inf)
     return CellFit(
         model=model,
         law=np.asarray(law.numpy()),
         law_covariance=covariance,
         gain=np.asarray(gain.numpy()),
-        gain_error=np.asarray((gain.abs() * torch.sqrt((own + shared).clamp(min=0.0))).numpy()),
+        gain_error=np.asarray((gain.abs() * relative).numpy()),
         slope=np.asarray(torch.where(stuck, torch.zeros_like(slope), slope).numpy()),
         slope_error=np.asarray(torch.where(stuck, torch.zeros_like(slope), slope_error).numpy()),
         intercept_s=np.asarray(torch.where(stuck, level, torch.zeros_like(level)).numpy()),

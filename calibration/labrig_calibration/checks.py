@@ -107,6 +107,10 @@ def notes_of(dataset: MvmDataset) -> list[str]:
         told = numbered(dead.tolist(), "column", "is", "are")
         known = "its offset" if dead.size == 1 else "their offsets"
         notes.append(f"{told} dead (constant outputs): nothing but {known} is known")
+    empty = np.flatnonzero(~np.asarray(dataset.target_conductance_s).any(axis=(0, 1)) & ~dead_columns(dataset))
+    if empty.size:
+        told = numbered(empty.tolist(), "column", "was", "were")
+        notes.append(f"{told} written with zeros only: what its outputs are is known, but not which part is gain")
     if dataset.writes < 3:
         notes.append("with two writes a stuck cell and a large programming error look alike")
     if dataset.converters.adc_bits == 0:

@@ -178,12 +178,14 @@ def _unseen(chosen: CellFit, whole: CellFit) -> FloatArray:
     """What the gains may be wrong by, relatively, since a model leaves out what the data do not show, `[columns]`.
 
     That something is not seen does not say that it is zero. With it the gains would come out elsewhere and be known
-    less well; the error about where they are holds both.
+    less well; the error about where they are holds both. Infinite where a gain is not known at all.
     """
-    shift = whole.gain - chosen.gain
-    more2 = np.maximum(whole.gain_error**2 - chosen.gain_error**2, 0.0)
-    found: FloatArray = np.sqrt(shift**2 + more2) / np.abs(chosen.gain)
-    return np.nan_to_num(found, posinf=np.inf)
+    known = np.isfinite(whole.gain_error) & np.isfinite(chosen.gain_error)
+    gain, shift = chosen.gain[known], (whole.gain - chosen.gain)[known]
+    more2 = np.maximum(whole.gain_error[known] ** 2 - chosen.gain_error[known] ** 2, 0.0)
+    found = np.full(known.shape, np.inf)
+    found[known] = np.sqrt(shift**2 + more2) / np.abs(gain)
+    return found
 
 
 def judged(

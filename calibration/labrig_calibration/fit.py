@@ -233,9 +233,9 @@ def _assembled(
         return Estimate(cells.law[list(indices)].reshape(shape), error.reshape(shape), unit)
 
     write_s = climbed.state.conductance_s.numpy() / gain
-    error_s = np.hypot(
-        climbed.factor.cell_error_s().numpy() / np.abs(gain), write_s * np.nan_to_num(cells.gain_error / gain)
-    )
+    # Where targets tell nothing of a gain, these are the errors beside it: what the outputs are is known all the same.
+    relative = np.nan_to_num(cells.gain_error, posinf=0.0) / gain
+    error_s = np.hypot(climbed.factor.cell_error_s().numpy() / np.abs(gain), write_s * relative)
     return ArrayParameters(
         array=dataset.array,
         gain=Estimate(gain, cells.gain_error, "1"),
@@ -334,7 +334,8 @@ def _unseen_wires(cells: CellFit) -> tuple[str, ...]:
     """A note where gains are less certain by wires that the data do not show."""
     if cells.unseen is None or cells.model.wires:
         return ()
-    typical = float(np.median(cells.unseen))
+    known = cells.unseen[np.isfinite(cells.unseen)]
+    typical = float(np.median(known)) if known.size else 0.0
     if typical < _TELL_UNSEEN:
         return ()
     return (

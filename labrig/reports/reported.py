@@ -108,7 +108,7 @@ def _reported(
         saturated=float(dataset.saturated.mean()),
         flagged=flagged / max(len(dataset), 1),
         stuck=float(parameters.stuck.mean()),
-        dead=int((~np.isfinite(parameters.gain.error)).sum()),
+        dead=int((parameters.gain.value == 0.0).sum()),
     )
     verdict = judge_fit(diagnostics, counts, None if judgement is None else judgement.battery)
     return ReportedArray(

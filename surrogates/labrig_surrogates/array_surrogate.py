@@ -91,15 +91,13 @@ class ArraySurrogate(nn.Module):
         self.wires: FirstOrderWires | None = None
         self.network_ohm: tuple[float, float] | None = None
         self._seen_at_age_zero = seen_at_age_zero(parameters)
-        if parameters.wire_ohm is not None:
-            # What drifted cells lose is what undrifted ones would lose in less resistance, at the age of the recording.
-            left = parameters.left_when_read
-            word_ohm, bit_ohm = (left * float(ohm) for ohm in parameters.wire_ohm.value)
+        lines_ohm = parameters.wire_ohm_when_read
+        if lines_ohm is not None:
             size = parameters.cell_slope.shape
             if parameters.exact_wires:
-                self.network_ohm = (word_ohm, bit_ohm)
+                self.network_ohm = lines_ohm
             else:
-                self.wires = FirstOrderWires(size[0], size[1], word_line_ohm=word_ohm, bit_line_ohm=bit_ohm)
+                self.wires = FirstOrderWires(*size, word_line_ohm=lines_ohm[0], bit_line_ohm=lines_ohm[1])
 
     @property
     def rows(self) -> int:

@@ -20,10 +20,9 @@ def seen_at_age_zero(array: ArrayParameters) -> float:
     Args:
         array: Its wires, drift, and the conductances and ages of its recorded writes.
     """
-    if array.wire_ohm is None or not array.write_conductance_s.size:
+    lines_ohm = array.wire_ohm_when_read
+    if lines_ohm is None or not array.write_conductance_s.size:
         return 1.0
-    left = array.left_when_read
-    word_ohm, bit_ohm = (left * float(ohm) for ohm in array.wire_ohm.value)
     cells_s = torch.as_tensor(array.write_conductance_s.mean(axis=0)).clamp(min=0.0)
-    passed = float(first_order_transfer(cells_s, word_ohm, bit_ohm).sum() / cells_s.sum().clamp(min=1e-30))
-    return float(left ** (1.0 / passed - 1.0)) if passed > 0.0 else 1.0
+    passed = float(first_order_transfer(cells_s, *lines_ohm).sum() / cells_s.sum().clamp(min=1e-30))
+    return float(array.left_when_read ** (1.0 / passed - 1.0)) if passed > 0.0 else 1.0

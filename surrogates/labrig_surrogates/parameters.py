@@ -194,12 +194,20 @@ class ArrayParameters:
     def left_when_read(self) -> float:
         """Part of the conductances that drift had left when the recorded writes were read, on average.
 
-        What wires take grows with what is left: losses of the recording are those of `left_when_read * wire_ohm`.
+        What wires take grows with what is left; see `wire_ohm_when_read`.
         """
         fitted = np.isfinite(self.drift.error)
         if self.write_log_age is None or not self.write_log_age.size or not fitted.any():
             return 1.0
         return float(np.exp(-np.median(self.drift.value[fitted]) * self.write_log_age.mean()))
+
+    @property
+    def wire_ohm_when_read(self) -> tuple[float, float] | None:
+        """Resistances of a word and a bit line in which undrifted cells would have lost as much; None without wires."""
+        if self.wire_ohm is None:
+            return None
+        word_ohm, bit_ohm = (self.left_when_read * float(ohm) for ohm in self.wire_ohm.value)
+        return word_ohm, bit_ohm
 
     def with_estimates(self, changes: Mapping[str, Estimate]) -> ArrayParameters:
         """The same array with other estimates, by their names in `estimates`.

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from random_chips import MeasuredChip, draw_settings, measure, true_ladder, z_scores
 
 from labrig_calibration.checks import smallest_write
@@ -124,6 +125,23 @@ def test_a_dead_column_is_named_and_spoils_no_other(chip: MeasuredChip) -> None:
     np.testing.assert_allclose(mean_a[:, 3], 2.0 * lsb_a, rtol=1e-6)
     everything_dead = replace(chip.dataset, current_a=np.zeros_like(current_a))
     assert "no column answers" in refusal(everything_dead)
+
+
+def test_of_a_column_written_with_zeros_the_outputs_are_known_and_the_gain_is_not(chip: MeasuredChip) -> None:
+    target_s = chip.dataset.target_conductance_s.copy()
+    target_s[:, :, 4] = 0.0
+    result = fitted(replace(chip.dataset, target_conductance_s=target_s), Ladder())
+    assert any("column 4 was written with zeros only" in note for note in result.notes)
+    assert not any("dead" in note for note in result.notes)
+    for name in ("gain", "write_conductance"):
+        unknown = np.isinf(result.parameters[name].error)
+        assert unknown[..., 4].all()
+        assert not np.delete(unknown, 4, axis=-1).any()
+    mean_a, std_a = result.predict(chip.dataset.voltage_v, chip.dataset.pattern, age_s=chip.dataset.age_s)
+    z = (chip.dataset.current_a - mean_a) / std_a
+    assert 0.9 < z[:, 4].std() < 1.1
+    drawn = result.sample_chip(torch.Generator().manual_seed(0))
+    assert 0.5 < abs(drawn.gain.value[4]) < 2.0
 
 
 def test_wrong_rows_are_flagged_counted_and_change_nothing(chip: MeasuredChip) -> None:
