@@ -32,6 +32,11 @@ Leftover = TypeVar("Leftover")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# A shell that starts the tests in the background may leave Ctrl-C ignored, here and in every program they start; what
+# they ask about Ctrl-C has to be heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # What a test asserts is no time: one that takes long on a busy machine is not wrong.
 hypothesis.settings.register_profile("labrig", deadline=None)
 hypothesis.settings.load_profile("labrig")
