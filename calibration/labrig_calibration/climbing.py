@@ -131,7 +131,7 @@ def climb_columns(
             tried[_DRIFT] = _error_of(drifting, _DRIFT)
         verdicts.append(verdict)
     progress("drift", 0.5)
-    return _to_all(train, some, chosen, tuple(verdicts), tried)
+    return _to_all(train, chosen, tuple(verdicts), tried)
 
 
 def climb_cells(
@@ -299,7 +299,6 @@ def _bent(start: ColumnState, data: Measurements) -> ColumnState:
 
 def _to_all(
     train: Measurements,
-    some: Measurements,
     chosen: _Candidate,
     verdicts: tuple[RungVerdict, ...],
     tried: dict[int, FloatArray],
@@ -307,11 +306,6 @@ def _to_all(
     """The chosen model on all earlier MVMs: means, noise, wrong MVMs, and once more with the weights so found."""
     state, free, floor_a2 = chosen.state, chosen.free, chosen.noise.terms.floor_a2
     everything, none = train, np.zeros(len(train.dataset), dtype=np.bool_)
-    if some is not train:
-        # The law's weights differ from the one noise that the candidate was fitted with: the blocks anew.
-        factor = factorise(accumulate(some, state, free, blocks=True), state, free)
-        factor = factor.scaled(float(some.counts().sum()) / float(train.counts().sum()))
-        state, _ = settle(train, state, free, factor, iterations=5)
     # Before the fit has come to rest, MVMs that it has not reached yet would look wrong.
     state, factor, resting = _at_rest(everything, state, free)
     flagged, outliers = wrong_rows(everything, state, none)
