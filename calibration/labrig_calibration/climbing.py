@@ -334,7 +334,7 @@ def _at_rest(train: Measurements, state: ColumnState, free: tuple[int, ...]) -> 
         factor = factorise(accumulate(part, state, free, blocks=True), state, free)
         if part is not train:
             factor = factor.scaled(float(part.counts().sum()) / float(train.counts().sum()))
-        state, resting = settle(train, state, free, factor, iterations=6)
+        state, resting = settle(train, state, free, factor)
         tries += 1
         if resting or tries == _FRESH_BLOCKS:
             return state, factor, resting

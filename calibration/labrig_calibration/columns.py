@@ -37,6 +37,10 @@ _TOLERANCE = 0.01
 _RENEWED = 2.0
 # Steps below this part of a standard error change nothing.
 _SMALL_STEP = 0.03
+# Nats for each conductance that a step may cost: the law of the noise, whose score is left out, moves the best place.
+_MORE_LOSS = 0.01
+# A step that costs more is tried again at this part of its length.
+_SHORTER = 0.3
 
 
 @dataclass(frozen=True)
@@ -233,28 +237,32 @@ def settle(
     The noise follows the state; its own score is left out (it carries little, and a wrong law would bend the means).
     Kept blocks may say too little of the curvature: they are of fewer MVMs, or of a state at which many outputs looked
     wrong. Steps then go too far and come back. How far they do says how long they should be (Barzilai and Borwein, IMA
-    J. Numer. Anal. 8, 141, 1988), in each column by itself.
+    J. Numer. Anal. 8, 141, 1988), in each column by itself; those that make it much less likely are not taken.
     """
     scale_shared = factor.shared_error().clamp(min=1e-300)
     scale_cells = torch.sqrt(factor.inverse.diagonal(dim1=2, dim2=3).clamp(min=1e-300)).transpose(1, 2)
-    length = torch.ones_like(state.shared[0])
-    last: Tensor | None = None
+    count = scale_cells.shape[0] * scale_cells.shape[1]
+    normal = _with_priors(accumulate(data, state, free, blocks=False), state, free)
+    length = torch.ones_like(normal.loss)
+    before: Tensor | None = None
+    better = torch.ones_like(length, dtype=torch.bool)
     size = float("inf")
     for _ in range(iterations):
-        normal = _with_priors(accumulate(data, state, free, blocks=False), state, free)
         shared, cells = factor.step(normal, state, free)
         step = (cells / scale_cells).clamp(-1e6, 1e6)
-        squares = (step**2).sum(dim=(0, 1))
-        size = float(torch.sqrt(squares.max() / (step.shape[0] * step.shape[1])))
+        size = float(torch.sqrt((step**2).sum(dim=(0, 1)).max() / count))
         if free:
             size = max(size, float((shared / scale_shared).abs().max()))
-        if last is not None:
-            left = (step * last).sum(dim=(0, 1)) / (last**2).sum(dim=(0, 1)).clamp(min=1e-300)
-            length = (length / (1.0 - left).clamp(min=1e-3)).clamp(max=1.0)
-        last = step
-        state = _moved(state, free, length * shared, length * cells)
+        if before is not None:
+            left = (step * before).sum(dim=(0, 1)) / (before**2).sum(dim=(0, 1)).clamp(min=1e-300)
+            length = torch.where(better, (length / (1.0 - left).clamp(min=1e-3)).clamp(max=1.0), _SHORTER * length)
+        before = step
+        trial = _moved(state, free, length * shared, length * cells)
         if size < _SMALL_STEP:
-            return state, True
+            return trial, True
+        there = _with_priors(accumulate(data, trial, free, blocks=False), trial, free)
+        better = there.loss < normal.loss + _MORE_LOSS * count
+        state, normal = _merged(better, trial, state), _merged_scores(better, there, normal)
     return state, size < 10.0 * _SMALL_STEP
 
 

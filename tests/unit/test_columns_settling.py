@@ -45,3 +45,19 @@ def test_blocks_of_a_part_lead_to_where_all_mvms_are_best(multiple: int) -> None
         assert float(((start.conductance_s - best.conductance_s).abs() / errors_s).max()) > 2.0
     assert float(((found.conductance_s - best.conductance_s).abs() / errors_s).max()) < 0.15
     assert torch.isfinite(found.shared).all()
+
+
+def test_blocks_that_say_hardly_anything_lead_nowhere_worse() -> None:
+    data = Measurements.of(measure(SETTINGS, np.random.default_rng(0)).dataset, 1.0)
+    best, exact, _ = climb(data, robust_start(data), FREE)
+    part = data.thinned(2 * ROWS)
+    start, _, _ = climb(part, robust_start(part), FREE)
+    blocks = factorise(accumulate(part, start, FREE, blocks=True), start, FREE)
+    blocks = blocks.scaled(float(part.counts().sum()) / float(data.counts().sum()))
+    found, _ = settle(data, start, FREE, blocks)
+
+    def off(conductance_s: torch.Tensor) -> float:
+        return float(((conductance_s - best.conductance_s).abs() / exact.cell_error_s()).max())
+
+    # Steps that were taken whatever they did to the likelihood ended 180 standard errors away.
+    assert off(found.conductance_s) < 0.5 * off(start.conductance_s)
