@@ -229,7 +229,7 @@ async def test_an_identity_that_somebody_before_asked_for_is_not_believed() -> N
         with pytest.raises(LinkTimeoutError):
             await before.identify()
         await before.close()
-        for _ in range(3):
+        for _ in range(10):
             await after.open()
             try:
                 await after.identify()
