@@ -45,6 +45,8 @@ from labrig_calibration.cell_likelihood import (
 FloatArray = NDArray[np.float64]
 
 _ROUNDS = 12
+# Programming errors over the highest conductance that a fit may begin with.
+_PROGRAMMING_STARTS = (0.001, 0.003, 0.01, 0.03, 0.1)
 # Cells of all writes that are enough to come near; only the last rounds look at all of them.
 _ENOUGH_CELLS = 2**14
 # Nats that a round may gain over the one before for the fit to be at rest.
@@ -113,6 +115,7 @@ def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None) ->
     value, last, unlike_ohm = 0.0, float("inf"), float("inf")
     view = view_of(data, gain, law, model)
     likeness = _ROUNDS_OF_LIKENESS * model.wires
+    law = _with_programming(view.of_columns(_steps_of_columns(data)[0]), law, model)
     for every in _steps_of_columns(data):
         for _ in range(_ROUNDS):
             some = view.of_columns(every)
@@ -130,6 +133,20 @@ def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None) ->
     # The view's numbers are divided by the gains, which differ between models: the density of what was measured.
     value -= target.shape[0] * target.shape[1] * float(torch.log(gain.abs()).sum())
     return _finished(view, law, covariance, gain, model, value)
+
+
+def _with_programming(view: View, law: Tensor, model: CellModel) -> Tensor:
+    """The likeliest of a few programming errors to begin with.
+
+    Far from it a first step may lead to where they are smaller than the least that counts, from where none leads back.
+    """
+    found = [law]
+    for sigma in _PROGRAMMING_STARTS:
+        other = law.clone()
+        other[:3] = torch.tensor([sigma, sigma, 0.0])
+        found.append(other)
+    with torch.no_grad():
+        return max(found, key=lambda one: float(mixture(view, one, model)[0].sum()))
 
 
 def _steps_of_columns(data: CellData) -> tuple[int, ...]:
@@ -286,15 +303,17 @@ def _finished(view: View, law: Tensor, covariance: FloatArray, gain: Tensor, mod
     else:
         own = 1.0 / (healthy * information).sum(dim=0).clamp(min=1e-300)
         slope, slope_error = torch.ones_like(raw), torch.zeros_like(raw)
-    # Wires and crosstalk move the gains too.
-    shift = torch.stack(
-        [_own_gain(view, _nudged(law, one, covariance[place, place]), model) for place, one in enumerate(model.law)]
-    )
+    # Wires and crosstalk move the gains too, and by their gradient over the array the slopes.
+    nudged = [_nudged(law, one, covariance[place, place]) for place, one in enumerate(model.law)]
     unit = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
     correlation = torch.as_tensor(covariance / unit[:, None] / unit[None, :])
-    moved = shift - _own_gain(view, law, model)
-    shared = torch.einsum("ac,ab,bc->c", moved, correlation, moved)
+    here = _own_gain(view, law, model)
+    there = torch.stack([_own_gain(view, one, model) for one in nudged])
+    shared = _variance(there - here, correlation)
     if model.pattern:
+        slopes = torch.stack([_raw_slopes(view, one)[0] / of for one, of in zip(nudged, there, strict=True)])
+        trusted = information / (information + prior)
+        slope_error = torch.sqrt(slope_error**2 + _variance(trusted * (slopes - raw / here), correlation))
         # Slopes scatter around the mean of their own column, which took one of each column's degrees of freedom.
         rows = float(count.mean())
         law = law.clone()
@@ -309,7 +328,7 @@ def _finished(view: View, law: Tensor, covariance: FloatArray, gain: Tensor, mod
         covariance[:, place] *= tails
     share = following(view, law)[4]
     level = ((view.y - law[CROSSTALK] * view.neighbours) / share).mean(dim=0)
-    relative = torch.sqrt((own + shared).clamp(min=0.0))
+    relative = torch.sqrt(own + shared)
     relative = torch.where(relative < _UNKNOWN, relative, torch.inf)
     return CellFit(
         model=model,
@@ -323,6 +342,11 @@ def _finished(view: View, law: Tensor, covariance: FloatArray, gain: Tensor, mod
         stuck=np.asarray(stuck.numpy()),
         log_likelihood=value,
     )
+
+
+def _variance(moved: Tensor, correlation: Tensor) -> Tensor:
+    """What parameters with a `correlation[p, p]` make of what each moves by its standard error, `[p, ...]`."""
+    return torch.einsum("a...,ab,b...->...", moved, correlation, moved).clamp(min=0.0)
 
 
 def _excess_kurtosis(values: Tensor, weight: Tensor) -> float:

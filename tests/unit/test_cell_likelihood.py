@@ -54,3 +54,15 @@ def test_a_start_leads_to_the_same_fit() -> None:
     assert abs(fresh.log_likelihood - led.log_likelihood) < 0.1
     np.testing.assert_allclose(led.law[[WORD, BIT]], fresh.law[[WORD, BIT]], rtol=0.02)
     assert fresh.log_likelihood > straight.log_likelihood + 50.0
+
+
+def test_a_start_without_programming_errors_does_not_keep_them_at_nothing() -> None:
+    """Below the least that counts the likelihood is flat: nothing would lead back from there."""
+    data = cells_behind_wires(np.random.default_rng(5), 16, 12.0, 12.0)
+    model = CellModel(wires=False, crosstalk=False)
+    fresh = fit_cells(data, model)
+    lost = fresh.law.copy()
+    lost[:3] = (-0.03, 0.0, -0.01)
+    found = fit_cells(data, model, replace(fresh, law=lost))
+    assert abs(found.log_likelihood - fresh.log_likelihood) < 0.1
+    np.testing.assert_allclose(found.slope_error, fresh.slope_error, rtol=0.01)
