@@ -299,10 +299,11 @@ def _finished(view: View, law: Tensor, covariance: FloatArray, gain: Tensor, mod
         own = (healthy / information).sum(dim=0) / count**2
         prior = 1.0 / max(float(law[MISMATCH]) ** 2, 1e-12)
         slope, slope_error = (raw * information + prior) / (information + prior), (information + prior) ** -0.5
+        trusted = information / (information + prior)
         slope_error = torch.where(wild, torch.full_like(slope_error, WILD_SPREAD), slope_error)
     else:
         own = 1.0 / (healthy * information).sum(dim=0).clamp(min=1e-300)
-        slope, slope_error = torch.ones_like(raw), torch.zeros_like(raw)
+        slope, slope_error, trusted = torch.ones_like(raw), torch.zeros_like(raw), torch.zeros_like(raw)
     # Wires and crosstalk move the gains too, and by their gradient over the array the slopes.
     nudged = [_nudged(law, one, covariance[place, place]) for place, one in enumerate(model.law)]
     unit = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
@@ -312,7 +313,6 @@ def _finished(view: View, law: Tensor, covariance: FloatArray, gain: Tensor, mod
     shared = _variance(there - here, correlation)
     if model.pattern:
         slopes = torch.stack([_raw_slopes(view, one)[0] / of for one, of in zip(nudged, there, strict=True)])
-        trusted = information / (information + prior)
         slope_error = torch.sqrt(slope_error**2 + _variance(trusted * (slopes - raw / here), correlation))
         # Slopes scatter around the mean of their own column, which took one of each column's degrees of freedom.
         rows = float(count.mean())
