@@ -115,15 +115,16 @@ def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None) ->
     value, last, unlike_ohm = 0.0, float("inf"), float("inf")
     view = view_of(data, gain, law, model)
     likeness = _ROUNDS_OF_LIKENESS * model.wires
-    law = _with_programming(view.of_columns(_steps_of_columns(data)[0]), law, model)
-    for every in _steps_of_columns(data):
+    steps = _steps_of_columns(data)
+    law = _with_programming(view.of_columns(steps[0]), law, model)
+    for every in steps:
         for _ in range(_ROUNDS):
             some = view.of_columns(every)
             law, value = _fit_law(some, law, model, unlike_ohm)
             if likeness > 0:
                 unlike_ohm = _unlike_ohm(law, _law_covariance(some, law, model, unlike_ohm), model)
                 likeness -= 1
-            gain = gain * _own_gain(view, law, model)
+            gain = gain * _own_gain(view, law, model, *_raw_slopes(view, law))
             view = view_of(data, gain, law, model)
             if abs(last - value) < _RESTING * every:
                 break
@@ -276,9 +277,11 @@ def _raw_slopes(view: View, law: Tensor) -> tuple[Tensor, Tensor]:
     return 1.0 + (reach * residual / variance).sum(dim=0) / information, information
 
 
-def _own_gain(view: View, law: Tensor, model: CellModel) -> Tensor:
-    """What each column's gain has to be multiplied with so that its healthy cells have a mean slope of one."""
-    raw, information = _raw_slopes(view, law)
+def _own_gain(view: View, law: Tensor, model: CellModel, raw: Tensor, information: Tensor) -> Tensor:
+    """What each column's gain has to be multiplied with so that its healthy cells have a mean slope of one.
+
+    `raw` and `information` are those of `_raw_slopes` at the law.
+    """
     healthy = mixture(view, law, model)[1][0]
     if not model.pattern:
         # Without a pattern all cells have one slope: its best estimate weights them.
@@ -295,24 +298,21 @@ def _finished(view: View, law: Tensor, covariance: FloatArray, gain: Tensor, mod
     wild = (probability[2] > 0.5) & ~stuck
     healthy = (~stuck & ~wild).double()
     count = healthy.sum(dim=0).clamp(min=1.0)
+    # Wires and crosstalk move the gains too, and by their gradient over the array the slopes.
+    nudged = [_nudged(law, one, covariance[place, place]) for place, one in enumerate(model.law)]
+    moved = [_raw_slopes(view, one) for one in nudged]
+    here = _own_gain(view, law, model, raw, information)
+    there = torch.stack([_own_gain(view, one, model, *of) for one, of in zip(nudged, moved, strict=True)])
+    unit = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
+    correlation = torch.as_tensor(covariance / unit[:, None] / unit[None, :])
+    shared = _variance(there - here, correlation)
     if model.pattern:
         own = (healthy / information).sum(dim=0) / count**2
         prior = 1.0 / max(float(law[MISMATCH]) ** 2, 1e-12)
         slope, slope_error = (raw * information + prior) / (information + prior), (information + prior) ** -0.5
-        trusted = information / (information + prior)
         slope_error = torch.where(wild, torch.full_like(slope_error, WILD_SPREAD), slope_error)
-    else:
-        own = 1.0 / (healthy * information).sum(dim=0).clamp(min=1e-300)
-        slope, slope_error, trusted = torch.ones_like(raw), torch.zeros_like(raw), torch.zeros_like(raw)
-    # Wires and crosstalk move the gains too, and by their gradient over the array the slopes.
-    nudged = [_nudged(law, one, covariance[place, place]) for place, one in enumerate(model.law)]
-    unit = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
-    correlation = torch.as_tensor(covariance / unit[:, None] / unit[None, :])
-    here = _own_gain(view, law, model)
-    there = torch.stack([_own_gain(view, one, model) for one in nudged])
-    shared = _variance(there - here, correlation)
-    if model.pattern:
-        slopes = torch.stack([_raw_slopes(view, one)[0] / of for one, of in zip(nudged, there, strict=True)])
+        slopes = torch.stack([one / of for (one, _), of in zip(moved, there, strict=True)])
+        trusted = information / (information + prior)
         slope_error = torch.sqrt(slope_error**2 + _variance(trusted * (slopes - raw / here), correlation))
         # Slopes scatter around the mean of their own column, which took one of each column's degrees of freedom.
         rows = float(count.mean())
@@ -326,6 +326,9 @@ def _finished(view: View, law: Tensor, covariance: FloatArray, gain: Tensor, mod
         place = model.law.index(MISMATCH)
         covariance[place] *= tails
         covariance[:, place] *= tails
+    else:
+        own = 1.0 / (healthy * information).sum(dim=0).clamp(min=1e-300)
+        slope, slope_error = torch.ones_like(raw), torch.zeros_like(raw)
     share = following(view, law)[4]
     level = ((view.y - law[CROSSTALK] * view.neighbours) / share).mean(dim=0)
     relative = torch.sqrt(own + shared)

@@ -102,12 +102,13 @@ def dead_columns(dataset: MvmDataset) -> NDArray[np.bool_]:
 def notes_of(dataset: MvmDataset) -> list[str]:
     """What these data cannot tell, in words."""
     notes = []
-    dead = np.flatnonzero(dead_columns(dataset))
+    is_dead = dead_columns(dataset)
+    dead = np.flatnonzero(is_dead)
     if dead.size:
         told = numbered(dead.tolist(), "column", "is", "are")
         known = "its offset" if dead.size == 1 else "their offsets"
         notes.append(f"{told} dead (constant outputs): nothing but {known} is known")
-    empty = np.flatnonzero(~np.asarray(dataset.target_conductance_s).any(axis=(0, 1)) & ~dead_columns(dataset))
+    empty = np.flatnonzero(~np.asarray(dataset.target_conductance_s).any(axis=(0, 1)) & ~is_dead)
     if empty.size:
         told = numbered(empty.tolist(), "column", "was", "were")
         notes.append(f"{told} written with zeros only: what its outputs are is known, but not which part is gain")
