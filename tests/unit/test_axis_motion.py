@@ -184,6 +184,24 @@ async def test_a_mock_on_the_wall_clock_takes_its_time() -> None:
         assert reading.time_s >= 0.02 * math.log(10.0)
 
 
+async def test_value_and_time_of_a_reading_are_of_one_moment() -> None:
+    class _Counting:
+        """A clock that goes on whenever somebody looks at it."""
+
+        looked_s = 0.0
+
+        def now_s(self) -> float:
+            self.looked_s += 0.01
+            return self.looked_s
+
+    clock = _Counting()
+    async with MockAxis(CHUCK, LagSettings(300.0, lag_s=1.0), clock=clock) as axis:
+        axis.physics.disturb(310.0)
+        disturbed_s = clock.looked_s
+        reading = await axis.read()
+        assert reading.value == pytest.approx(300.0 + 10.0 * math.exp(disturbed_s - reading.time_s), rel=1e-12)
+
+
 def test_a_rig_file_makes_a_mock() -> None:
     settings = {"quantity": "light", "unit": "W/m2", "low": 0.0, "high": 100.0, "tolerance": 1.0, "noise": 0.1}
     axis = MockAxis.from_settings(settings, ExpectedIdentity(), "lamp")

@@ -178,9 +178,9 @@ class MockAxis:
     async def read(self) -> AxisReading:
         """Reads the quantity; noise belongs to the time of the reading."""
         self._require_open()
-        now_s = self._clock.now_s()
+        value, now_s = self.physics.value_and_time_s()
         rng = np.random.default_rng([self._lag.seed, round(now_s * 1e6)])
-        return AxisReading(self.physics.value() + self._lag.noise * float(rng.standard_normal()), now_s)
+        return AxisReading(value + self._lag.noise * float(rng.standard_normal()), now_s)
 
     async def make_safe(self) -> None:
         """Sends the axis to its safe value, at once; see `Axis.make_safe`."""

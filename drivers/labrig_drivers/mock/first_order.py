@@ -30,11 +30,15 @@ class FirstOrderLag:
 
     def value(self) -> float:
         """Where it is now."""
+        return self.value_and_time_s()[0]
+
+    def value_and_time_s(self) -> tuple[float, float]:
+        """Where it is now, and the moment of the clock at which it is there, in s."""
         now_s = self._now_s()
         if not self._stuck:
             self._value = self._target + (self._value - self._target) * math.exp((self._since_s - now_s) / self._lag_s)
         self._since_s = now_s
-        return self._value
+        return self._value, now_s
 
     def set_target(self, target: float) -> None:
         """Sets where it goes from now on."""
