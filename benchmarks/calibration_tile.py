@@ -56,7 +56,7 @@ def fitted_and_reported(dataset: MvmDataset, folder: Path) -> None:
 @asynccontextmanager
 async def prepare(quick: bool) -> AsyncIterator[Suite]:
     """Records a full tile and a small one."""
-    size, mvms, many = (12, 1_500, 3) if quick else (128, 50_000, 256)
+    size, mvms, many = (12, 1_500, 3) if quick else (128, 50_000, 64)
     whole, small = await recorded(size, mvms), await recorded(8, 1_500)
     alone = "a tile of 8 x 8 alone: ladder"
     with tempfile.TemporaryDirectory() as folder:
@@ -76,4 +76,13 @@ async def prepare(quick: bool) -> AsyncIterator[Suite]:
 
 
 if __name__ == "__main__":
-    main(Script("benchmarks.calibration_tile", prepare, ("numpy", "scipy", "torch", "plotly"), threads=2, repeat_s=1.0))
+    main(
+        Script(
+            "benchmarks.calibration_tile",
+            prepare,
+            ("numpy", "scipy", "torch", "plotly"),
+            threads=2,
+            repeat_s=1.0,
+            rounds=3,
+        )
+    )

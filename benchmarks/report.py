@@ -46,6 +46,7 @@ class Script:
         threads: BLAS and torch threads.
         pin_one_core: Whether both ends of a link share one core.
         repeat_s: See `Effort.repeat_s`.
+        rounds: Of a full run.
     """
 
     module: str
@@ -54,6 +55,7 @@ class Script:
     threads: int = 1
     pin_one_core: bool = False
     repeat_s: float = math.inf
+    rounds: int = 9
 
 
 def main(script: Script) -> None:
@@ -77,7 +79,7 @@ def main(script: Script) -> None:
 
 
 async def _run(script: Script, *, quick: bool, only: str) -> tuple[Suite, Measurement]:
-    effort = Effort.of(quick=quick, repeat_s=script.repeat_s)
+    effort = Effort.of(quick=quick, rounds=script.rounds, repeat_s=script.repeat_s)
     async with script.prepare(quick) as suite:
         return suite, await measure(chosen(suite.cases, only), effort, OtherLoad(suite.helpers))
 

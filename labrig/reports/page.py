@@ -20,17 +20,17 @@ _CONFIG = {
 
 def new_figure(title: str, x_title: str, y_title: str, *, height: int = 360) -> go.Figure:
     """An empty figure in the style of all pages."""
-    figure = go.Figure()
-    figure.update_layout(
-        title={"text": title, "font": {"size": 15}},
-        xaxis_title=x_title,
-        yaxis_title=y_title,
-        template="simple_white",
-        height=height,
-        margin={"l": 60, "r": 20, "t": 50, "b": 50},
-        legend={"orientation": "h", "y": 1.08, "x": 1.0, "xanchor": "right"},
-    )
-    return figure
+    # Given at once: each later change of a layout checks its template again.
+    layout = {
+        "title": {"text": title, "font": {"size": 15}},
+        "xaxis": {"title": {"text": x_title}},
+        "yaxis": {"title": {"text": y_title}},
+        "template": "simple_white",
+        "height": height,
+        "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
+        "legend": {"orientation": "h", "y": 1.08, "x": 1.0, "xanchor": "right"},
+    }
+    return go.Figure(layout=layout)
 
 
 def embedded(figure: go.Figure) -> str:

@@ -262,11 +262,11 @@ def test_while_a_stream_grows_no_row_is_invented_or_passed_over(tmp_path: Path, 
     medium = laid_out(tmp_path, TIGHT)
     promised = record(medium, TIGHT, durability)
     operations, first = medium.trace.operations, promised[0].after
-    # Of the moments every third, shifted between the two kinds of crash.
-    found = outcomes([*prefixes(operations, first=first)][::3], promised, tmp_path)
+    # Of the moments every sixth, shifted between the two kinds of crash.
+    found = outcomes([*prefixes(operations, first=first)][::6], promised, tmp_path)
     if durability == "power":
         images = [*crash_images(operations, np.random.default_rng(0), each=1, first=first)]
-        found += outcomes(images[1::3], promised, tmp_path)
+        found += outcomes(images[3::6], promised, tmp_path)
     print(dict(found))
     assert {fault for _, _, fault in found} == {""}
 
@@ -293,7 +293,7 @@ def gone_on(image: CrashImage, capacity: StreamCapacity, path: Path) -> str:
 
 
 @pytest.mark.parametrize("capacity", [ROOMY, TIGHT, TINY], ids=["roomy", "tight", "tiny"])
-@pytest.mark.parametrize("every", [97, pytest.param(1, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("every", [199, pytest.param(1, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
 def test_a_run_goes_on_from_every_moment_at_which_the_power_may_fail(
     tmp_path: Path, capacity: StreamCapacity, every: int
 ) -> None:
@@ -333,7 +333,7 @@ def fault_of_rescue(path: Path, promised: Acknowledged) -> str:
 
 
 @pytest.mark.parametrize("capacity", [ROOMY, TIGHT], ids=["roomy", "tight"])
-@pytest.mark.parametrize("every", [29, pytest.param(1, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("every", [59, pytest.param(1, marks=pytest.mark.nightly)])
 def test_recover_gives_all_that_was_acknowledged_before_a_power_cut(
     tmp_path: Path, capacity: StreamCapacity, every: int
 ) -> None:

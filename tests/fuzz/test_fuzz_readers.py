@@ -17,7 +17,7 @@ from fuzz_campaign import MEMORY_BYTES, Reader, input_of, run_campaign
 from fuzz_readers import READERS, rig_files
 
 SEED = 20_260_101
-FEW = 120
+FEW = 60
 MANY = 100_000
 
 

@@ -19,19 +19,19 @@ import os, sys, threading
 
 root, seen = sys.argv.pop(1), set()
 
+# Returns None, so that only entries are traced: no lines, and no functions in C.
 def watch(frame, event, _):
     code = frame.f_code
-    # Bodies of classes and modules are no functions: their code is not optimised.
-    if event != "call" or not code.co_flags & 1 or not code.co_filename.startswith(root):
+    if code in seen:
         return
-    name = f"{code.co_filename.removeprefix(root)} {code.co_qualname}"
-    if name not in seen:
-        seen.add(name)
+    seen.add(code)
+    # Bodies of classes and modules are no functions: their code is not optimised.
+    if code.co_flags & 1 and code.co_filename.startswith(root):
         # One write each: threads are watched as well.
-        os.write(1, name.encode() + b"\\n")
+        os.write(1, f"{code.co_filename.removeprefix(root)} {code.co_qualname}\\n".encode())
 
-threading.setprofile(watch)
-sys.setprofile(watch)
+threading.settrace(watch)
+sys.settrace(watch)
 from labrig.cli import main
 main()
 """

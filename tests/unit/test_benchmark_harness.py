@@ -111,6 +111,14 @@ async def test_short_cases_are_repeated_to_fill_their_time() -> None:
     assert result.cases[0].seconds == (0.125, 0.125, 0.125)
 
 
+async def test_a_case_that_takes_very_long_is_warm_after_one_call() -> None:
+    clock = Clock()
+    cases = [clock.case("long", [101.0]), clock.case("short", [1.0])]
+    result = await measure(cases, ONE_CALL, Load(), clock)
+    assert "".join(name[0] for name in clock.order) == "l" + "ss" + "ls" + "sl" + "ls"
+    assert [one.calls for one in result.cases] == [1, 1]
+
+
 async def test_disturbed_round_is_measured_again() -> None:
     clock, load = Clock(), Load([0.0, 0.5, 0.0])
     result = await measure([clock.case("a", [1.0, 1.0, 2.0, 99.0, 2.0])], ONE_CALL, load, clock)
