@@ -128,7 +128,7 @@ def compare_activations(
         refuse("layers cannot be compared", [f"{n} samples make fewer than 20 blocks of {block}"])
 
     raw = _divergence(first, second, bins.count)
-    exchanged = np.stack([_exchanged(first, second, bins.count, block, rng) for _ in range(permutations)])
+    exchanged = _exchanged(first, second, bins.count, block, permutations, rng)
     floor = exchanged.mean(axis=0)
     scatter = np.maximum(exchanged.std(axis=0), 1e-12)
     standing, standings = (raw - floor) / scatter, ((exchanged - floor) / scatter).max(axis=1)
@@ -141,8 +141,8 @@ def compare_activations(
     itself = np.nan
     if repeated is not None:
         third = bins.index(repeated)
-        own = [_exchanged(first, third, bins.count, block, rng).mean() for _ in range(permutations)]
-        itself = float(_divergence(first, third, bins.count).mean() - np.mean(own))
+        own = _exchanged(first, third, bins.count, block, permutations, rng)
+        itself = float(_divergence(first, third, bins.count).mean() - own.mean())
     return LayerDivergence(
         raw=raw,
         floor=floor,
@@ -195,11 +195,19 @@ def _divergence(first: IntArray, second: IntArray, bins: int) -> FloatArray:
     return jensen_shannon_rows(_counts(first, bins), _counts(second, bins))
 
 
-def _exchanged(first: IntArray, second: IntArray, bins: int, block: int, rng: np.random.Generator) -> FloatArray:
-    """Divergences after whole blocks of partners have changed places at random."""
+def _exchanged(
+    first: IntArray, second: IntArray, bins: int, block: int, times: int, rng: np.random.Generator
+) -> FloatArray:
+    """Divergences after whole blocks of partners have changed places at random, so many times, `[times, columns]`."""
     n = first.shape[0]
-    swap = np.repeat(rng.random(-(-n // block)) < 0.5, block)[:n, None]
-    return _divergence(np.where(swap, second, first), np.where(swap, first, second), bins)
+    # Whatever changes places: both together hold the same.
+    both = _counts(first, bins) + _counts(second, bins)
+    found = []
+    for _ in range(times):
+        swap = np.repeat(rng.random(-(-n // block)) < 0.5, block)[:n, None]
+        one = _counts(np.where(swap, second, first), bins)
+        found.append(jensen_shannon_rows(one, both - one))
+    return np.stack(found)
 
 
 def _resampled(first: IntArray, second: IntArray, bins: int, block: int, rng: np.random.Generator) -> float:

@@ -75,7 +75,8 @@ class CellFit:
         slope_error: Its standard error.
         intercept_s: Conductance at target zero in S (stuck cells: where they sit), `[rows, columns]`.
         stuck: Cells that do not follow, bool, `[rows, columns]`.
-        log_likelihood: Of all cells, at the maximum.
+        log_likelihood: At the maximum, of all cells that the law was fitted to.
+        looked_at: How many conductances these have over all writes.
         unseen: Relative standard error that wires and crosstalk add to the gains where they are taken to be absent
             because the data do not show them, `[columns]`; None where they were fitted, or nobody asked.
     """
@@ -90,16 +91,19 @@ class CellFit:
     intercept_s: FloatArray
     stuck: NDArray[np.bool_]
     log_likelihood: float
+    looked_at: int
     unseen: FloatArray | None = None
 
 
-def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None) -> CellFit:
+def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None, *, part: bool = False) -> CellFit:
     """Fits all cells of an array; at least two writes with different targets, or no pattern can be told.
 
     Args:
         data: Conductances of the recorded writes.
         model: What is fitted.
-        start: The fit of another model or of other writes of the same array, from where it is not far.
+        start: The fit of another model, of other writes or of part of the same array, from where it is not far.
+        part: Whether some of the columns of a large array are enough for what all cells share. Models that are
+            compared by likelihood have to be fitted to the same ones.
     """
     target, cells = data.target_s, data.cells_s
     if target.shape[0] < 2:
@@ -115,7 +119,9 @@ def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None) ->
     value, last, unlike_ohm = 0.0, float("inf"), float("inf")
     view = view_of(data, gain, law, model)
     likeness = _ROUNDS_OF_LIKENESS * model.wires
-    steps = _steps_of_columns(data)
+    steps = columns_looked_at(data)
+    if part or start is not None:
+        steps = steps[:1] if part else steps[-1:]
     law = _with_programming(view.of_columns(steps[0]), law, model)
     for every in steps:
         for _ in range(_ROUNDS):
@@ -130,10 +136,11 @@ def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None) ->
                 break
             last = value
         last = float("inf")
-    covariance = _law_covariance(view, law, model, unlike_ohm)
+    some = view.of_columns(steps[-1])
+    covariance = _law_covariance(some, law, model, unlike_ohm)
     # The view's numbers are divided by the gains, which differ between models: the density of what was measured.
-    value -= target.shape[0] * target.shape[1] * float(torch.log(gain.abs()).sum())
-    return _finished(view, law, covariance, gain, model, value)
+    value -= target.shape[0] * target.shape[1] * float(torch.log(gain[:: steps[-1]].abs()).sum())
+    return _finished(view, law, covariance, gain, model, value, some.y.numel())
 
 
 def _with_programming(view: View, law: Tensor, model: CellModel) -> Tensor:
@@ -150,8 +157,8 @@ def _with_programming(view: View, law: Tensor, model: CellModel) -> Tensor:
         return max(found, key=lambda one: float(mixture(view, one, model)[0].sum()))
 
 
-def _steps_of_columns(data: CellData) -> tuple[int, ...]:
-    """Every how many-th column is looked at, first and in the end."""
+def columns_looked_at(data: CellData) -> tuple[int, ...]:
+    """Every how many-th column is looked at, first and in the end; one number where an array is small."""
     every = data.target_s.numel() // _ENOUGH_CELLS
     return (every, 1) if every > 1 else (1,)
 
@@ -179,19 +186,27 @@ def predict_write(
     return gain * mean, gain**2 * variance + error_s**2
 
 
-def last_write_nll(data: CellData, model: CellModel) -> FloatArray:
+def last_write_nll(data: CellData, model: CellModel, start: CellFit | None = None) -> tuple[FloatArray, CellFit]:
     """How well the last write is predicted by all others: negative log likelihood in nats of each column.
 
     The spread has heavy tails (one in fifty cells may be stuck without having shown it).
+
+    Args:
+        data: Conductances of the recorded writes.
+        model: What is fitted to all but the last.
+        start: See `fit_cells`; it must not have seen the last write.
+
+    Returns:
+        The scores, `[columns]`, and the fit of the other writes.
     """
-    fit = fit_cells(data.first_writes(data.target_s.shape[0] - 1), model)
+    fit = fit_cells(data.first_writes(data.target_s.shape[0] - 1), model, start, part=True)
     mean, variance = predict_write(fit, data.target_s[-1], data.error_s[-1], data.highest_s, data.left[-1])
     residual = data.cells_s[-1] - mean
     normal = -0.5 * (residual**2 / variance + torch.log(variance) + LOG_2PI)
     wide = (WILD_SPREAD * data.highest_s * torch.as_tensor(fit.gain)) ** 2
     wild = -0.5 * (residual**2 / wide + torch.log(wide) + LOG_2PI)
     mixed = torch.logaddexp(math.log(1.0 - 2.0 * STUCK_SHARE) + normal, math.log(2.0 * STUCK_SHARE) + wild)
-    return np.asarray(-mixed.sum(dim=0).numpy())
+    return np.asarray(-mixed.sum(dim=0).numpy()), fit
 
 
 def _scales(view: View, model: CellModel) -> Tensor:
@@ -291,7 +306,9 @@ def _own_gain(view: View, law: Tensor, model: CellModel, raw: Tensor, informatio
     return torch.where((weight > 0) & (mean > 0.05), mean, torch.ones_like(mean))
 
 
-def _finished(view: View, law: Tensor, covariance: FloatArray, gain: Tensor, model: CellModel, value: float) -> CellFit:
+def _finished(
+    view: View, law: Tensor, covariance: FloatArray, gain: Tensor, model: CellModel, value: float, looked_at: int
+) -> CellFit:
     raw, information = _raw_slopes(view, law)
     probability = mixture(view, law, model)[1]
     stuck = probability[1] > 0.5
@@ -344,6 +361,7 @@ def _finished(view: View, law: Tensor, covariance: FloatArray, gain: Tensor, mod
         intercept_s=np.asarray(torch.where(stuck, level, torch.zeros_like(level)).numpy()),
         stuck=np.asarray(stuck.numpy()),
         log_likelihood=value,
+        looked_at=looked_at,
     )
 
 

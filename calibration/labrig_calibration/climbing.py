@@ -1,7 +1,7 @@
 """Climbs the ladder: fits each rung, asks later data whether it earns its place, and says why it stopped.
 
-Which rungs are kept is decided on part of a large recording (the most that a fit of them needs); the model that they
-make is then fitted to all of it.
+Which rungs are kept is decided on part of a large recording and of the cells of a large array (the most that a fit of
+them needs); the model that they make is then fitted to all of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from labrig_calibration.cell_likelihood import CellData, CellModel
-from labrig_calibration.cells import CellFit, fit_cells, last_write_nll
+from labrig_calibration.cells import CellFit, columns_looked_at, fit_cells, last_write_nll
 from labrig_calibration.columns import ColumnState, Factor, accumulate, climb, factorise, in_own_units, moments, settle
 from labrig_calibration.heldout import heldout_nll, improvement
 from labrig_calibration.ladder import Ladder, RungName, RungVerdict
@@ -168,9 +168,9 @@ def climb_cells(
         verdicts.append(verdict)
         if not verdict.kept:
             model = replace(model, pattern=False)
-    chosen = fits.of(model)
+    chosen = fits.whole(model)
     if "wires" in wanted and not (model.wires and model.crosstalk):
-        chosen = replace(chosen, unseen=_unseen(chosen, fits.of(replace(model, wires=True, crosstalk=True))))
+        chosen = replace(chosen, unseen=_unseen(chosen, fits.whole(replace(model, wires=True, crosstalk=True))))
     return chosen, tuple(verdicts)
 
 
@@ -203,19 +203,21 @@ def judged(
 
 @dataclass(frozen=True)
 class _CellFits:
-    """Fits of the cells; each model is fitted once, from where the one before it was."""
+    """Fits of the cells; each model is fitted once to those that are enough for it, from where the one before was."""
 
     data: CellData
     known: dict[CellModel, CellFit]
 
     def of(self, model: CellModel) -> CellFit:
         if model not in self.known:
-            self.known[model] = fit_cells(self.data, model, self.last)
+            last = next(reversed(self.known.values()), None)
+            self.known[model] = fit_cells(self.data, model, last, part=True)
         return self.known[model]
 
-    @property
-    def last(self) -> CellFit | None:
-        return next(reversed(self.known.values()), None)
+    def whole(self, model: CellModel) -> CellFit:
+        """Fitted to all cells."""
+        found = self.of(model)
+        return found if len(columns_looked_at(self.data)) == 1 else fit_cells(self.data, model, found)
 
 
 def _judged_write(
@@ -228,7 +230,8 @@ def _judged_write(
     if fits.data.target_s.shape[0] < 3:
         return replace(_judged_cells(fits, without, with_it, ladder, heldout, parameters), rung="stuck")
     # Where a fit of all writes stands would tell of the last one: no start is taken from there.
-    before, after = last_write_nll(fits.data, without), last_write_nll(fits.data, with_it)
+    before, of_others = last_write_nll(fits.data, without)
+    after, _ = last_write_nll(fits.data, with_it, of_others)
     difference = before - after
     gain, error = float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(max(difference.size, 2)))
     text = f"{gain:+.3g} ± {error:.2g} nats per column on the last write"
@@ -241,10 +244,10 @@ def _judged_cells(
     """Whether the conductances of all writes are so much likelier that it pays for the parameters (Schwarz)."""
     if not ladder.select:
         return RungVerdict("wires", True, parameters, heldout, np.nan, np.nan, "all writes", "kept unasked")
-    before = fits.of(without).log_likelihood
-    gained = fits.of(with_it).log_likelihood - before
-    price = 0.5 * (len(with_it.law) - len(without.law)) * float(np.log(fits.data.target_s.numel()))
-    text = f"{gained:+.3g} nats over all cells and writes, at a price of {price:.3g}"
+    before, after = fits.of(without), fits.of(with_it)
+    gained = after.log_likelihood - before.log_likelihood
+    price = 0.5 * (len(with_it.law) - len(without.law)) * float(np.log(after.looked_at))
+    text = f"{gained:+.3g} nats over {after.looked_at:,} conductances, at a price of {price:.3g}"
     return RungVerdict("wires", gained > price, parameters, heldout, gained - price, 0.0, "all writes", text)
 
 
