@@ -1,7 +1,7 @@
 """Runs every benchmark, one after another, and prints one table of ratios.
 
     python -m benchmarks                    small: shows that each works, proves nothing
-    python -m benchmarks --full -o folder   as each is meant, some hours on a quiet machine
+    python -m benchmarks --full -o folder   as each is meant, some hours on a quiet machine; --rounds 3 is shorter
     python -m benchmarks --from folder      the table again, of numbers that are there
 
 Each runs in a process of its own. `-o FOLDER` keeps the numbers of each as JSON and the table as `benchmarks.md`; with
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(SCRIPTS)}")
     parser.add_argument("--full", action="store_true", help="long rounds; without it each is a check, not a result")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each, with --full")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="keeps numbers and page there")
     parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="measures nothing, reads numbers")
     options = parser.parse_args(arguments)
@@ -38,15 +39,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.output or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        reports = [_run(name, folder / f"{name}.json", full=options.full) for name in names]
+        reports = [_run(name, folder / f"{name}.json", _effort(options.full, options.rounds)) for name in names]
         return _tell(reports, options.output)
 
 
-def _run(name: str, target: Path, *, full: bool) -> Report:
+def _effort(full: bool, rounds: int | None) -> list[str]:
+    if not full:
+        return ["--quick"]
+    return [] if rounds is None else ["--rounds", str(rounds)]
+
+
+def _run(name: str, target: Path, effort: Sequence[str]) -> Report:
     print(f"{name} ...", file=sys.stderr, flush=True)
     target.unlink(missing_ok=True)
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(target)]
-    ended = subprocess.run(command if full else [*command, "--quick"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(target), *effort]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
     report = read_report(name, target) if ended.returncode == 0 else None
     if report is None:
         last = (ended.stderr.strip() or ended.stdout.strip() or "it wrote no numbers").splitlines()[-1]

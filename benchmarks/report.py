@@ -46,7 +46,7 @@ class Script:
         threads: BLAS and torch threads.
         pin_one_core: Whether both ends of a link share one core.
         repeat_s: See `Effort.repeat_s`.
-        rounds: Of a full run.
+        rounds: Of a full run, where nothing else is asked for.
     """
 
     module: str
@@ -62,13 +62,16 @@ def main(script: Script) -> None:
     """Parses the command line, measures, prints the table and writes the JSON file where one is asked for."""
     parser = argparse.ArgumentParser(prog=f"python -m {script.module}")
     parser.add_argument("--quick", action="store_true", help="few short rounds: shows that it works, proves nothing")
+    parser.add_argument(
+        "--rounds", type=int, default=script.rounds, metavar="N", help="of a full run (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="only cases whose name contains TEXT, and references"
     )
     options = parser.parse_args()
     settle(module=script.module, threads=script.threads, pin_one_core=script.pin_one_core)
-    suite, result = asyncio.run(_run(script, quick=options.quick, only=options.only))
+    suite, result = asyncio.run(_run(script, options.rounds, quick=options.quick, only=options.only))
     machine = Machine.read(script.packages)
     print(table(suite, result, machine, threads=script.threads, quick=options.quick))
     if suite.summary is not None:
@@ -78,8 +81,8 @@ def main(script: Script) -> None:
         options.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
-async def _run(script: Script, *, quick: bool, only: str) -> tuple[Suite, Measurement]:
-    effort = Effort.of(quick=quick, rounds=script.rounds, repeat_s=script.repeat_s)
+async def _run(script: Script, rounds: int, *, quick: bool, only: str) -> tuple[Suite, Measurement]:
+    effort = Effort.of(quick=quick, rounds=rounds, repeat_s=script.repeat_s)
     async with script.prepare(quick) as suite:
         return suite, await measure(chosen(suite.cases, only), effort, OtherLoad(suite.helpers))
 
