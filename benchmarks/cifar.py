@@ -73,7 +73,14 @@ def lightning(network: nn.Module) -> nn.Module | None:
     config.modifier.res, config.modifier.std_dev = 14, LEVEL
     config.modifier.noise_type = enums.WeightNoiseInjectionType.ADD_NORMAL
     config.mapping.max_input_size = -1
-    made: nn.Module = convert.convert_to_analog(copy.deepcopy(network), config)
+    config.pre_post.input_range.enable = True
+    config.pre_post.input_range.init_value, config.pre_post.input_range.init_from_data = 3.0, 0
+    # Its convolutions look at kernels as rows, which those that lie channels last are not.
+    ours = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    for conv in ours.modules():
+        if isinstance(conv, nn.Conv2d) and conv.padding == "same":
+            conv.padding = ((conv.kernel_size[0] - 1) // 2, (conv.kernel_size[1] - 1) // 2)
+    made: nn.Module = convert.convert_to_analog(ours, config)
     return made
 
 
