@@ -75,11 +75,13 @@ def lightning(network: nn.Module) -> nn.Module | None:
     config.mapping.max_input_size = -1
     config.pre_post.input_range.enable = True
     config.pre_post.input_range.init_value, config.pre_post.input_range.init_from_data = 3.0, 0
-    # Its convolutions look at kernels as rows, which those that lie channels last are not.
-    ours = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    ours = copy.deepcopy(network)
     for conv in ours.modules():
-        if isinstance(conv, nn.Conv2d) and conv.padding == "same":
-            conv.padding = ((conv.kernel_size[0] - 1) // 2, (conv.kernel_size[1] - 1) // 2)
+        if isinstance(conv, nn.Conv2d):
+            # Its convolutions look at kernels as rows, which those that lie channels last are not.
+            conv.weight = nn.Parameter(conv.weight.detach().contiguous())
+            if conv.padding == "same":
+                conv.padding = ((conv.kernel_size[0] - 1) // 2, (conv.kernel_size[1] - 1) // 2)
     made: nn.Module = convert.convert_to_analog(ours, config)
     return made
 

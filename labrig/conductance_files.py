@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from labrig.recording.whole_files import WholeFiles
 from labrig_drivers.crossbar import FloatArray
 from labrig_drivers.errors import ConfigError, StorageError
-from labrig_drivers.wording import counted
+from labrig_drivers.wording import counted, objection
 
 FORMAT: Final = 1
 UNITS: Final[Mapping[str, float]] = {"S": 1.0, "mS": 1e-3, "uS": 1e-6, "nS": 1e-9}
@@ -174,8 +174,7 @@ def read_conductances(path: Path) -> tuple[list[MeasuredArray], str, str]:
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
-        raise StorageError(f"{path}: is no file of `labrig import conductances` ({what})") from error
+        raise StorageError(f"{path}: is no file of `labrig import conductances` ({objection(error)})") from error
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:

@@ -33,3 +33,8 @@ def beyond(what: str, values: Sequence[float], highest: float, unit: str) -> lis
         return [f"{what} {outside[0]:g} {unit} is not in {allowed}"]
     few = counted(len(outside), f"{what} of {len(values)} is", f"{what}s of {len(values)} are")
     return [f"{few} not in {allowed} (the first is {outside[0]:g} {unit})"]
+
+
+def objection(error: Exception) -> str:
+    """What a reader of a file objected to; of a key that is not there, that the file has no such thing."""
+    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)

@@ -20,6 +20,7 @@ from labrig.studies.vision.grid import Grid, Scores, Size, controlled_scores, si
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.noise import Noise
 from labrig.studies.vision.place import place_of
+from labrig.studies.vision.summary import cell_text
 
 QUESTION = "Does labrig reproduce the published noise table of NeuRRAM's ResNet-20, and do better?"
 
@@ -97,7 +98,7 @@ def _table(scores: Scores) -> Table:
         for index, level in enumerate(LEVELS):
             cell, published = scores.as_trained.get((name, Noise(level))), _PUBLISHED.get(name)
             beside = "" if published is None else f" (published {published[index]:.2f})"
-            row.append("not run" if cell is None else f"{cell.mean:.2f} +- {cell.chip_sd:.2f}{beside}")
+            row.append(cell_text(cell, beside))
         rows.append(tuple(row))
     columns = ("training", *(f"tested at {level:.0%}" for level in LEVELS))
     return Table("Accuracy in % with the batch norm as trained, standard deviation over chips", columns, tuple(rows))

@@ -20,6 +20,7 @@ from labrig.studies.vision.grid import Grid, Scores, Size, controlled_scores, si
 from labrig.studies.vision.methods import HEADLINE_METHODS, METHODS, at_precision
 from labrig.studies.vision.noise import Noise, NoiseKind
 from labrig.studies.vision.place import place_of
+from labrig.studies.vision.summary import cell_text
 
 QUESTION = "How much does it matter which noise is meant by a level?"
 
@@ -94,8 +95,7 @@ def _table(title: str, grid: Grid, scores: Scores, *, again: bool) -> Table:
     for noise in grid.noises:
         row: list[str | float] = ["none" if noise.quiet else str(noise)]
         for method, _ in grid.methods:
-            cell = cells.get((method.name, noise))
-            row.append("not run" if cell is None else f"{cell.mean:.2f} +- {cell.chip_sd:.2f}")
+            row.append(cell_text(cells.get((method.name, noise))))
         rows.append(tuple(row))
     columns = ("noise", *(method.name for method, _ in grid.methods))
     return Table(f"{title}: accuracy in %, standard deviation over chips", columns, tuple(rows))

@@ -24,7 +24,7 @@ from labrig.studies.vision.methods import HEADLINE_METHODS, METHODS, Method, Pre
 from labrig.studies.vision.noise import HEADLINE, Noise, NoiseKind
 from labrig.studies.vision.parts import Place
 from labrig.studies.vision.place import place_of
-from labrig.studies.vision.summary import noise_tolerance, normalised_area
+from labrig.studies.vision.summary import cell_text, noise_tolerance, normalised_area
 
 QUESTION = "How much accuracy do networks of few bits keep on noisy chips, and what in their training keeps it?"
 
@@ -155,9 +155,7 @@ def _table(title: str, grid: Grid, scores: Scores, *, again: bool) -> Table:
         row: list[str | float] = [method.name]
         for noise in grid.noises:
             cell = cells.get((method.name, noise))
-            row.append(
-                "not run" if cell is None else f"{cell.mean:.2f} +- {cell.chip_sd:.2f} ({cell.fifth_percentile:.1f})"
-            )
+            row.append(cell_text(cell, "" if cell is None else f" ({cell.fifth_percentile:.1f})"))
         rows.append(tuple(row))
     columns = ("method", *(str(noise) for noise in grid.noises))
     return Table(

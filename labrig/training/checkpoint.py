@@ -21,6 +21,7 @@ from labrig.training.session import Session
 from labrig_drivers.commanded import PastWrite
 from labrig_drivers.crossbar import MvmResult
 from labrig_drivers.errors import StorageError
+from labrig_drivers.wording import objection
 
 FORMAT = 1
 _KEPT = 2
@@ -74,9 +75,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
             numbers = _mapping(json.loads(file.metadata()["labrig"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
         raise StorageError(
-            f"{path}: no checkpoint that can be read ({what}); remove it to go on from an earlier one"
+            f"{path}: no checkpoint that can be read ({objection(error)}); remove it to go on from an earlier one"
         ) from error
     if numbers.get("format") != FORMAT:
         raise StorageError(
@@ -125,9 +125,8 @@ def restore_session(
             for name, one in _part(tensors, "wear").items():
                 bench.physical.wear.writes[int(name)] = one.numpy().copy()
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
         name = "the checkpoint" if path is None else str(path)
-        raise StorageError(f"{name}: does not belong to this training ({what})") from error
+        raise StorageError(f"{name}: does not belong to this training ({objection(error)})") from error
 
 
 def restore_held(session: Session, tensors: dict[str, Tensor], numbers: dict[str, object]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from labrig.training.run_folder import write_json
 from labrig_drivers.errors import StorageError
+from labrig_drivers.wording import objection
 
 SEGMENTS = "recordings.json"
 
@@ -65,8 +66,7 @@ class Segments:
         except OSError as error:
             raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:
-            what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
-            raise StorageError(f"{path}: is no list of the recordings of a training ({what})") from error
+            raise StorageError(f"{path}: is no list of the recordings of a training ({objection(error)})") from error
 
     def begin(self, path: Path, step: int, *, fresh: bool, restored: Mapping[int, int]) -> None:
         """Notes a new recording; its attributes are those of `Segment`."""

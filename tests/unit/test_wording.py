@@ -9,7 +9,12 @@ import pytest
 from labrig_drivers.bench_lines import compliance_at_zero
 from labrig_drivers.errors import ConfigError, InstrumentError
 from labrig_drivers.settings_table import SettingsTable, as_toml
-from labrig_drivers.wording import beyond, counted
+from labrig_drivers.wording import beyond, counted, objection
+
+
+def test_of_an_absent_key_it_is_said_that_it_is_absent() -> None:
+    assert objection(KeyError("format")) == "it has no format"
+    assert objection(ValueError("format 9")) == "format 9"
 
 
 def test_one_is_not_several() -> None:

@@ -10,6 +10,7 @@ from labrig.studies.result import Curve, Finding, Interval, Plot, Table
 from labrig.studies.vision.grid import Scores
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.noise import Noise
+from labrig.studies.vision.summary import cell_text
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ def table(
     """Accuracies of the base, and what each change adds to them."""
     rows: list[tuple[str | float, ...]] = []
     first: list[str | float] = [f"{base.name}: accuracy in %"]
-    for noise in noises:
-        cell = scores.re_estimated.get((base.name, noise))
-        first.append("not run" if cell is None else f"{cell.mean:.2f} +- {cell.chip_sd:.2f}")
+    first += [cell_text(scores.re_estimated.get((base.name, noise))) for noise in noises]
     rows.append(tuple(first))
     for factor in factors:
         row: list[str | float] = [factor.name]

@@ -47,6 +47,11 @@ class CellScores:
         return float(np.mean([np.percentile(one, 5.0) for one in self.values]))
 
 
+def cell_text(cell: CellScores | None, beside: str = "") -> str:
+    """A cell as tables say it: mean, standard deviation over chips, and what stands beside; or that it was not run."""
+    return "not run" if cell is None else f"{cell.mean:.2f} +- {cell.chip_sd:.2f}{beside}"
+
+
 def normalised_area(curve: Mapping[float, float]) -> float:
     """Mean accuracy over the noise from none to 20 %, by trapezia; NaN where the curve does not reach so far.
 
