@@ -56,6 +56,23 @@ def test_a_start_leads_to_the_same_fit() -> None:
     assert fresh.log_likelihood > straight.log_likelihood + 50.0
 
 
+def test_part_of_the_columns_is_enough_for_what_all_cells_share() -> None:
+    data = cells_behind_wires(np.random.default_rng(6), 96, 0.3, 0.24)
+    model = CellModel(crosstalk=False)
+    part, whole = fit_cells(data, model, part=True), fit_cells(data, model)
+    assert (part.looked_at, whole.looked_at) == (4 * 96 * 48, 4 * 96 * 96)
+    # Every column has its gain, and every cell its slope, with the errors that so many cells give.
+    np.testing.assert_allclose(part.gain, whole.gain, atol=3.0 * float(part.gain_error.max()))
+    np.testing.assert_allclose(part.slope, whole.slope, atol=3.0 * float(part.slope_error.max()))
+    assert mean_ohm(whole)[1] < mean_ohm(part)[1] < 2.0 * mean_ohm(whole)[1]
+    for fit in (part, whole):
+        found, error = mean_ohm(fit)
+        assert abs(found - 0.27) < 2.5 * error
+    # From there the whole is soon reached.
+    led = fit_cells(data, model, part)
+    assert abs(led.log_likelihood - whole.log_likelihood) < 0.2
+
+
 def test_a_start_without_programming_errors_does_not_keep_them_at_nothing() -> None:
     """Below the least that counts the likelihood is flat: nothing would lead back from there."""
     data = cells_behind_wires(np.random.default_rng(5), 16, 12.0, 12.0)
