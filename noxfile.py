@@ -40,10 +40,16 @@ def types(session: nox.Session) -> None:
     session.run("basedpyright", "--pythonpath", str(Path(session.bin) / "python"))
 
 
-# What these compare belongs to one version: the schema as pydantic words it, and a type that later versions write.
+# What these compare belongs to one version: the schema as pydantic words it, a type that later versions write, the
+# names of numpy's types on the site. And what torch 2.6 cannot do: compile a cell effect into one graph, and export a
+# batch norm with the onnxscript of today.
 NOT_WITH_LOWEST = (
     "tests/unit/test_config.py::test_committed_schema_is_the_current_one",
+    "tests/integration/test_sweep_cli.py::test_doctor_and_schema_on_the_command_line",
     "tests/unit/test_remote_envelope.py::test_versions_and_sizes_are_checked",
+    "tests/docs/test_site.py::test_the_site_has_every_public_name_and_no_private_one_and_every_page",
+    "tests/unit/test_cell_effects.py::test_effects_on_cells_compile_as_one_graph_and_draw_what_eager_mode_draws",
+    "tests/unit/test_analog_layers.py::test_the_digital_twin_is_exported_to_onnx",
 )
 
 
@@ -59,7 +65,9 @@ def lowest(session: nox.Session) -> None:
     session.install("-c", str(constraints), "-e", ".[test]")
     # Old versions warn of what newer ones of others have changed; that is no fault of labrig's.
     left_out = [f"--deselect={name}" for name in NOT_WITH_LOWEST]
-    session.run("pytest", "-W", "default", *left_out, *session.posargs)
+    # With more threads torch 2.6 leaves its compiling process behind, which the tests take for a leak.
+    one_thread = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    session.run("pytest", "-W", "default", *left_out, *session.posargs, env=one_thread)
 
 
 @nox.session(python="3.11")

@@ -24,8 +24,8 @@ SCHEMA = "labrig-chip"
 SCHEMA_VERSION = 2
 """1: without errors of cells, wires, crosstalk, mismatch, residual network. Both are read."""
 
-# What safetensors says of a file whose header is one, and whose end is not where that says.
-_CUT_SHORT = ("incomplete metadata", "invalid header length")
+# What safetensors, today and before 0.6, says of a file whose header is one, and whose end is not where that says.
+_CUT_SHORT = ("incomplete metadata", "invalid header length", "MetadataIncompleteBuffer", "InvalidHeaderLength")
 _PLAIN_ARRAYS = ("cell_slope", "cell_intercept_s", "stuck", "write_conductance_s")
 _OPTIONAL_ARRAYS = ("write_conductance_error_s", "cell_slope_error", "write_log_age", "wire_uncertainty")
 _RESIDUAL = ("hidden", "bias", "out", "scale_a")

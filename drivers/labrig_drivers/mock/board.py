@@ -263,8 +263,9 @@ class MockBoard:
         for index, (one_v, one_a) in enumerate(zip(level_v.tolist(), cell_a.tolist(), strict=True), start=1):
             # The part of the level that drives the limit through the cell and its wires.
             share = min(1.0, limit_a / abs(one_a)) if one_a else 1.0
+            current_a = float(np.clip(share * one_a, -limit_a, limit_a))
             readings.append(
-                Reading(share * one_v, share * one_a, in_compliance=share < 1.0, time_s=start_s + index * reading_s)
+                Reading(share * one_v, current_a, in_compliance=share < 1.0, time_s=start_s + index * reading_s)
             )
         return readings
 
