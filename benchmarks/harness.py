@@ -58,7 +58,7 @@ class Effort:
     repeat_s: float = math.inf
 
     @classmethod
-    def of(cls, *, quick: bool, rounds: int = 9, repeat_s: float = math.inf) -> Effort:
+    def of(cls, *, quick: bool, rounds: int, repeat_s: float = math.inf) -> Effort:
         """The usual effort with so many rounds, or the one that only shows that the benchmark works."""
         return cls(3, 0.05, 3, repeat_s) if quick else cls(rounds, 0.3, 3 * rounds, repeat_s)
 

@@ -119,9 +119,11 @@ def fit_cells(data: CellData, model: CellModel, start: CellFit | None = None, *,
     value, last, unlike_ohm = 0.0, float("inf"), float("inf")
     view = view_of(data, gain, law, model)
     likeness = _ROUNDS_OF_LIKENESS * model.wires
-    steps = columns_looked_at(data)
-    if part or start is not None:
-        steps = steps[:1] if part else steps[-1:]
+    steps = _steps_of_columns(data)
+    if part:
+        steps = steps[:1]
+    elif start is not None:
+        steps = steps[-1:]
     law = _with_programming(view.of_columns(steps[0]), law, model)
     for every in steps:
         for _ in range(_ROUNDS):
@@ -157,7 +159,7 @@ def _with_programming(view: View, law: Tensor, model: CellModel) -> Tensor:
         return max(found, key=lambda one: float(mixture(view, one, model)[0].sum()))
 
 
-def columns_looked_at(data: CellData) -> tuple[int, ...]:
+def _steps_of_columns(data: CellData) -> tuple[int, ...]:
     """Every how many-th column is looked at, first and in the end; one number where an array is small."""
     every = data.target_s.numel() // _ENOUGH_CELLS
     return (every, 1) if every > 1 else (1,)

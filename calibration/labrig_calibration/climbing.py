@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from labrig_calibration.cell_likelihood import CellData, CellModel
-from labrig_calibration.cells import CellFit, columns_looked_at, fit_cells, last_write_nll
+from labrig_calibration.cells import CellFit, fit_cells, last_write_nll
 from labrig_calibration.columns import ColumnState, Factor, accumulate, climb, factorise, in_own_units, moments, settle
 from labrig_calibration.heldout import heldout_nll, improvement
 from labrig_calibration.ladder import Ladder, RungName, RungVerdict
@@ -217,7 +217,7 @@ class _CellFits:
     def whole(self, model: CellModel) -> CellFit:
         """Fitted to all cells."""
         found = self.of(model)
-        return found if len(columns_looked_at(self.data)) == 1 else fit_cells(self.data, model, found)
+        return found if found.looked_at == self.data.target_s.numel() else fit_cells(self.data, model, found)
 
 
 def _judged_write(
