@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from labrig.cleanup import finish
 from labrig.events import Alarm, EventBus, SupplyRead
+from labrig_drivers.settling import undivided
 from labrig_drivers.source_meter import Reading, SourceMeter
 
 SUPPLY_PERIOD_S = 0.2
@@ -99,7 +99,7 @@ class EnergyMeter:
         # Asked to end, never cancelled: a reading that is cut in two leaves a link that cannot switch off at once.
         self._stopping.set()
         if self._task is not None:
-            await finish(self._ended(self._task))
+            await undivided(self._ended(self._task))
 
     async def _ended(self, task: asyncio.Task[None]) -> None:
         await asyncio.wait([task])

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from labrig.cleanup import finish
 from labrig.safety import AxisEnvelope
 from labrig_drivers.axis import Axis, AxisReading
 from labrig_drivers.errors import SafetyError
 from labrig_drivers.instrument import Identity
+from labrig_drivers.settling import undivided
 
 
 class GuardedAxis:
@@ -94,7 +94,7 @@ class GuardedAxis:
         if reasons:
             raise SafetyError(reasons)
         if self._before_move is not None:
-            await finish(_awaited(self._before_move))
+            await undivided(_awaited(self._before_move))
         return await inner.move_to(value)
 
     async def read(self) -> AxisReading:

@@ -10,7 +10,6 @@ from typing import Final, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from labrig.cleanup import finish
 from labrig.safety import BoardEnvelope
 from labrig_drivers.capabilities import (
     CELL_SWEEP,
@@ -38,6 +37,7 @@ from labrig_drivers.crossbar import (
 )
 from labrig_drivers.errors import CapabilityError, SafetyError
 from labrig_drivers.instrument import Identity
+from labrig_drivers.settling import undivided
 from labrig_drivers.source_meter import Reading
 
 # Those that are checked here, and those that drive nothing. Streaming is left out: a plan waits for a whole block.
@@ -221,7 +221,7 @@ class GuardedBoard:
         if reasons:
             raise SafetyError(reasons)
         if not self._may_drive and self._before_drive is not None:
-            await finish(self._prepare(self._before_drive))
+            await undivided(self._prepare(self._before_drive))
 
     async def _prepare(self, before_drive: Callable[[], Awaitable[None]]) -> None:
         await before_drive()

@@ -10,10 +10,10 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Literal, Self
 
-from labrig.cleanup import finish
 from labrig.safety import SourceEnvelope
 from labrig_drivers.errors import SafetyError
 from labrig_drivers.instrument import Identity, ReportsSettings
+from labrig_drivers.settling import undivided
 from labrig_drivers.source_meter import Reading, SourceKind, SourceMeter
 
 # An output that is on moves in steps of about this duration.
@@ -68,7 +68,7 @@ class GuardedSourceMeter:
 
     async def close(self) -> None:
         """Ramps an output that is on to zero, switches it off, disconnects; a cancellation waits for that."""
-        await finish(self._close())
+        await undivided(self._close())
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -81,7 +81,7 @@ class GuardedSourceMeter:
 
     async def configure(self, *, source: SourceKind, nplc: float = 1.0, wires: Literal[2, 4] = 2) -> None:
         """Sets source function, integration time and sense wiring; see `SourceMeter.configure`."""
-        await finish(self._inner.configure(source=source, nplc=nplc, wires=wires))
+        await undivided(self._inner.configure(source=source, nplc=nplc, wires=wires))
         # Level and limit of another function say nothing about this one.
         self._level = self._limit_v = self._limit_a = None
         self._output = 0.0
@@ -90,18 +90,18 @@ class GuardedSourceMeter:
         """Sets the compliance limit; `SafetyError` where it leaves the envelope."""
         self._demand([(self._level_of("voltage"), current_a), (voltage_v, self._level_of("current"))])
         self._limit_a, self._limit_v = current_a, voltage_v
-        await finish(self._inner.set_limit(current_a=current_a, voltage_v=voltage_v))
+        await undivided(self._inner.set_limit(current_a=current_a, voltage_v=voltage_v))
 
     async def set_ranges(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
         """Fixes the ranges; see `SourceMeter.set_ranges`."""
-        await finish(self._inner.set_ranges(voltage_v=voltage_v, current_a=current_a))
+        await undivided(self._inner.set_ranges(voltage_v=voltage_v, current_a=current_a))
 
     async def set_level(self, *, voltage_v: float | None = None, current_a: float | None = None) -> None:
         """Sets the level, by a ramp while the output is on; `SafetyError` where it leaves the envelope."""
         self._demand([(voltage_v, self._limit_a), (self._limit_v, current_a)])
         if (voltage_v is None) == (current_a is None):
             # Exactly one makes sense; the driver says so in its own words.
-            await finish(self._inner.set_level(voltage_v=voltage_v, current_a=current_a))
+            await undivided(self._inner.set_level(voltage_v=voltage_v, current_a=current_a))
             return
         kind: SourceKind = "voltage" if voltage_v is not None else "current"
         level = voltage_v if voltage_v is not None else current_a or 0.0
@@ -111,13 +111,13 @@ class GuardedSourceMeter:
     async def output_on(self) -> None:
         """Switches the output on at zero and ramps to the level."""
         if self._before_on is not None:
-            await finish(_awaited(self._before_on))
+            await undivided(_awaited(self._before_on))
         level = self._level
         if level is not None and level[1]:
             await self._send(level[0], 0.0)
         # Before the request: an exchange that is cancelled may have switched it on.
         self._on = True
-        await finish(self._inner.output_on())
+        await undivided(self._inner.output_on())
         if level is not None and level[1]:
             await self._ramp(*level)
 
@@ -127,15 +127,15 @@ class GuardedSourceMeter:
             if self._on and self._output and self._level is not None:
                 await self._ramp(self._level[0], 0.0)
         finally:
-            await finish(self._switch_off())
+            await undivided(self._switch_off())
 
     async def output_is_on(self) -> bool:
         """Asks the instrument for the state of its output."""
-        return await finish(self._inner.output_is_on())
+        return await undivided(self._inner.output_is_on())
 
     async def measure(self) -> Reading:
         """Takes one reading; see `SourceMeter.measure`."""
-        return await finish(self._inner.measure())
+        return await undivided(self._inner.measure())
 
     async def sweep(
         self, *, voltage_v: Sequence[float] | None = None, current_a: Sequence[float] | None = None
@@ -162,16 +162,16 @@ class GuardedSourceMeter:
         readings = []
         for level in levels:
             await (self.set_level(voltage_v=level) if kind == "voltage" else self.set_level(current_a=level))
-            readings.append(await finish(self._inner.measure()))
+            readings.append(await undivided(self._inner.measure()))
         return readings
 
     async def errors(self) -> list[tuple[int, str]]:
         """Reads the instrument's error queue until it is empty; see `SourceMeter.errors`."""
-        return await finish(self._inner.errors())
+        return await undivided(self._inner.errors())
 
     async def read_settings(self) -> dict[str, str]:
         """Asks how the instrument is set, where it can be asked; see `ReportsSettings`."""
-        return await finish(self._inner.read_settings()) if isinstance(self._inner, ReportsSettings) else {}
+        return await undivided(self._inner.read_settings()) if isinstance(self._inner, ReportsSettings) else {}
 
     async def _sweep_inside(self, kind: SourceKind, levels: list[float]) -> list[Reading]:
         self._output = None
@@ -229,9 +229,9 @@ class GuardedSourceMeter:
         # Before the request: an exchange that fails may have set it.
         self._output = level
         if kind == "voltage":
-            await finish(self._inner.set_level(voltage_v=level))
+            await undivided(self._inner.set_level(voltage_v=level))
         else:
-            await finish(self._inner.set_level(current_a=level))
+            await undivided(self._inner.set_level(current_a=level))
 
     async def _switch_off(self) -> None:
         await self._inner.output_off()

@@ -10,13 +10,13 @@ from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
-from labrig.cleanup import finish
 from labrig.compliance import ComplianceWatch
 from labrig.energy_meter import SUPPLY_PERIOD_S, EnergyMeter
 from labrig.events import Alarm, EventBus, RunPaused, RunResumed
 from labrig.rig import Rig
 from labrig.run_control import RunControl
 from labrig_drivers.errors import LabrigError, PlanAbortedError
+from labrig_drivers.settling import undivided
 from labrig_drivers.source_meter import Reading
 
 T = TypeVar("T")
@@ -260,7 +260,7 @@ class SupplyFeed:
         if watcher is None:
             return
         watcher.cancel()
-        await finish(_ended(watcher))
+        await undivided(_ended(watcher))
         if not watcher.cancelled():
             watcher.result()
 

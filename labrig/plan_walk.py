@@ -15,7 +15,6 @@ from typing import Literal, cast
 import numpy as np
 
 from labrig.board_time import BoardTime
-from labrig.cleanup import finish
 from labrig.commits import Commits
 from labrig.events import EventBus, Message
 from labrig.interlock import RunStoppedError, SupplyFeed
@@ -28,6 +27,7 @@ from labrig.rig import Rig
 from labrig.write_check import restore_board, still_written
 from labrig_drivers.capabilities import CELL_SWEEP, CellSweep, require_capability
 from labrig_drivers.errors import ConfigError, StateError
+from labrig_drivers.settling import undivided
 from labrig_drivers.source_meter import Reading
 
 # A pause that is longer is announced.
@@ -110,7 +110,7 @@ class PlanWalk:
         except RunStoppedError:
             status = "stopped"
         finally:
-            await finish(self._commits.ended())
+            await undivided(self._commits.ended())
         self._commits.check()
         return status
 
@@ -265,4 +265,4 @@ class PlanWalk:
             await meter.output_on()
             return tuple(await meter.sweep(voltage_v=point.voltage_v))
         finally:
-            await finish(meter.output_off())
+            await undivided(meter.output_off())

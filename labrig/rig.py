@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
-from labrig.cleanup import finish
 from labrig.config import RigConfig, load_rig
 from labrig.guarded_axis import GuardedAxis
 from labrig.guarded_board import GuardedBoard
@@ -25,6 +24,7 @@ from labrig_drivers.crossbar import BoardInfo, CrossbarBoard
 from labrig_drivers.errors import ConfigError, LabrigError, StateError
 from labrig_drivers.instrument import HostLossProtection, Identity, Instrument, ProtectsItself, ReportsSettings
 from labrig_drivers.interlock import InterlockInput
+from labrig_drivers.settling import undivided
 from labrig_drivers.source_meter import SourceMeter
 from labrig_drivers.wording import counted
 
@@ -143,7 +143,7 @@ class Rig:
             LinkError: It does not answer.
         """
         instrument = self._instruments()[name]
-        return await finish(instrument.read_settings()) if isinstance(instrument, ReportsSettings) else {}
+        return await undivided(instrument.read_settings()) if isinstance(instrument, ReportsSettings) else {}
 
     async def open_interlocks(self) -> list[str]:
         """Asks every interlock of the rig file; returns the names of those that are open.
@@ -152,12 +152,12 @@ class Rig:
             CapabilityError: An instrument has no interlock after all.
             LinkError: One cannot be asked.
         """
-        return [name for name, one in self._interlocks.items() if not await finish(_closed(one))]
+        return [name for name, one in self._interlocks.items() if not await undivided(_closed(one))]
 
     async def keep_watch(self) -> None:
         """Starts the watchdog process again if it has died; cheap enough to be called before every point."""
         if self._watchdog is not None:
-            await finish(self._watchdog.revive())
+            await undivided(self._watchdog.revive())
 
     async def open(self) -> None:
         """Opens all instruments in parallel and checks who they are; no output is touched.
@@ -182,7 +182,7 @@ class Rig:
         Raises:
             RigError: An instrument failed to close; the others were closed all the same.
         """
-        await finish(self._close())
+        await undivided(self._close())
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -212,7 +212,7 @@ class Rig:
         """Ramps the array supply to zero and switches it off; a cancellation waits until this is done."""
         supply = self.supply
         if supply is not None:
-            await finish(supply.output_off())
+            await undivided(supply.output_off())
 
     @asynccontextmanager
     async def powered(self) -> AsyncIterator[None]:
@@ -228,12 +228,12 @@ class Rig:
         try:
             results = await asyncio.gather(*(one.open() for one in instruments.values()), return_exceptions=True)
         except BaseException:
-            await finish(_close_all(instruments))
+            await undivided(_close_all(instruments))
             raise
         failures = _failures(instruments, results)
         if failures:
             # What went wrong in opening is the message; no output was touched, so closing has nothing to add.
-            await finish(_close_all(instruments))
+            await undivided(_close_all(instruments))
             headline = (
                 f"rig {self.config.rig.name!r} ({self.config.path}): {len(failures)} of "
                 f"{counted(len(instruments), 'instrument')} could not be opened, no output was touched"
@@ -242,7 +242,7 @@ class Rig:
         try:
             check_board(self.config, self._board.info)
         except ConfigError:
-            await finish(_close_all(instruments))
+            await undivided(_close_all(instruments))
             raise
 
     async def _before_on(self, spec: InstrumentSpec) -> None:

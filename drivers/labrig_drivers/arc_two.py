@@ -31,7 +31,7 @@ from labrig_drivers.crossbar import (
 )
 from labrig_drivers.errors import ConfigError, LinkLostError, ProtocolError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection, Identity
-from labrig_drivers.links.guard import settle
+from labrig_drivers.settling import settle
 
 PYARC2_INSTRUMENT = "pyarc2:Instrument"
 

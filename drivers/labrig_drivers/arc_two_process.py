@@ -16,7 +16,7 @@ from labrig_drivers.errors import (
     ProtocolError,
     StateError,
 )
-from labrig_drivers.links.guard import settle
+from labrig_drivers.settling import settle
 
 # One answer is one line; the longest carries the currents of a chunk of vectors.
 _LONGEST_LINE_BYTES = 4 * 1024 * 1024

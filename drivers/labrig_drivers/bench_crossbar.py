@@ -35,6 +35,7 @@ from labrig_drivers.crossbar import (
 )
 from labrig_drivers.errors import InstrumentError, SafetyError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection, Identity
+from labrig_drivers.settling import undivided
 from labrig_drivers.source_meter import Reading, SourceMeter
 from labrig_drivers.switch_matrix import SwitchMatrix
 
@@ -168,6 +169,9 @@ class BenchCrossbar:
             InstrumentError: A relay did not open.
         """
         self._closing = True
+        await undivided(self._close())
+
+    async def _close(self) -> None:
         async with self._lock:
             self._info = self._identity = None
             await self._lines.close()

@@ -16,7 +16,7 @@ from typing import TypeVar
 from labrig_drivers.bench_settings import BenchGeometry
 from labrig_drivers.errors import InstrumentError, LabrigError, SafetyError, StateError
 from labrig_drivers.instrument import HostLossProtection, Instrument, ProtectsItself
-from labrig_drivers.links.guard import undivided
+from labrig_drivers.settling import undivided
 from labrig_drivers.source_meter import Reading, SourceMeter
 from labrig_drivers.switch_matrix import Point, SwitchMatrix
 from labrig_drivers.wording import beyond

@@ -15,7 +15,7 @@ from typing import Final, Literal, Self
 
 from labrig_drivers.errors import LinkError, ProtocolError, SafetyError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection, Identity
-from labrig_drivers.links.guard import settle
+from labrig_drivers.settling import settle
 from labrig_drivers.source_meter import Reading, SourceKind
 from labrig_drivers.source_meter_dialect import OTHER_KIND, Dialect, RawReading
 from labrig_drivers.source_output import Ramp, SourceOutput

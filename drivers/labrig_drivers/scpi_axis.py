@@ -19,11 +19,11 @@ from labrig_drivers.axis_motion import AxisMotion, AxisSettings, Wait
 from labrig_drivers.errors import LabrigError, ProtocolError, SafetyError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, Identity
 from labrig_drivers.links.base import Link
-from labrig_drivers.links.guard import settle, undivided
 from labrig_drivers.links.link_user import LinkUser
 from labrig_drivers.links.shared import SharedLink
 from labrig_drivers.scpi import ScpiChannel, format_float
 from labrig_drivers.settings_table import SettingsTable
+from labrig_drivers.settling import settle, undivided
 
 _VALUE: Final = "{value}"
 

@@ -27,9 +27,9 @@ from typing import Final, Self
 from labrig_drivers.errors import ConfigError, InstrumentError, ProtocolError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, Identity
 from labrig_drivers.links.base import Link
-from labrig_drivers.links.guard import settle
 from labrig_drivers.scpi import ScpiChannel
 from labrig_drivers.settings_table import SettingsTable
+from labrig_drivers.settling import settle
 from labrig_drivers.switch_matrix import Point, SwitchMatrixInfo, check_points
 
 # The VXI cards answer for at most 127 relays at a time, and short lines fit into every input buffer.

@@ -178,21 +178,22 @@ class TspSession:
             InstrumentError: The instrument does not take the script.
             LinkError: The exchange failed; the channel's guard is what it was.
         """
-        before = dict(self._guarded)
-        wanted = {name: one for name, one in before.items() if name != channel}
-        if rule is not None:
-            wanted[channel] = rule
         async with self._lock:
             await self._synchronise()
+            # Read behind the lock: another channel may have been put under guard meanwhile.
+            before = self._guarded
+            wanted = {name: one for name, one in before.items() if name != channel}
+            if rule is not None:
+                wanted[channel] = rule
             try:
                 await self._set_guard(wanted)
             except BaseException:
                 self._guarded = before
                 raise
-        if wanted and (self._kicker is None or self._kicker.done()):
+        if self._guarded and (self._kicker is None or self._kicker.done()):
             self._no_more_kicks = asyncio.Event()
             self._kicker = asyncio.create_task(self._kick_for_ever(self._no_more_kicks))
-        elif not wanted:
+        elif not self._guarded:
             await self._stop_kicking()
 
     async def recover(self) -> None:

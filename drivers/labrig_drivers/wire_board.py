@@ -48,7 +48,7 @@ from labrig_drivers.crossbar import (
 from labrig_drivers.errors import CapabilityError, LabrigError, ProtocolError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection, Identity
 from labrig_drivers.links.base import Link
-from labrig_drivers.links.guard import settle
+from labrig_drivers.settling import settle
 
 # How long `close()` waits for each step of making the board safe before it disconnects all the same.
 _SAFE_TIMEOUT_S: Final = 1.0

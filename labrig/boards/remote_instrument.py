@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from labrig.cleanup import finish
 from labrig.remote.faults import LeaseEndedError
 from labrig.remote.messages import Values
 from labrig.remote.results import identity_from, texts
 from labrig.remote.session import RemoteSession
 from labrig_drivers.errors import LabrigError, LinkError, StateError
 from labrig_drivers.instrument import ExpectedIdentity, HostLossProtection, Identity
+from labrig_drivers.settling import undivided
 
 
 class RemoteInstrument:
@@ -87,7 +87,7 @@ class RemoteInstrument:
         Args:
             must_arrive: Whether an error on the way to the rig is raised: the output may be on until the lease ends.
         """
-        await finish(self._close(must_arrive))
+        await undivided(self._close(must_arrive))
 
     async def _close(self, must_arrive: bool) -> None:
         async with self._turn:

@@ -11,7 +11,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from labrig.cleanup import finish
 from labrig.recording import layout, streams
 from labrig.recording.array_rows import ArrayRows, stacked
 from labrig.recording.description import Description
@@ -23,6 +22,7 @@ from labrig.recording.summary import RecordingSummary, SupplyTrace
 from labrig_calibration.dataset import MvmDataset
 from labrig_drivers.crossbar import FloatArray
 from labrig_drivers.errors import StorageError
+from labrig_drivers.settling import undivided
 from labrig_drivers.wording import counted
 
 _SUPPLY = layout.supply_stream(0).path
@@ -202,11 +202,11 @@ class Recording:
             StorageError: See `refresh` and `iter_mvms`.
         """
         while True:
-            await finish(asyncio.to_thread(self.refresh))
+            await undivided(asyncio.to_thread(self.refresh))
             running, stop = self.status == "running", self.committed(array)
             if start < stop:
                 pieces = self.iter_mvms(array, start, stop, rows=rows)
-                while (piece := await finish(asyncio.to_thread(next, pieces, None))) is not None:
+                while (piece := await undivided(asyncio.to_thread(next, pieces, None))) is not None:
                     yield piece
                 start = stop
             elif running:

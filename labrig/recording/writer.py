@@ -13,7 +13,6 @@ from typing import Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from labrig.cleanup import finish
 from labrig.events import RunStatus
 from labrig.plans.base import BesideCapacity, CurvePoint, StreamCapacity
 from labrig.recording.file import NO_SETTING, BlockLabel, Durability, RecordingFile
@@ -23,6 +22,7 @@ from labrig.recording.journal import POINT_HASH_BYTES
 from labrig.recording.nodes import HDF5_REFUSES, in_words
 from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult, ProgramReport
 from labrig_drivers.errors import StorageError
+from labrig_drivers.settling import undivided
 from labrig_drivers.source_meter import Reading
 
 T = TypeVar("T")
@@ -101,11 +101,11 @@ class RecordingWriter:
             )
 
         try:
-            await finish(_run(thread, make))
+            await undivided(_run(thread, make))
         except BaseException:
             if created:
                 # Cancelled while the file was made: nobody will ever write into it.
-                await finish(_run(thread, created[0].abandon if resume else created[0].discard))
+                await undivided(_run(thread, created[0].abandon if resume else created[0].discard))
             thread.shutdown()
             raise
         return cls(path, created[0], thread, durability)
@@ -305,7 +305,7 @@ class RecordingWriter:
             StorageError: They cannot be read.
         """
         try:
-            return await finish(_run(self._thread, lambda: self._file.recorded_rows(stream_path, start, stop)))
+            return await undivided(_run(self._thread, lambda: self._file.recorded_rows(stream_path, start, stop)))
         except (*HDF5_REFUSES, KeyError) as error:
             raise StorageError(
                 f"{self.path}: {stream_path}: rows {start} to {stop - 1} cannot be read: {in_words(error)}"
@@ -324,7 +324,7 @@ class RecordingWriter:
         self._closed = True
         self._queue.close()
         try:
-            await finish(_run(self._thread, lambda: self._end(status)))
+            await undivided(_run(self._thread, lambda: self._end(status)))
         finally:
             self._thread.shutdown()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from labrig.cleanup import finish
 from labrig.remote.board_verbs import BOARD_VERBS, Outcome, board_card
 from labrig.remote.messages import Request, Values
 from labrig.remote.meter_verbs import METER_VERBS, meter_card
 from labrig.rig import BOARD_NAME, Rig
 from labrig_drivers.errors import CapabilityError, StateError
 from labrig_drivers.instrument import Instrument
+from labrig_drivers.settling import undivided
 
 OPEN: Final = "open"
 CLOSE: Final = "close"
@@ -65,7 +65,7 @@ class ServedBench:
     async def close(self, name: str) -> None:
         """Makes one instrument safe; harmless when it is."""
         # Before, and not after: one that failed to close has to be closed again by whoever looks after it.
-        await finish(self._instrument(name).close())
+        await undivided(self._instrument(name).close())
         self._open.discard(name)
 
     async def make_safe(self) -> dict[str, BaseException]:
@@ -86,7 +86,7 @@ class ServedBench:
     async def _opened(self, name: str) -> Values:
         instrument = self._instrument(name)
         if name not in self._open:
-            await finish(instrument.open())
+            await undivided(instrument.open())
             self._open.add(name)
         return board_card(self._rig.board) if name == BOARD_NAME else meter_card(self._rig.source_meters[name])
 

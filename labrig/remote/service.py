@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from labrig.cleanup import finish
 from labrig.events import Alarm, EventBus, Message
 from labrig.remote.answered import Answered, Seen
 from labrig.remote.bench import ServedBench
@@ -25,6 +24,7 @@ from labrig.remote.messages import PROTOCOL_VERSION, Answer, Request, Values
 from labrig.remote.notices import Notices
 from labrig.remote.tasks import end_tasks
 from labrig_drivers.errors import LabrigError, ProtocolError, StateError
+from labrig_drivers.settling import undivided
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class RigService:
         try:
             yield
         finally:
-            await finish(self._stop(tasks))
+            await undivided(self._stop(tasks))
 
     def offer_direct(self, door: DirectOffer | None) -> None:
         """Has those who get a lease told how to enter the direct link; None offers none any more."""
@@ -129,7 +129,7 @@ class RigService:
 
     def switch_off(self, who: str) -> None:
         """Ends the lease, if there is one, and has every output switched off, for somebody at the rig; never waits."""
-        self._keep(asyncio.create_task(finish(self._stopped(who, "at the rig")), name="labrig-serve-stop"))
+        self._keep(asyncio.create_task(undivided(self._stopped(who, "at the rig")), name="labrig-serve-stop"))
 
     def take(self, request: Request, outlet: Outlet) -> None:
         """Takes a request in: answers it, or has it carried out and answered; never waits, never raises."""
@@ -251,7 +251,7 @@ class RigService:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             task.cancel()
-            await finish(asyncio.wait([task]))
+            await undivided(asyncio.wait([task]))
             raise
         finally:
             self._running.discard(task)
@@ -268,7 +268,7 @@ class RigService:
                     f"the lease ended, as it was not renewed for {self.manners.lease_s:g} s; outputs were switched off"
                 )
                 try:
-                    await finish(self._end_lease(why, "expired", token=self.lease_token))
+                    await undivided(self._end_lease(why, "expired", token=self.lease_token))
                 except Exception as error:  # whoever watches must not fall asleep; the next look tries again
                     _log.exception("a lease could not be ended")
                     self._alarm(f"a lease could not be ended: {error}")
@@ -285,7 +285,7 @@ class RigService:
 
     async def _turn_over(self, request: Request, outlet: Outlet) -> None:
         try:
-            values = await finish(self._turned_over(request))
+            values = await undivided(self._turned_over(request))
         except Exception as error:
             if not isinstance(error, LabrigError):
                 _log.exception("%s failed", request.verb)

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 
-from labrig.cleanup import finish
 from labrig.events import EventBus
 from labrig.remote.bench import ServedBench
 from labrig.remote.broker_side import BrokerSide
@@ -18,6 +17,7 @@ from labrig.remote.service import RigService
 from labrig.remote.tasks import end_tasks
 from labrig.rig import Rig
 from labrig.telemetry.broker import Broker
+from labrig_drivers.settling import undivided
 
 
 @asynccontextmanager
@@ -52,5 +52,5 @@ async def served(
         async with service.running(), nullcontext() if direct is None else direct_door(service, direct):
             yield service, side
     finally:
-        await finish(side.say_goodbye())
+        await undivided(side.say_goodbye())
         await end_tasks(connection)

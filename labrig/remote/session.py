@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from labrig.cleanup import finish
 from labrig.remote.addresses import RigAddress
 from labrig.remote.carrier import Carrier
 from labrig.remote.envelope import Arrays
@@ -21,6 +20,7 @@ from labrig.remote.results import number, text, whole
 from labrig.remote.tasks import end_tasks
 from labrig.telemetry.broker import Broker
 from labrig_drivers.errors import LabrigError, LinkError, LinkLostError, LinkTimeoutError, ProtocolError, StateError
+from labrig_drivers.settling import undivided
 
 _log = logging.getLogger(__name__)
 
@@ -100,13 +100,13 @@ class RemoteSession:
                 try:
                     await self._begin()
                 except BaseException:
-                    await finish(self._end())
+                    await undivided(self._end())
                     raise
             self._users += 1
 
     async def leave(self) -> None:
         """Gives the lease back when no other instrument is in it; a cancellation waits for that."""
-        await finish(self._leave())
+        await undivided(self._leave())
 
     async def ask(
         self,

@@ -16,7 +16,7 @@ from labrig.testing.fault_ends import HostLine, InstrumentLine, LineEnd, TcpEnd,
 from labrig.testing.fault_lane import Cutter, cut_lines, cut_pieces
 from labrig.testing.fault_plan import CLEAN, CONNECTION_FAULTS, Direction, Fault, FaultPlan, Injected
 from labrig_drivers.errors import LinkLostError, StateError
-from labrig_drivers.links.guard import settle
+from labrig_drivers.settling import settle
 
 _LOOPBACK = "127.0.0.1"
 _BACKLOG = 64

@@ -7,7 +7,6 @@ from collections import deque
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from labrig.cleanup import finish
 from labrig.energy_meter import EnergyMeter
 from labrig.events import BlockCommitted, EventBus, MeasuredBlock
 from labrig.plans.base import MvmPoint
@@ -16,6 +15,7 @@ from labrig.training.pausing import PauseGate
 from labrig_calibration.stimulus import StimulusKind
 from labrig_drivers.commanded import PastWrite, commanded
 from labrig_drivers.crossbar import CrossbarBoard, FloatArray, MvmResult, ProgramReport
+from labrig_drivers.settling import undivided
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class RecordedBoard:
             StorageError: It could not be written.
         """
         while self.pending:
-            await finish(_settled(self.pending.popleft()))
+            await undivided(_settled(self.pending.popleft()))
 
     async def position(self) -> BoardPosition:
         """Where the run is, with everything measured in the file."""

@@ -189,6 +189,23 @@ async def test_a_high_level_takes_its_time_down() -> None:
     assert rule.kick_every_s < 10.0 / 3
 
 
+async def test_both_channels_switched_on_and_off_at_the_same_time_are_both_guarded(bench: Bench) -> None:
+    link = SharedLink(TcpLink("127.0.0.1", bench.server.port))
+    names: tuple[ChannelName, ...] = ("a", "b")
+    a, b = (
+        Keithley2600(link, channel=name, ramp_v_per_s=2.0, ramp_step_v=STEP_V, host_loss_s=SILENCE_S) for name in names
+    )
+    async with a, b:
+        await asyncio.gather(switch_on(a), switch_on(b))
+        assert [one.host_loss_protection.silence_s for one in (a, b)] == [SILENCE_S, SILENCE_S]
+        await asyncio.gather(a.output_off(), b.output_off())
+        assert [one.host_loss_protection.silence_s for one in (a, b)] == [None, None]
+        await asyncio.gather(switch_on(a), switch_on(b))
+        await asyncio.sleep(2 * SILENCE_S)  # long enough for a script that nobody talks to
+        assert bench.is_on("a")
+        assert bench.is_on("b")
+
+
 async def test_one_script_guards_both_channels_and_the_second_survives_the_first(bench: Bench) -> None:
     link = SharedLink(TcpLink("127.0.0.1", bench.server.port))
     names: tuple[ChannelName, ...] = ("a", "b")

@@ -441,6 +441,25 @@ async def test_cancelled_at_any_moment_everything_is_off_and_open(bench: Crossba
     assert cut > 12
 
 
+async def test_closing_goes_to_its_end_even_where_the_caller_is_cancelled_while_a_request_runs(
+    bench: CrossbarBench,
+) -> None:
+    begun = asyncio.Event()
+    board = board_on(bench, progress=lambda _: begun.set())
+    await board.open()
+    running = asyncio.create_task(board.program(0, np.full((4, 3), 5e-5)))
+    await begun.wait()
+    closing = asyncio.create_task(board.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    outcomes = await asyncio.gather(running, closing, return_exceptions=True)
+    assert isinstance(outcomes[1], asyncio.CancelledError)
+    assert bench.is_safe()
+    # Closed altogether: it can be opened again.
+    await board.open()
+    await board.close()
+
+
 async def test_closing_ends_a_running_request_and_leaves_everything_safe(bench: CrossbarBench) -> None:
     begun = asyncio.Event()
     board = board_on(bench, progress=lambda _: begun.set())

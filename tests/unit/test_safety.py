@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from labrig.cleanup import finish
 from labrig.guarded_board import GuardedBoard
 from labrig.guarded_source_meter import CURRENT_RAMP_STEPS, RAMP_STEP_S, GuardedSourceMeter
 from labrig.safety import BoardEnvelope, BoardLimits, SourceEnvelope, SourceLimits
@@ -32,6 +31,7 @@ from labrig_drivers.errors import CapabilityError, LinkLostError, SafetyError, S
 from labrig_drivers.instrument import Identity
 from labrig_drivers.mock.board import MOCK_CAPABILITIES, MockBoard
 from labrig_drivers.mock.chip import ChipSettings
+from labrig_drivers.settling import undivided
 from labrig_drivers.source_meter import Reading, SourceKind
 
 RAMP_V_PER_S = 20.0
@@ -353,7 +353,7 @@ async def test_finish_lets_a_failure_outrank_the_cancellation() -> None:
         await gate.wait()
         raise LinkLostError("output may be on")
 
-    task = asyncio.create_task(finish(fails()))
+    task = asyncio.create_task(undivided(fails()))
     await asyncio.sleep(0)
     for _ in range(3):
         task.cancel()

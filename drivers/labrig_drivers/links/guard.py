@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TypeVar
 
 from labrig_drivers.errors import LinkDesyncedError, LinkLostError, StateError
 from labrig_drivers.links.base import LinkState
-
-T = TypeVar("T")
 
 
 class LinkGuard:
@@ -130,31 +127,3 @@ class Exchanging:
         if exc is not None:
             self._guard.judge(exc)
         self._lock.release()
-
-
-async def settle(future: asyncio.Future[T]) -> asyncio.CancelledError | None:
-    """Waits until `future` is done, even when the caller is cancelled meanwhile.
-
-    Returns:
-        The cancellation that came meanwhile, for the caller to raise once it has looked at the result, or None.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    return cancelled
-
-
-async def undivided(work: Coroutine[object, object, T]) -> T:
-    """Runs `work` to its end; a cancellation that comes meanwhile is raised after it, unless it failed itself.
-
-    For exchanges: cut in two, one would leave a link that cannot switch off at once.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled = await settle(task)
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result

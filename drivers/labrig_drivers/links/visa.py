@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, TypeVar
 from labrig_drivers.errors import LabrigError, LinkLostError, LinkTimeoutError, ProtocolError
 from labrig_drivers.links.base import Framing, LinkState
 from labrig_drivers.links.framing import LineFraming, SizedFraming
-from labrig_drivers.links.guard import LinkGuard, settle
+from labrig_drivers.links.guard import LinkGuard
 from labrig_drivers.links.words import system_words
+from labrig_drivers.settling import settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
