@@ -13,7 +13,7 @@ from labrig.events import EventBus, Message, RunFinished, RunStarted, RunStatus
 from labrig.interlock import SupplyFeed, wait_until_clear
 from labrig.plan_time import needs_on
 from labrig.plan_walk import PlanWalk
-from labrig.plans.base import BesideCapacity, Plan
+from labrig.plans.base import BesideCapacity, Plan, PlanNeeds
 from labrig.recording.file import Durability
 from labrig.recording.header import RecordingHeader
 from labrig.recording.progress import Progress, read_progress
@@ -62,9 +62,8 @@ async def acquire(
         LabrigError: The board, the supply or the recording failed.
     """
     needs = needs_on(plan, rig)
-    planned, run_id = (plan.name, needs.mvms, needs.writes), writer.run_id or None
-    bus.publish(RunStarted(*planned, writer.path, needs.least_s, needs.beside.curves, run_id))
     progress = progress or Progress()
+    bus.publish(_started(plan, needs, writer, progress))
     commits = Commits(writer, bus, progress)
     period_s = SUPPLY_PERIOD_S if needs.beside.supply_period_s is None else needs.beside.supply_period_s
     feed = SupplyFeed(rig, bus, writer.append_supply, control, settle=commits.settled, period_s=period_s)
@@ -77,6 +76,19 @@ async def acquire(
         summary = commits.summary(status, feed.joules())
         bus.publish(RunFinished(status, summary.mvms, summary.writes, summary.seconds, summary.joules))
     return summary
+
+
+def _started(plan: Plan, needs: PlanNeeds, writer: RecordingWriter, progress: Progress) -> RunStarted:
+    """What is ahead of a run: what an interrupted one recorded already is not counted again."""
+    return RunStarted(
+        plan.name,
+        max(needs.mvms - progress.mvms, 0),
+        max(needs.writes - progress.writes, 0),
+        writer.path,
+        needs.least_s,
+        max(needs.beside.curves - progress.curves, 0),
+        writer.run_id or None,
+    )
 
 
 async def run_sweep(

@@ -164,12 +164,13 @@ def read_conductances(path: Path) -> tuple[list[MeasuredArray], str, str]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         with safe_open(path, framework="numpy") as file:
             told = json.loads((file.metadata() or {})[_HEADER])
+            # First of all: a later format may have other arrays.
+            if told["format"] != FORMAT:
+                raise StorageError(f"{path}: has format {told['format']}; this version reads {FORMAT}")
             arrays = [
                 MeasuredArray(name, file.get_tensor(f"{index}/target_s"), file.get_tensor(f"{index}/measured_s"))
                 for index, name in enumerate(told["names"])
             ]
-        if told["format"] != FORMAT:
-            raise StorageError(f"{path}: has format {told['format']}; this version reads {FORMAT}")
         return arrays, str(told["source"]), digest
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error

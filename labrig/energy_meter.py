@@ -99,10 +99,7 @@ class EnergyMeter:
         # Asked to end, never cancelled: a reading that is cut in two leaves a link that cannot switch off at once.
         self._stopping.set()
         if self._task is not None:
-            await undivided(self._ended(self._task))
-
-    async def _ended(self, task: asyncio.Task[None]) -> None:
-        await asyncio.wait([task])
+            await undivided(asyncio.wait([self._task]))
 
     async def _watch(self) -> None:
         try:

@@ -29,11 +29,11 @@ class RunStarted:
 
     Attributes:
         plan: Name of the plan.
-        planned_mvms: MVMs that the plan will measure.
-        planned_writes: Programmings that the plan will make.
+        planned_mvms: MVMs that the plan still has to measure: all, unless the run goes on with an interrupted one.
+        planned_writes: Programmings that it still has to make.
         recording: The file, where there is one.
         least_s: What the board alone needs for it, with the plan's own pauses, in s; None where that is not known.
-        planned_curves: I-V curves that the plan will take.
+        planned_curves: I-V curves that it still has to take.
         run_id: Identity of the run, as its recording has it; None where there is none.
     """
 
@@ -155,10 +155,10 @@ class Alarm:
 
 @dataclass(frozen=True)
 class RunPaused:
-    """An interlock is open: the array supply is off, and the run waits until it is closed.
+    """The array supply is off and the run waits: for an interlock, a person, conditions, or a supply at its limit.
 
     Attributes:
-        reason: Which interlock, for a person.
+        reason: What for, for a person.
     """
 
     reason: str
@@ -166,7 +166,7 @@ class RunPaused:
 
 @dataclass(frozen=True)
 class RunResumed:
-    """The interlock is closed again, the array supply is on, and the run goes on with the point that it stopped at.
+    """What a run waited for is there: the array supply is on, and it goes on with the point that it stopped at.
 
     Attributes:
         waited_s: How long the run waited in s.
@@ -180,7 +180,7 @@ class RunFinished:
     """A run ended.
 
     Attributes:
-        status: `finished`, or `aborted` by an error or a person.
+        status: `finished`; `stopped` by a person; or `aborted` by an error, or in the middle.
         mvms: MVMs committed.
         writes: Programmings committed.
         duration_s: Wall time of the run in s.

@@ -94,7 +94,7 @@ class GuardedAxis:
         if reasons:
             raise SafetyError(reasons)
         if self._before_move is not None:
-            await undivided(_awaited(self._before_move))
+            await undivided(self._before_move())
         return await inner.move_to(value)
 
     async def read(self) -> AxisReading:
@@ -107,7 +107,3 @@ class GuardedAxis:
 
     def _range(self) -> str:
         return f"{self._inner.low:g} to {self._inner.high:g} {self._inner.unit}"
-
-
-async def _awaited(hook: Callable[[], Awaitable[None]]) -> None:
-    await hook()

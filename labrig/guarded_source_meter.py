@@ -111,7 +111,7 @@ class GuardedSourceMeter:
     async def output_on(self) -> None:
         """Switches the output on at zero and ramps to the level."""
         if self._before_on is not None:
-            await undivided(_awaited(self._before_on))
+            await undivided(self._before_on())
         level = self._level
         if level is not None and level[1]:
             await self._send(level[0], 0.0)
@@ -246,7 +246,3 @@ class GuardedSourceMeter:
                 await self.output_off()
         finally:
             await self._inner.close()
-
-
-async def _awaited(hook: Hook) -> None:
-    await hook()

@@ -260,7 +260,7 @@ class SupplyFeed:
         if watcher is None:
             return
         watcher.cancel()
-        await undivided(_ended(watcher))
+        await undivided(asyncio.wait([watcher]))
         if not watcher.cancelled():
             watcher.result()
 
@@ -275,10 +275,6 @@ async def _until_clear(rig: Rig, control: RunControl, speaks_against: Callable[[
     # Instruments do not call; they have to be asked.
     while not control.stopping and await speaks_against():  # noqa: ASYNC110
         await asyncio.sleep(every_s)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait([task])
 
 
 def _opened(names: list[str]) -> str:

@@ -80,12 +80,13 @@ def recorded_programming(path: Path) -> ProgrammedCells:
             first += data.rows * data.columns
     if not targets:
         raise StorageError(f"{path}: no MVM was committed")
-    read_sigma_s = float(np.sqrt(np.nanmean(np.concatenate(variances))))
+    known = np.concatenate(variances)
+    known = known[np.isfinite(known)]
     return ProgrammedCells(
         np.concatenate(targets),
         np.concatenate(conductances),
         np.concatenate(devices).astype(np.int64),
-        read_sigma_s if np.isfinite(read_sigma_s) else 0.0,
+        float(np.sqrt(known.mean())) if len(known) else 0.0,
     )
 
 

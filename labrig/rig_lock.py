@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import getpass
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from labrig import file_locks
 from labrig.addresses import same_instrument
+from labrig.user import user_name
 from labrig_drivers.errors import StateError, StorageError
 
 # Not the temporary folder that the environment names: it may be another one for each user, and then no two would meet.
@@ -56,7 +56,7 @@ class Holder:
     @classmethod
     def this_process(cls, command: str | None = None) -> Holder:
         """This process, as a holder from now on."""
-        return cls(_user(), socket.gethostname(), os.getpid(), command or _command(), _now())
+        return cls(user_name(), socket.gethostname(), os.getpid(), command or _command(), _now())
 
     def __str__(self) -> str:
         text = f"{self.user} on {self.host}, process {self.pid} ({self.command}), since {self.since}"
@@ -207,13 +207,6 @@ def _held_by(descriptor: int) -> str:
     if holder.pid == os.getpid() and holder.host == socket.gethostname():
         return f"this program itself has opened it already, since {holder.since}"
     return f"held by {holder}"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in containers
-        return f"user {os.getuid()}"
 
 
 def _command() -> str:

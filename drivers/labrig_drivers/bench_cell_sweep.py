@@ -40,7 +40,6 @@ async def sweep_selected_cell(
         InstrumentError: A source-meter is in compliance with all lines at 0 V.
     """
     alone = settings.geometry.columns == 1
-    zero_a = 0.0
     zero_a = await _zero_a(lines, settings, alone=alone) if settings.read.subtract_zero else 0.0
     readings: list[Reading] = []
     if alone:

@@ -64,7 +64,7 @@ class IdentityError(LabrigError):
         where = f"{address}: " if address else ""
         super().__init__(
             f"{where}expected {expected}, but the instrument there says {got}; "
-            "check the address and the expected identity in the rig file (no output was touched)"
+            "check the address and the expected identity in the rig file"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ async def settle(future: asyncio.Future[T]) -> asyncio.CancelledError | None:
     return cancelled
 
 
-async def undivided(work: Coroutine[object, object, T]) -> T:
+async def undivided(work: Awaitable[T]) -> T:
     """Runs `work` to its end; a cancellation that comes meanwhile is raised after it.
 
     For exchanges too: cut in two, one would leave a link that cannot switch off at once.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from labrig.passwords import NoPasswordError, named_password
 from labrig.remote.addresses import rig_address
 from labrig.remote.session import RemoteSession, Wishes
 from labrig.telemetry.broker import Broker
+from labrig.user import user_name
 from labrig_drivers.settings_table import SettingsTable
 
 
@@ -30,7 +30,7 @@ def remote_session(address: str, settings: Mapping[str, object], section: str) -
     username = table.text("username") if table.has("username") else None
     ca_file = table.text("ca_file") if table.has("ca_file") else None
     password = _password(table)
-    usual = Wishes(who=_who())
+    usual = Wishes(who=f"{user_name()}@{socket.gethostname()}")
     wishes = Wishes(
         who=table.text("who", usual.who),
         answer_s=table.positive("answer_s", usual.answer_s),
@@ -45,26 +45,10 @@ def remote_session(address: str, settings: Mapping[str, object], section: str) -
     return RemoteSession(where, Broker(where.broker, username, password, ca_file), wishes)
 
 
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # no name for this number
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
-
-
 def _password(table: SettingsTable) -> str | None:
-    if table.has("password_env"):
-        name = table.text("password_env")
-        if not (found := os.environ.get(name)):
-            table.faults.append(f"{table.where}.password_env: {name}: the environment variable is not set, or empty")
-        return found
-    if table.has("password_file"):
-        name = table.text("password_file")
-        try:
-            return Path(name).read_text(encoding="utf-8").rstrip("\r\n")
-        except OSError as error:
-            table.faults.append(f"{table.where}.password_file: {name}: cannot be read: {error.strerror or error}")
-        except UnicodeDecodeError:
-            table.faults.append(f"{table.where}.password_file: {name}: is not UTF-8 text")
-    return None
+    environment, file = (table.text(key) if table.has(key) else None for key in ("password_env", "password_file"))
+    try:
+        return named_password(environment, file)
+    except NoPasswordError as error:
+        table.faults.append(f"{table.where}.{error}")
+        return None

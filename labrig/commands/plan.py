@@ -92,7 +92,7 @@ def plan(
     else:
         print_design(designed, info, options.config.rig.name)
     if output is not None:
-        write_plan_file(output, designed, info, rig)
-        typer.echo(f"{output}: labrig sweep {rig} --plan {output} -o run.h5", err=as_json)
+        sweep = write_plan_file(output, designed, info, rig, seed=seed)
+        typer.echo(f"{output}: {sweep}", err=as_json)
     if designed.limits:
         raise typer.Exit(1)

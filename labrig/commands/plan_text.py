@@ -142,8 +142,8 @@ def _as_document(one: Predicted) -> dict[str, object]:
     }
 
 
-def write_plan_file(path: Path, designed: DesignedCalibration, info: BoardInfo, rig: Path, *, seed: int = 0) -> None:
-    """Writes the plan file; the sweep that its head shows has the seed of the design where that is not the usual one.
+def write_plan_file(path: Path, designed: DesignedCalibration, info: BoardInfo, rig: Path, *, seed: int = 0) -> str:
+    """Writes the plan file; returns the command that sweeps it, which its head shows, with the seed of the design.
 
     Raises:
         StorageError: It cannot be written.
@@ -154,15 +154,17 @@ def write_plan_file(path: Path, designed: DesignedCalibration, info: BoardInfo, 
         options["arrays"] = list(plan.arrays)
     options["counts"] = plan.stimulus_counts().as_options()
     worst = designed.analysis.worst(designed.goals)
+    sweep = f"labrig sweep {rig} --plan {path}{f' --seed {seed}' if seed else ''} -o run.h5"
     head = (
         f"Designed for chip {info.chip_id}, {info.rows} x {info.columns}: {designed.needs.mvms} MVMs.",
         f"Worst predicted error: {worst.name}, {percent(worst.relative)} of {worst.relative_to}.",
-        f"labrig sweep {rig} --plan {path}{f' --seed {seed}' if seed else ''} -o run.h5",
+        sweep,
     )
     try:
         path.write_text(PlanFile(plan.name, options).text(head), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+    return sweep
 
 
 def quantity(value: float, unit: str) -> str:

@@ -87,9 +87,7 @@ def crosssim_parameters(numbers: ChipNumbers) -> list[CrossSimParameter]:
         ends = [numbers.code_min * numbers.adc_lsb_a / unit_a, numbers.code_max * numbers.adc_lsb_a / unit_a]
         rows += [
             CrossSimParameter("xbar.adc.mvm.model", "QuantizerADC", "", None, "2**bits levels"),
-            CrossSimParameter(
-                "xbar.adc.mvm.bits", int(np.log2(numbers.code_max - numbers.code_min + 1)), "1", None, "ADC"
-            ),
+            CrossSimParameter("xbar.adc.mvm.bits", bits, "1", None, "ADC"),
             CrossSimParameter("xbar.adc.mvm.signed", True, "", None, ""),
             CrossSimParameter("xbar.adc.mvm.adc_range_option", "CALIBRATED", "", None, ""),
             CrossSimParameter("xbar.adc.mvm.calibrated_range", ends, "1", None, "ends over gain * Vmax * Gmax"),

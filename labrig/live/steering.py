@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ from typing import Protocol
 
 from labrig.events import Alarm, EventBus, Message
 from labrig.run_control import RunControl
+from labrig.user import user_name
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ThisProgram:
         self._bus = bus
         self._control = control
         self._end = end or _terminate
-        self._lease = Lease(f"{_user()} on {socket.gethostname()}, {verb}, process {os.getpid()}")
+        self._lease = Lease(f"{user_name()} on {socket.gethostname()}, {verb}, process {os.getpid()}")
 
     @property
     def can_stop(self) -> bool:
@@ -141,10 +141,3 @@ class OnlyWatching:
 
 def _terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a user id without a name
-        return f"user {os.getuid()}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+from labrig.own_files import module_of_file
 from labrig.plans.adaptive import AdaptiveDesign, AdaptivePlan
 from labrig.plans.base import Plan
 from labrig.plans.canary import CanaryDesign
@@ -115,22 +114,13 @@ def _made_by(name: str) -> Callable[..., object]:
 
 def _from_file(name: str) -> Callable[..., object]:
     file, _, attribute = name.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise ConfigError(f"plan {name!r}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"plan {name!r}: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up while they are made.
-    sys.modules.setdefault(spec.name, module)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"plan {name!r}: {path} cannot be run: {type(error).__name__}: {error}") from error
+        module = module_of_file(Path(file))
+    except ConfigError as error:
+        raise ConfigError(f"plan {name!r}: {error}") from error
     make = getattr(module, attribute, None)
     if not callable(make):
         named = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise ConfigError(f"plan {name!r}: {path} has no class or function {attribute!r}; it has: {', '.join(named)}")
+        raise ConfigError(f"plan {name!r}: {file} has no class or function {attribute!r}; it has: {', '.join(named)}")
     made: Callable[..., object] = make  # pyright: ignore[reportAssignmentType]
     return made

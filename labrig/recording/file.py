@@ -167,7 +167,7 @@ class RecordingFile:
         """
         if self._settings is None:
             raise StateError(f"{self._path}: has no room for settings of axes, its plan moves none")
-        return self._stage_checked(self._settings, columns)
+        return self._stage_checked(self._settings, {**layout.unmoved(self._settings.layout), **columns})
 
     def stage_supply(self, columns: Columns) -> int:
         """Writes one reading of the supply, to count from the next `commit` on; returns how many there are then."""

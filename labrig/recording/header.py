@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,13 +83,8 @@ def versions_now() -> dict[str, str]:
     return versions
 
 
-def board_info_to_json(info: BoardInfo) -> str:
-    """A board's description as JSON text."""
-    return json.dumps({**asdict(info), "capabilities": sorted(info.capabilities)})
-
-
 def board_info_from_json(text: str) -> BoardInfo:
-    """The inverse of `board_info_to_json`; `TypeError` or `ValueError` where the text is not one."""
+    """Reads what `info_to_json` of the board protocol wrote; `TypeError` or `ValueError` where the text is not that."""
     fields = json.loads(text)
     fields["adc_full_scale_a"] = tuple(fields["adc_full_scale_a"])
     fields["capabilities"] = frozenset(fields["capabilities"])

@@ -9,17 +9,10 @@ import numpy as np
 
 from labrig.recording import layout
 from labrig.recording.file_bytes import StructureError
+from labrig.recording.journal import MISSED
 from labrig.recording.stored_rows import StoredRows
 
-MISSED_KIND = -2
-"""Kind of an entry without rows: a point whose time had passed."""
-
 _PIECE = 1024
-
-
-def journal_of(path: str) -> str:
-    """The journal of a stream of blocks."""
-    return f"entry/journal/{path.removeprefix('entry/')}"
 
 
 def entries_of(dtype: np.dtype[np.void], rows: StoredRows, length: int | None = None) -> Iterator[tuple[int, np.void]]:
@@ -83,7 +76,7 @@ def is_plausible(entry: np.void, most_rows: int) -> bool:
         return False
     if rows == 0:
         # Without a checksum of its own an entry of zeros would be one.
-        return crc is not None and int(entry["kind"]) == MISSED_KIND
+        return crc is not None and int(entry["kind"]) == MISSED
     return start >= 0 and rows > 0 and start + rows <= most_rows
 
 

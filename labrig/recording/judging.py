@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from labrig.recording import layout
 from labrig.recording.file_bytes import StructureError
 from labrig.recording.found_streams import FoundStream, Rows, StreamFinder
-from labrig.recording.journal_entries import entries_of, first_table, is_plausible, is_unused, journal_of, vouches
+from labrig.recording.journal import journal_path
+from labrig.recording.journal_entries import entries_of, first_table, is_plausible, is_unused, vouches
 from labrig.recording.stored_rows import StoredRows
 
 MOST_UNCOUNTED = 8
@@ -157,7 +158,7 @@ def judge_blocks(
     ended_well: bool,
 ) -> JudgedStream:
     """Judges a stream with a journal; arguments as in `judge_rows`."""
-    path = journal_of(wanted.path)
+    path = journal_path(wanted.path)
     found = finder.stream(wanted, place, places, None)
 
     def judge_journal(dtype: np.dtype[np.void], entries: StoredRows) -> int:

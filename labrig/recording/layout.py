@@ -185,6 +185,11 @@ def settings_stream(rows: int, axis_units: Mapping[str, str]) -> Stream:
     return Stream(SETTINGS, "setting", (*columns, _CHECKSUM), rows, "time_s", ("setting",))
 
 
+def unmoved(settings: Stream) -> dict[str, NDArray[np.generic]]:
+    """A row of the settings in which no axis was moved yet: NaN throughout."""
+    return {one.name: np.array([one.fill]) for one in settings.columns if one is not _CHECKSUM}
+
+
 def curve_stream(rows: int, *, moves_axes: bool = True) -> Stream:
     """The readings of I-V curves, curve after curve."""
     return Stream(

@@ -74,6 +74,21 @@ class Progress:
     last_setting: int = _NONE
     now_s: float = 0.0
 
+    @property
+    def mvms(self) -> int:
+        """MVMs that are recorded."""
+        return sum(one.rows for one in self.points.values() if one.stream != layout.CURVES)
+
+    @property
+    def writes(self) -> int:
+        """Programmings that are recorded."""
+        return sum(one.index + 1 for one in self.last_writes.values())
+
+    @property
+    def curves(self) -> int:
+        """Curves that are recorded."""
+        return sum(1 for one in self.points.values() if one.stream == layout.CURVES)
+
 
 def read_progress(path: Path) -> Progress:
     """What a recording holds, after every committed row was checked.

@@ -18,7 +18,8 @@ from labrig.recording.disk import Disk
 from labrig.recording.file_bytes import FileBytes
 from labrig.recording.header import utc_now, versions_now
 from labrig.recording.inspection import Inspection, Inspector, open_unwritten
-from labrig.recording.journal_entries import entry_crc32, journal_of
+from labrig.recording.journal import journal_path
+from labrig.recording.journal_entries import entry_crc32
 from labrig.recording.judging import JudgedStream, references
 from labrig.recording.medium import FileSystem
 from labrig.recording.nodes import HDF5_REFUSES, dataset_at, in_words, set_front_text
@@ -246,9 +247,9 @@ def _copy_blocks(file: h5py.File, disk: Disk, stream: JudgedStream, chosen: Mapp
     """Copies blocks with their journal; what they refer to may have another number now."""
     found = stream.found
     numbers = {name: _new_numbers(selection) for name, selection in chosen.items()}
-    journal = dataset_at(file, journal_of(path))
+    journal = dataset_at(file, journal_path(path))
     entries = np.zeros(len(chosen[path].blocks), journal.dtype)
-    journal_table = locate_table(file, journal_of(path))
+    journal_table = locate_table(file, journal_path(path))
     tables = {one.name: locate_table(file, f"{path}/{one.name}") for one in found.stream.columns}
     start = 0
     for entry, block in zip(entries, chosen[path].blocks, strict=True):
@@ -308,4 +309,4 @@ def _trim(file: h5py.File, inspection: Inspection, chosen: Mapping[str, Selectio
             for path in stream.found.stream.dataset_paths:
                 dataset_at(file, path).resize(0, axis=0)
         if stream.blocks is not None and not chosen[name].blocks:
-            dataset_at(file, journal_of(name)).resize(0, axis=0)
+            dataset_at(file, journal_path(name)).resize(0, axis=0)

@@ -13,8 +13,7 @@ from labrig.recording.file_bytes import FileBytes, StructureError
 from labrig.recording.hdf5_messages import Attribute
 from labrig.recording.hdf5_nodes import StoredDataset
 from labrig.recording.inspection import Inspection, texts_of
-from labrig.recording.journal import JOURNAL_DTYPE
-from labrig.recording.journal_entries import journal_of
+from labrig.recording.journal import JOURNAL_DTYPE, journal_path
 from labrig.recording.judging import JudgedStream
 
 _JOURNAL_FIELDS = frozenset({"point", "start", "rows", "crc32", "kind"})
@@ -105,7 +104,7 @@ class SchemaCheck:
         if stream.signal == "current_code":
             self._adc_step(stream)
         if judged.blocks is not None:
-            self._journal(journal_of(stream.path))
+            self._journal(journal_path(stream.path))
 
     def _adc_step(self, stream: layout.Stream) -> None:
         path = f"{stream.path}/adc_lsb_a"

@@ -15,12 +15,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from labrig.recording import layout
 from labrig.recording.differences import difference
-from labrig.recording.header import RecordingHeader, board_info_to_json
+from labrig.recording.header import RecordingHeader
 from labrig.recording.journal import JOURNAL_DTYPE, fill_entry, journal_path
 from labrig.recording.medium import FileSystem, Held, Medium
 from labrig.recording.nodes import HDF5_REFUSES, dataset_at, group_at, in_words, set_front_text, text_attribute
 from labrig.recording.run_streams import RunStreams
 from labrig.recording.table import locate_scalar, locate_table
+from labrig_drivers.board_messages import info_to_json
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import StorageError
 
@@ -196,7 +197,7 @@ def _root_attributes(header: RecordingHeader, info: BoardInfo) -> dict[str, str]
         "rig_name": header.rig_name,
         "rig_toml": header.rig_toml,
         "plan": json.dumps(dict(header.plan)),
-        "board_info": board_info_to_json(info),
+        "board_info": info_to_json(info),
         "chip_id": info.chip_id,
         "identities": json.dumps({name: asdict(identity) for name, identity in header.identities.items()}),
         "settings": json.dumps({name: dict(one) for name, one in header.settings.items()}),

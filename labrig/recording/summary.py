@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labrig_drivers.crossbar import FloatArray
+
+# A supply that is on is read several times in a second; a link that is opened again may take a moment.
+_LONGEST_USUAL_S: Final = 2.0
+_FAR_LONGER: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,16 @@ class SupplyTrace:
 
     @property
     def energy_j(self) -> float:
-        """Energy in J: voltage times current, integrated over time by trapezoids."""
-        power_w = self.voltage_v * self.current_a
-        return float(np.sum(0.5 * (power_w[1:] + power_w[:-1]) * np.diff(self.time_s)))
+        """Energy in J: voltage times current, integrated over time by trapezoids.
+
+        While an interlock, a person or the night between a run and its resumption keeps the supply off, nothing is
+        read: times without a reading that are far longer than usual do not count.
+        """
+        power_w, apart_s = self.voltage_v * self.current_a, np.diff(self.time_s)
+        if not len(apart_s):
+            return 0.0
+        fed = apart_s <= max(_LONGEST_USUAL_S, _FAR_LONGER * float(np.median(apart_s)))
+        return float(np.sum((0.5 * (power_w[1:] + power_w[:-1]) * apart_s)[fed]))
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,7 @@ def _value_faults(stream: JudgedStream, inspection: Inspection) -> Iterator[str]
             yield f"{path}: rows {start} to {stop - 1} cannot be read: {error}"
             continue
         for column in found.stream.columns:
-            if np.dtype(column.dtype).kind == "f" and not np.isfinite(values[column.name]).all():
+            if np.dtype(column.dtype).kind == "f" and not _can_be_true(path, column.name, values):
                 yield f"{path}/{column.name}: is no number in some of rows {start} to {stop - 1}"
         if "in_compliance" in values and not np.isin(values["in_compliance"], (0, 1)).all():
             yield f"{path}/in_compliance: is neither 0 nor 1 in some of rows {start} to {stop - 1}"
@@ -241,6 +241,15 @@ def _value_faults(stream: JudgedStream, inspection: Inspection) -> Iterator[str]
             slack_s = 1e-6 * info.conductance_max_s
             if (target < info.conductance_min_s - slack_s).any() or (target > info.conductance_max_s + slack_s).any():
                 yield f"{path}/target_conductance_s: lies beyond the board's range in rows {start} to {stop - 1}"
+
+
+def _can_be_true(path: str, name: str, values: _Values) -> bool:
+    """Whether all values are finite, but for axes that were not moved yet: NaN in both columns."""
+    right = np.isfinite(values[name])
+    if path == layout.SETTINGS and name != "time_s":
+        axis = name.rpartition("_")[0]
+        right |= np.isnan(values[f"{axis}_set"]) & np.isnan(values[f"{axis}_read"])
+    return bool(right.all())
 
 
 def _unused_faults(stream: JudgedStream) -> Iterator[str]:

@@ -66,8 +66,8 @@ class LeaseRuns:
     def end(self, status: RunStatus) -> None:
         """The lease ended, or there was none, and everything was made safe; `aborted` where that failed."""
         took_s = 0.0 if self._began_s is None else self._clock() - self._began_s
-        self._began_s = None
         self._bus.publish(RunFinished(status, self._mvms, self._writes, took_s, None))
+        self._began_s, self._mvms, self._writes = None, 0, 0
 
     def _written(self, array: int, conductance_s: FloatArray) -> None:
         # As recordings do: from 0 for each array.

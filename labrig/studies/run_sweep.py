@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,7 +189,8 @@ def _parsed(variations: Sequence[str]) -> tuple[dict[str, list[object]], list[st
     faults = []
     for one in variations:
         key, _, values = one.partition("=")
-        section, _, name = key.strip().partition(".")
+        key = key.strip()
+        section, _, name = key.partition(".")
         if not section or not name or "." in name or not values:
             faults.append(f"--sweep {one}: write section.key=value,value")
         elif key in varied:
@@ -196,7 +198,9 @@ def _parsed(variations: Sequence[str]) -> tuple[dict[str, list[object]], list[st
         elif key == "run.folder":
             faults.append("--sweep run.folder: every run has a folder of its own in run.folder")
         else:
-            varied[key.strip()] = [_value(text.strip()) for text in values.split(",")]
+            varied[key] = [_value(text.strip()) for text in values.split(",")]
+            again = {text for text, count in Counter(map(_plain, varied[key])).items() if count > 1}
+            faults += [f"--sweep {key}: {text} is there twice" for text in sorted(again)]
     if not variations:
         faults.append("a sweep varies something: --sweep section.key=value,value")
     return varied, faults

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -15,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from labrig.addresses import BrokerAddress
+from labrig_drivers.links.words import system_words
 
 if TYPE_CHECKING:
     from aiomqtt import Client, ProtocolVersion, Will
@@ -164,13 +163,7 @@ async def _break_off(client: Client) -> None:
 
 def _plain(error: Exception, answer_s: float) -> str:
     """An error in the words of the system, without the brackets, numbers and addresses of libraries."""
-    text = str(error)
-    if isinstance(error, socket.gaierror):
-        return error.strerror or text
-    # Of a host with several addresses there are several errors in one text.
-    number = getattr(error, "errno", None) or ((found := re.search(r"\[Errno (\d+)\]", text)) and int(found[1]))
-    if number:
-        return os.strerror(number)
+    text = system_words(error)
     if text == "Operation timed out":
         return f"no answer within {answer_s:g} s"
     return text.partition("] ")[2] if text.startswith("[code:") else text or type(error).__name__

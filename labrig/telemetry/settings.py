@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass
-from pathlib import Path
 
 from labrig.addresses import BrokerAddress, broker_address
 from labrig.config import RigConfig, TelemetryConfig
+from labrig.passwords import NoPasswordError, named_password
 from labrig.telemetry.broker import Broker
 from labrig.telemetry.pace import Pace
 from labrig.telemetry.topics import rig_topic
@@ -67,20 +66,9 @@ def telemetry_settings(rig: RigConfig, url: str | None = None, *, option: str = 
 
 
 def _password(rig: RigConfig, section: TelemetryConfig, faults: list[str]) -> str | None:
-    if section.password_env is not None:
-        key, source, text = "password_env", section.password_env, os.environ.get(section.password_env)
-        reason = "the environment variable is not set, or empty"
-    elif section.password_file is not None:
-        key, source, text = "password_file", section.password_file, None
-        reason = "the file is empty"
-        try:
-            text = Path(source).read_text(encoding="utf-8").rstrip("\r\n")
-        except OSError as error:
-            reason = f"cannot be read: {error.strerror or error}"
-        except UnicodeDecodeError:
-            reason = "is not UTF-8 text"
-    else:
+    try:
+        return named_password(section.password_env, section.password_file)
+    except NoPasswordError as error:
+        key = f"telemetry.{str(error).partition(':')[0]}"
+        faults.append(f"{rig.locate(key)}: telemetry.{error}")
         return None
-    if not text:
-        faults.append(f"{rig.locate(f'telemetry.{key}')}: telemetry.{key}: {source}: {reason}")
-    return text

@@ -55,7 +55,8 @@ class RunTracker:
             self._alarms, self._last_alarm = 0, None
         elif isinstance(event, RunFinished):
             run_id = self.run_id
-            self._finish, self._paused = event, False
+            # Where no run lasts, somebody stopped a rig that nobody used; the last run stays what it was.
+            self._finish, self._paused = self._finish or event, False
             return run_id
         elif isinstance(event, RunPaused | RunResumed):
             self._paused = isinstance(event, RunPaused)

@@ -185,13 +185,24 @@ class Canaries:
 
         Returns:
             What was found, and what alarms.
+
+        Raises:
+            LabrigError: The board failed; no sum has changed, no observer heard of it, and it is still time to look.
         """
+        results: dict[int, MvmResult] = {}
+        physical.hold_back()
+        try:
+            for array in sorted(physical.held):
+                results[array] = physical.measure(array, np.concatenate([self.vectors, self.vectors]))
+                physical.ledger.canary_mvms += 2 * PATTERNS
+        except BaseException:
+            physical.forget()
+            raise
+        physical.deliver()
         self.since = 0
         looks: list[CanaryLook] = []
         alarms: list[Alarm] = []
-        for array in sorted(physical.held):
-            result = physical.measure(array, np.concatenate([self.vectors, self.vectors]))
-            physical.ledger.canary_mvms += 2 * PATTERNS
+        for array, result in results.items():
             values = judge(calibration[array], physical.held[array], self.vectors, result)
             looks.append(CanaryLook(array, *values))
             for name, value in zip(_STATISTICS, values, strict=True):

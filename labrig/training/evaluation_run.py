@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,11 +118,10 @@ def _on_chip(
         PlannedPasses(2 * writes, len(data.test_y), 2 * writes),
         PlannedPasses(len(column_layers(network)) + 1, images, 1),
     ]
-    number = 1 + sum(1 for _ in folder.glob("evaluation-*.h5"))
     run = LiveRun(
         config=rig,
         chip_id=chip.chip_id,
-        path=folder / f"evaluation-{number}.h5",
+        path=next(path for path in (folder / f"evaluation-{n}.h5" for n in itertools.count(1)) if not path.exists()),
         plan={"name": "evaluation", "writes": writes},
         capacity=lambda info: training_capacity(placement, planned, info.arrays),
     )

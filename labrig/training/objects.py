@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
 
+from labrig.own_files import module_of_file
 from labrig_drivers.errors import ConfigError
 
 
@@ -30,7 +27,7 @@ def load_callable(path: str, base: Path) -> Callable[..., object]:
     """
     where, _, name = path.partition(":")
     try:
-        module = _of_file(base / where) if where.endswith(".py") else importlib.import_module(where)
+        module = module_of_file(base / where) if where.endswith(".py") else importlib.import_module(where)
     except ConfigError:
         raise
     except Exception as error:  # an own file may fail in any way
@@ -41,23 +38,3 @@ def load_callable(path: str, base: Path) -> Callable[..., object]:
     if not callable(found):
         raise ConfigError(f"{path}: is of type {type(found).__name__}; a function or class is needed")
     return found  # type: ignore[no-any-return]
-
-
-def _of_file(path: Path) -> ModuleType:
-    # A name of its own for each file, so that two of them called alike do not meet.
-    name = f"labrig_own_{sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path}: is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

@@ -265,7 +265,7 @@ class _Watch:
         return self._launched_at if self._session.bench.chip.holding else self._session.step
 
     def _launched(self) -> None:
-        # What the pass measures counts when it has arrived: the rig may be lost before.
+        # What the pass, or the look at the canaries, measures counts when it has arrived: the rig may be lost before.
         self._counts, self._launched_at = self._board.counts, self._session.step
 
     def failed(self) -> None:

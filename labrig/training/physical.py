@@ -91,7 +91,7 @@ class Observation:
 
 @dataclass
 class _Kept:
-    """What a pass on another thread measured, for later."""
+    """What was measured and is kept back, for later."""
 
     observations: list[Observation] = field(default_factory=list)
     gaps: dict[TileName, float] = field(default_factory=dict)
@@ -114,7 +114,8 @@ class PhysicalBackend:
         wear: Writes of each cell.
         observers: Called with every measured batch.
         gaps: Root mean square of measured less modelled over that of the measured, of each tile's last pass.
-        launches: Called before each pass that goes on while its caller does something else.
+        launches: Called before each pass that goes on while its caller does something else, and before whatever else
+            is kept back until all of it is there.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class PhysicalBackend:
 
     @property
     def holding(self) -> bool:
-        """Whether what is measured is kept back, because a pass is on another thread."""
+        """Whether what is measured is kept back, because not all of it is there."""
         return self._kept is not None
 
     def hold_back(self) -> None:
@@ -151,6 +152,10 @@ class PhysicalBackend:
         for one in self.launches:
             one()
         self._kept = _Kept()
+
+    def forget(self) -> None:
+        """Keeps back nothing any more; observers never hear of what was kept back, because the rest of it failed."""
+        self._kept = None
 
     def deliver(self) -> None:
         """Shows the observers what was kept back, and keeps back nothing any more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from labrig.training.run_folder import (
 )
 from labrig.training.run_summary import network_of
 from labrig.training.segments import Segments
-from labrig.training.session import Line, Session
+from labrig.training.session import Line, RecordedUpkeep, Session
 from labrig.training.tape_board import TapeBoard
 from labrig_drivers.errors import StorageError
 from labrig_surrogates.io import load_chip
@@ -100,8 +100,8 @@ def replay_run(recording: Path, bus: EventBus) -> ReplayResult:
     )
     session.policy = Recorded([cast(StepKind, one["kind"]) for one in lines], probes=session.policy.probes)
     if session.recalibration is not None:
-        steps = frozenset(int(str(one["step"])) for one in lines if "recalibration" in one)
-        session.recalibration.recorded = steps
+        looked, renewed = (_steps_with(lines, what) for what in ("canaries", "recalibration"))
+        session.recalibration.recorded = RecordedUpkeep(looked, renewed)
     config = replace(origin, folder=_free_name(folder))
     create_folder(config)
     with closing(MetricsFile(config.folder)) as metrics:
@@ -129,6 +129,10 @@ def _fresh_writes(session: Session, segments: Segments) -> Callable[[], None]:
             session.bench.chip.new_write()
 
     return after_step
+
+
+def _steps_with(lines: Sequence[Line], what: str) -> frozenset[int]:
+    return frozenset(int(str(one["step"])) for one in lines if what in one)
 
 
 def _free_name(folder: Path) -> Path:

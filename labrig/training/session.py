@@ -27,6 +27,19 @@ Line = dict[str, object]
 _FEWEST_PASSES = 5
 
 
+@dataclass(frozen=True)
+class RecordedUpkeep:
+    """When a recorded run kept its surrogate right.
+
+    Attributes:
+        looked: Steps after which canaries were read.
+        renewed: Steps after which the calibration was renewed.
+    """
+
+    looked: frozenset[int]
+    renewed: frozenset[int]
+
+
 @dataclass
 class Recalibration:
     """How the surrogate is kept right while training.
@@ -34,13 +47,13 @@ class Recalibration:
     Attributes:
         canaries: Look for drift; None looks for none, and only a policy asks for a recalibration.
         refit: How the calibration is renewed.
-        recorded: Steps at which a recorded run renewed it, in place of what canaries and policy ask for; None where
-            nothing is replayed.
+        recorded: What a recorded run did, in place of what canaries and policy ask for; None where nothing is
+            replayed.
     """
 
     canaries: Canaries | None = None
     refit: RefitSettings = field(default_factory=RefitSettings)
-    recorded: frozenset[int] | None = None
+    recorded: RecordedUpkeep | None = None
 
 
 class Session:
@@ -108,7 +121,10 @@ class Session:
         self.average.put(self.bench.stepper.network, self.bench.stepper.parameters)
 
     def advance(self, journal: Callable[[Line], None]) -> None:
-        """Takes one step; where it fails, nothing but the account of what was spent has changed."""
+        """Takes one step; where it fails, nothing but the account of what was spent has changed.
+
+        A look at the canaries that fails is told by its error as well, but the step before it is taken and in the log.
+        """
         begin_s, begin_j = time.perf_counter(), self.meter_j()
         kind, outcome = self._take_step()
         self.step += 1
@@ -164,8 +180,9 @@ class Session:
         if self.recalibration is None or self.chip is None:
             return line
         reasons = ["gradient cosine"] if wanted else []
-        canaries = self.recalibration.canaries
-        if canaries is not None and canaries.due(self.now_s):
+        canaries, recorded = self.recalibration.canaries, self.recalibration.recorded
+        due = canaries is not None and canaries.due(self.now_s)
+        if canaries is not None and (due if recorded is None else self.step in recorded.looked):
             self.method.settle(self.bench)  # a pass that is still under way has the board first
             looks, alarms = canaries.look(self.bench.chip, self.chip.parameters.arrays, self.looked_s)
             self.looked_s = self.now_s
@@ -173,9 +190,8 @@ class Session:
             reasons += [one.reason for one in alarms]
             for one in alarms:
                 self._forget_before(one.array, one.began_s)
-        recorded = self.recalibration.recorded
         if recorded is not None:
-            reasons = ["recorded"] if self.step in recorded else []
+            reasons = ["recorded"] if self.step in recorded.renewed else []
         if reasons:
             self.method.settle(self.bench)
             line["recalibration"] = {"reasons": reasons, **self._recalibrate(self.recalibration.refit)}

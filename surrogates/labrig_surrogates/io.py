@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -76,7 +77,10 @@ def save_chip(path: Path | str, chip: ChipParameters) -> None:
     }
     unfinished = path.with_name(path.name + ".part")
     try:
-        unfinished.write_bytes(save(tensors, metadata=header))
+        with unfinished.open("wb") as file:
+            file.write(save(tensors, metadata=header))
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that is on the disk may refer to it
         unfinished.replace(path)
     except (OSError, SafetensorError) as error:
         unfinished.unlink(missing_ok=True)

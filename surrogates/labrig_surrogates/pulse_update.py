@@ -14,7 +14,12 @@ from labrig_surrogates.faults import counted, refuse
 
 
 class PulseResponse(Protocol):
-    """How a device answers pulses. States are relative, from the lowest to the highest that pulses reach."""
+    """How a device answers pulses. States have a unit of its own, from the lowest to the highest that pulses reach."""
+
+    @property
+    def middle(self) -> float:
+        """The state half-way between the two."""
+        ...
 
     def step(self, state: Tensor, *, up: bool) -> Tensor:
         """Mean change by one pulse at each state; negative for down pulses."""
@@ -56,6 +61,11 @@ class ExponentialPulses:
         faults = [f"{name} = {value} must be positive" for name, value in named.items() if not value > 0]
         faults += [f"cycle_sigma = {self.cycle_sigma} must not be negative"] if not self.cycle_sigma >= 0 else []
         refuse("exponential pulses", faults)
+
+    @property
+    def middle(self) -> float:
+        """Half-way between -1 and 1."""
+        return 0.0
 
     def _end(self, curvature: float) -> float:
         """Where infinitely many pulses would lead, counted from the start: B."""
@@ -111,6 +121,11 @@ class MeasuredPulses:
                     f"{name} steps must be {sign}: {wrong} of {steps.numel()} {'is' if wrong == 1 else 'are'} not"
                 )
         refuse("measured pulses", faults)
+
+    @property
+    def middle(self) -> float:
+        """Half-way between the ends of the grid."""
+        return 0.5 * float(self.states[0] + self.states[-1])
 
     def step(self, state: Tensor, *, up: bool) -> Tensor:
         """Mean change by one pulse."""
@@ -252,7 +267,7 @@ def pulsed_update(
     Returns:
         States after, and the pulses that were given, signed.
     """
-    middle = torch.zeros(1, dtype=state.dtype, device=state.device)
+    middle = torch.full((1,), response.middle, dtype=state.dtype, device=state.device)
     typical = 0.5 * (response.step(middle, up=True) - response.step(middle, up=False))
     exact = (wanted / typical).clamp(-most_pulses, most_pulses)
     chance = torch.rand(exact.shape, generator=generator, dtype=exact.dtype, device=exact.device)

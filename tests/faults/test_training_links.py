@@ -13,13 +13,16 @@ from labrig.testing.fault_plan import Fault, FaultPlan, PlannedFault
 from labrig.testing.fault_proxy import FaultProxy
 from labrig.testing.known_chip import KnownChip
 from labrig.training.config import load_training
+from labrig.training.physical import PhysicalBackend
 from labrig.training.replay_run import replay_run
 from labrig.training.run import resume_run, train_run
 from labrig.training.run_folder import load_metrics, load_origin, load_summary
-from labrig_drivers.errors import LabrigError
+from labrig_drivers.crossbar import FloatArray, MvmResult
+from labrig_drivers.errors import LabrigError, LinkLostError
 from labrig_drivers.mock.board import MockBoard
 from labrig_drivers.mock.board_server import BoardServer
 from labrig_drivers.mock.chip import ChipSettings
+from labrig_surrogates.backend import TileName
 from labrig_surrogates.io import save_chip
 
 CHIP = ChipSettings(seed=3, rows=8, columns=8)
@@ -188,6 +191,32 @@ def test_a_rig_that_comes_back_is_gone_on_with_and_no_stale_output_is_used(
     assert segments[1]["step"] in ({5, 7} if method == "in-loop-overlapped" else {7})
     assert segments[1]["fresh"]
     # Every answer that moved a weight is in the recordings, in order: they give the same weights again.
+    assert replay_run(folder, EventBus()).different == 0.0
+
+
+@pytest.mark.parametrize("method", ["in-loop", pytest.param("in-loop-overlapped", marks=pytest.mark.nightly)])
+def test_a_rig_lost_while_it_is_looked_at_leaves_a_run_that_can_be_replayed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    text = training(reconnects=3, method=method) + "\n[recalibration]\non = true\ncanaries_every = 2\n"
+    (bench.folder / "train.toml").write_text(text)
+    measure, looked = PhysicalBackend.measure, 0
+
+    def measured(self: PhysicalBackend, array: int, voltage_v: FloatArray, tile: TileName | None = None) -> MvmResult:
+        nonlocal looked
+        looked += tile is None
+        if tile is None and looked == 4:
+            # In the second look, when its first array is read: what was read counts for nothing.
+            raise LinkLostError("the line is dead")
+        return measure(self, array, voltage_v, tile)
+
+    monkeypatch.setattr(PhysicalBackend, "measure", measured)
+    train_run(load_training(bench.folder / "train.toml"), EventBus())
+    folder = bench.folder / "run"
+    trained_once(folder, method)
+    lines = [line for line in load_metrics(folder) if line["phase"] == method]
+    looks = [line["step"] for line in lines if "canaries" in line]
+    assert looks[:2] == [4, 10]  # the one after step 8 failed, and was made up for after the next pass
     assert replay_run(folder, EventBus()).different == 0.0
 
 

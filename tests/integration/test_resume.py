@@ -19,7 +19,7 @@ import pytest
 
 from labrig.acquisition import RunSummary, run_sweep
 from labrig.config import RigConfig, parse_rig
-from labrig.events import BlockCommitted, Event, EventBus, Message
+from labrig.events import BlockCommitted, Event, EventBus, Message, RunStarted
 from labrig.plans import MvmCalibrationPlan, MvmPoint
 from labrig.recording import Recording
 from labrig.recording.compaction import compact
@@ -61,7 +61,9 @@ async def planned_points(config: RigConfig) -> list[MvmPoint]:
         return [point async for point in PLAN.points(opened.board.info) if isinstance(point, MvmPoint)]
 
 
-async def sweep(path: Path, *, resume: bool = False, stop_after: int | None = None) -> RunSummary:
+async def sweep(
+    path: Path, *, resume: bool = False, stop_after: int | None = None, events: list[Event] | None = None
+) -> RunSummary:
     """A sweep; cancelled, as by Ctrl-C, after some committed blocks."""
     task = asyncio.current_task()
     assert task is not None
@@ -76,6 +78,8 @@ async def sweep(path: Path, *, resume: bool = False, stop_after: int | None = No
 
     bus = EventBus()
     bus.subscribe(count)
+    if events is not None:
+        bus.subscribe(events.append)
     return await run_sweep(rig(), PLAN, path, bus, resume=resume)
 
 
@@ -99,7 +103,11 @@ async def test_a_resumed_run_holds_the_points_of_the_plan_each_once(tmp_path: Pa
     with Recording.open(path) as recording:
         assert recording.status == "aborted"
         old = {array: recording.dataset(array) for array in recording.arrays if recording.committed(array)}
-    summary = await sweep(path, resume=True)
+    events: list[Event] = []
+    summary = await sweep(path, resume=True, events=events)
+    # What is ahead of it is what is left, so that its progress comes to an end.
+    (started,) = [event for event in events if isinstance(event, RunStarted)]
+    assert started.planned_mvms == summary.mvms
 
     points = await planned_points(rig())
     assert committed(path) == collections.Counter(point.hash for point in points)

@@ -24,6 +24,7 @@ from labrig.plans import (
     repeated,
 )
 from labrig.recording import Recording, layout
+from labrig.recording.verification import verify_recording
 from labrig.run_control import RunControl
 from labrig_drivers.errors import CapabilityError, ConfigError, StateError, StorageError
 from labrig_drivers.mock.bench import BenchSettings, SimulatedBench
@@ -153,6 +154,18 @@ async def test_axes_are_recorded_in_the_order_of_the_plan_whatever_their_names(t
         assert recording.column(layout.SETTINGS, "alpha_set").tolist() == [350.0, 350.0]
         # Which of two is the chip's, nobody said.
         assert recording.dataset(0).temperature_k is None
+
+
+async def test_an_axis_that_was_not_moved_yet_has_no_value_and_that_is_right(tmp_path: Path) -> None:
+    axes = "".join(TEMPERATURE.replace("axes.temperature", f"axes.{name}") for name in ("zeta", "alpha"))
+    plan = OverAxes(ScheduledPlan(CanaryDesign(repeats=1, arrays=[0])), [{"zeta": 290.0}, {"alpha": 350.0}])
+    await run_sweep(rig(axes), plan, tmp_path / "run.h5", EventBus())
+    with Recording.open(tmp_path / "run.h5") as recording:
+        recording.verify()
+        np.testing.assert_array_equal(recording.column(layout.SETTINGS, "zeta_set"), [290.0, 290.0])
+        np.testing.assert_array_equal(recording.column(layout.SETTINGS, "alpha_set"), [np.nan, 350.0])
+        np.testing.assert_array_equal(np.isnan(recording.column(layout.SETTINGS, "alpha_read")), [True, False])
+    assert verify_recording(tmp_path / "run.h5").faults == ()
 
 
 async def test_one_write_is_measured_at_all_temperatures(tmp_path: Path) -> None:

@@ -162,6 +162,16 @@ def test_names_tell_runs_apart_and_values_keep_their_type(config: TrainConfig) -
     assert runs[0].config.calibration == config.calibration
 
 
+def test_variations_that_would_share_a_folder_or_choose_one_are_refused_together(config: TrainConfig) -> None:
+    with pytest.raises(ConfigError) as refused:
+        swept_runs(config, ["run.seed=0,1,0", "run.seed =2", "run.folder =x", "policy.ratio=1"])
+    assert str(refused.value).splitlines() == [
+        "--sweep run.seed: 0 is there twice",
+        "--sweep run.seed: is varied twice",
+        "--sweep run.folder: every run has a folder of its own in run.folder",
+    ]
+
+
 def test_a_folder_of_something_else_is_left_alone(config: TrainConfig) -> None:
     run_sweep(config, ["run.seed=0"], 1, nobody)
     config.path.write_text(TRAINING.replace("hidden = 4", "hidden = 5"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 from typer.testing import CliRunner
 
 from labrig.boards.conductances import ConductanceBoard, ConductanceSettings
@@ -152,6 +154,14 @@ def test_whatever_a_file_holds_is_read_or_refused(tmp_path: Path, content: bytes
         except StorageError as error:
             said.append(str(error))
     assert all(one.startswith(str(path)) for one in said)
+
+
+def test_a_file_of_a_later_format_is_called_that_whatever_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "later.safetensors"
+    told = {"format": 99, "names": ["one"], "source": "imported"}
+    path.write_bytes(save({"0/other": np.zeros(2)}, {"labrig-conductances": json.dumps(told)}))
+    with pytest.raises(StorageError, match="has format 99; this version reads"):
+        read_conductances(path)
 
 
 def test_the_command_makes_a_board_of_files_and_overwrites_nothing(tmp_path: Path) -> None:

@@ -93,6 +93,18 @@ def test_roundings_and_spreads_leave_the_mean_alone_on_a_linear_device() -> None
     assert most.tolist() == 5 * [7.0]
 
 
+def test_a_measured_device_gets_as_many_pulses_whatever_its_states_are_counted_in() -> None:
+    up, down = torch.tensor([0.08, 0.02, 0.01]), -torch.tensor([0.01, 0.02, 0.08])
+    found = []
+    for low, scale in ((-1.0, 2.0), (0.0, 1.0), (3e-6, 1e-6)):
+        sigma, grid = torch.zeros(3), low + scale * torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+        device = MeasuredPulses(grid, scale * up, scale * down, sigma, sigma)
+        state = torch.full((50_000,), device.middle, dtype=torch.float64)
+        _, pulses = pulsed_update(device, state, torch.full_like(state, 0.03 * scale), torch.Generator().manual_seed(0))
+        found.append(float(pulses.mean()))
+    assert found == pytest.approx([1.5, 1.5, 1.5], abs=0.02)
+
+
 def test_on_an_asymmetric_device_zero_mean_updates_drift_to_the_symmetry_point() -> None:
     device = ExponentialPulses(8.0, 16.0, pulses=64)
     point = symmetry_point(device, -0.99, 0.99)

@@ -12,7 +12,7 @@ import pytest
 from labrig.plans import StreamCapacity
 from labrig.plans.base import BesideCapacity
 from labrig.recording import RecordingHeader
-from labrig.recording.header import board_info_from_json, board_info_to_json, versions_now
+from labrig.recording.header import board_info_from_json, versions_now
 from labrig.recording.layout import (
     as_stored,
     chunk_rows,
@@ -23,6 +23,7 @@ from labrig.recording.layout import (
 from labrig.recording.nodes import text_attribute
 from labrig.recording.run_streams import run_streams
 from labrig.recording.structure import create_file
+from labrig_drivers.board_messages import info_to_json
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.instrument import Identity
 
@@ -78,7 +79,7 @@ def test_metadata_lies_in_front_of_every_row(tmp_path: Path, rows: int) -> None:
 
 
 def test_board_description_survives_json() -> None:
-    assert board_info_from_json(board_info_to_json(INFO)) == INFO
+    assert board_info_from_json(info_to_json(INFO)) == INFO
 
 
 def test_chunks_hold_at_least_one_row_and_at_most_all() -> None:

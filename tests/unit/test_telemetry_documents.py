@@ -19,6 +19,7 @@ from labrig.events import (
     BlockCommitted,
     CurveCommitted,
     Event,
+    EventBus,
     Message,
     PointMissed,
     RunFinished,
@@ -28,6 +29,7 @@ from labrig.events import (
     StepDone,
     SupplyRead,
 )
+from labrig.remote.lease_runs import LeaseRuns
 from labrig.telemetry.documents import (
     DOCUMENTS,
     EVENT_DOCUMENTS,
@@ -156,6 +158,23 @@ def test_a_run_keeps_its_own_identity_and_only_one_without_is_given_one() -> Non
     assert resumed is not None
     assert (resumed.run_id, resumed.status, resumed.mvms) == ("own", "running", 0)
     assert tracker.note(replace(started, run_id=None), 4.0) == "made"
+
+
+def test_a_rig_that_is_stopped_while_nobody_uses_it_leaves_the_last_run_what_it_was() -> None:
+    bus, tracker, clock = EventBus(), RunTracker(), iter([0.0, 60.0])
+
+    def listen(event: Event) -> None:
+        tracker.note(event, 1.0)
+
+    bus.subscribe(listen)
+    runs = LeaseRuns(bus, lambda: next(clock))
+    runs.begin("ann")
+    runs.end("finished")
+    before = tracker.document(2.0, 0)
+    assert before is not None
+    assert (before.status, before.duration_s) == ("finished", 60.0)
+    runs.end("stopped")
+    assert tracker.document(2.0, 0) == before
 
 
 def test_run_and_dropped_are_documents_but_no_events() -> None:

@@ -104,7 +104,7 @@ class TcpLink:
         try:
             async with asyncio.timeout(timeout_s):
                 _, self._connection = await loop.create_connection(
-                    lambda: _Connection(self._guard.lose), self._host, self._port
+                    lambda: _Connection(self._guard.lose, self.address), self._host, self._port
                 )
         except TimeoutError:
             raise LinkTimeoutError(
@@ -129,10 +129,11 @@ class TcpLink:
 class _Connection(asyncio.Protocol):
     """One TCP connection: collects what comes, and knows when the kernel took what was sent."""
 
-    def __init__(self, on_lost: Callable[[], None]) -> None:
+    def __init__(self, on_lost: Callable[[], None], address: str) -> None:
         self.inbox = Inbox()
         self.closed = asyncio.Event()
         self._on_lost = on_lost
+        self._address = address
         self._writable = True
         self._transport: asyncio.Transport | None = None
         self._poll: ReadablePoll | None = None
@@ -142,7 +143,7 @@ class _Connection(asyncio.Protocol):
 
     async def send(self, data: bytes) -> None:
         if self._transport is None:
-            raise LinkLostError("the connection is closed")
+            raise LinkLostError(f"{self._address}: the connection is lost; reopen the link")
         self._transport.write(data)
         while not self._writable:
             await self.inbox.wait()

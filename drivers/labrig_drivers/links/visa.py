@@ -186,7 +186,7 @@ class _Session:
         from pyvisa.resources import MessageBasedResource, SerialInstrument, TCPIPSocket
 
         self._address = address
-        with _MANAGER_LOCK, self._translated(f"no VISA library {backend!r}", 0.0):
+        with _MANAGER_LOCK, self._translated(f"no VISA library {backend!r}"):
             # One manager for the process and backend; closing it would close every other link's session too.
             self._manager = pyvisa.ResourceManager(backend)
         with self._translated(f"cannot open within {timeout_s:g} s", timeout_s):
@@ -245,12 +245,12 @@ class _Session:
     def clear(self) -> None:
         """Device clear on a bus; a stream has none (pyvisa-py would only wait for silence)."""
         if not self._is_stream:
-            with self._translated("no answer to a device clear", 0.0):
+            with self._translated("no answer to a device clear"):
                 self._resource.clear()
 
     def close(self) -> None:
         """Closes the session, never the manager."""
-        with self._translated("cannot close", 0.0):
+        with self._translated("cannot close"):
             self._resource.close()
 
     def _piece(self, framing: Framing, buffer: bytearray) -> bytes:
@@ -273,7 +273,7 @@ class _Session:
         from pyvisa.resources import SerialInstrument
 
         waiting = b""
-        with self._translated("cannot look for waiting bytes", 0.0):
+        with self._translated("cannot look for waiting bytes"):
             if isinstance(self._resource, SerialInstrument):
                 count = self._resource.bytes_in_buffer
                 waiting = self._resource.read_bytes(count) if count else b""
@@ -297,7 +297,7 @@ class _Session:
         return _milliseconds(remaining_s)
 
     @contextmanager
-    def _translated(self, what: str, timeout_s: float) -> Iterator[None]:
+    def _translated(self, what: str, timeout_s: float | None = None) -> Iterator[None]:
         """Raises VISA's and the backend's errors as ours (pyvisa-py raises bare `Exception` and `OSError` too)."""
         from pyvisa.constants import StatusCode
         from pyvisa.errors import VisaIOError
@@ -308,9 +308,8 @@ class _Session:
             raise
         except VisaIOError as error:
             if error.error_code == StatusCode.error_timeout:
-                raise LinkTimeoutError(
-                    f"{self._address}: {what} within {timeout_s:g} s; the link needs to be reopened"
-                ) from error
+                limit = "in time" if timeout_s is None else f"within {timeout_s:g} s"
+                raise LinkTimeoutError(f"{self._address}: {what} {limit}; the link needs to be reopened") from error
             raise LinkLostError(f"{self._address}: {what} ({system_words(error)})") from error
         except Exception as error:
             raise LinkLostError(f"{self._address}: {what} ({system_words(error)})") from error
