@@ -132,6 +132,10 @@ async def run_sweep(
         )
         # Leaving: first the supply, then the file, then the instruments.
         async with writer:
+            if progress.finished:
+                bus.publish(Message(f"{output}: the run came to its end before; nothing is left to be measured"))
+                await writer.close("finished")
+                return RunSummary("finished", 0, 0, 0.0, None)
             control = control or RunControl()
             with control.watching(rig_conditions(opened)):
                 await wait_until_clear(opened, bus, control)

@@ -18,6 +18,7 @@ from labrig_calibration.diagnostics import diagnose
 from labrig_calibration.fit import CalibrationError, chip_parameters, fit, heldout_part, smallest_write
 from labrig_calibration.result import CalibrationResult, JudgedArray
 from labrig_drivers.errors import StorageError
+from labrig_drivers.wording import counted
 from labrig_surrogates.io import load_chip
 from labrig_surrogates.parameters import ChipParameters
 
@@ -38,16 +39,31 @@ class Calibration:
     fits: tuple[CalibrationResult, ...]
 
 
-def datasets_of(paths: Sequence[Path]) -> list[MvmDataset]:
+def datasets_of(paths: Sequence[Path], bus: EventBus | None = None) -> list[MvmDataset]:
     """Reads every array of one or more recordings of one chip; recordings of the same array are joined.
 
     Writes that an interruption left with too few MVMs to be fitted are left out.
 
+    Args:
+        paths: The recordings.
+        bus: Told what is left out.
+
     Raises:
         StorageError: A file cannot be read or believed, holds no MVMs, or the files do not belong together.
     """
-    arrays = read_arrays(paths).values()
-    return [dataset.without_sparse_writes(smallest_write(dataset.rows)) for dataset in arrays]
+    datasets = []
+    for whole in read_arrays(paths).values():
+        fewest = smallest_write(whole.rows)
+        datasets.append(kept := whole.without_sparse_writes(fewest))
+        if bus is not None and kept.writes < whole.writes:
+            bus.publish(
+                Message(
+                    f"array {whole.array}: {counted(len(whole) - len(kept), 'MVM')} of "
+                    f"{counted(whole.writes - kept.writes, 'write')} left out, as an interruption leaves them: a write "
+                    f"needs {fewest} to be fitted"
+                )
+            )
+    return datasets
 
 
 def calibrate_recordings(paths: Path | str | Sequence[Path | str], seed: int, bus: EventBus) -> Calibration:
@@ -65,7 +81,7 @@ def calibrate_recordings(paths: Path | str | Sequence[Path | str], seed: int, bu
     files = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
     rng = np.random.default_rng(seed)
     fits = []
-    for dataset in datasets_of(files):
+    for dataset in datasets_of(files, bus):
 
         def progress(stage: str, fraction: float, array: int = dataset.array) -> None:
             done = round(_FRACTION_STEPS * fraction)

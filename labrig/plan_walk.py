@@ -19,6 +19,7 @@ from labrig.commits import Commits
 from labrig.events import EventBus, Message
 from labrig.interlock import RunStoppedError, SupplyFeed
 from labrig.plans.base import Answer, CurvePoint, MvmPoint, Plan, Point, ProgramPoint, SettingPoint
+from labrig.plans.faults import plan_faults
 from labrig.recorded_answers import recorded_answer
 from labrig.recording.file import NO_SETTING
 from labrig.recording.progress import Progress
@@ -103,7 +104,8 @@ class PlanWalk:
                 answer: Answer = None
                 while True:
                     try:
-                        point = await points.asend(answer)
+                        with plan_faults(plan.name, "its next point"):
+                            point = await points.asend(answer)
                     except StopAsyncIteration:
                         break
                     answer = await self._visit(point)

@@ -84,7 +84,8 @@ class ProgressListener:
                 self._print(f"plan {event.plan}: {planned}{curves}{least}{where}")
                 self._mvms, self._curves = event.planned_mvms, event.planned_curves
             case BlockCommitted():
-                self._show("MVMs", event.total_mvms, self._mvms)
+                # A plan may announce fewer: one that follows its answers, or a training whose canaries alarm.
+                self._show("MVMs", event.total_mvms, max(self._mvms, event.total_mvms))
             case CurveCommitted():
                 self._show("curves", event.total_curves, self._curves)
             case PointMissed():

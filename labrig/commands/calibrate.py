@@ -10,6 +10,7 @@ import typer
 
 from labrig.commands.interruptible import interruptible
 from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
+from labrig.commands.outputs import CHIP, PAGE, PLAN, demand_outputs
 from labrig.extras import demand_extra
 
 if TYPE_CHECKING:
@@ -60,25 +61,23 @@ def calibrate(
     from labrig.commands.plan_text import write_plan_file
     from labrig.events import EventBus
     from labrig.progress import ProgressListener
-    from labrig.recording.whole_files import unwritable
     from labrig.reports.past import past_of
     from labrig.reports.reported import reported
     from labrig.threads import one_thread
-    from labrig_drivers.errors import ConfigError, StorageError
+    from labrig_drivers.errors import ConfigError
     from labrig_surrogates.io import save_chip
 
     if plan is not None and budget is None:
         raise ConfigError(f"--plan {plan}: goes with --budget, which is missing")
     if plan is not None and plan.suffix != ".toml":
         raise ConfigError(f"--plan {plan}: a plan file ends in .toml")
-    if faults := unwritable([output, *(one for one in (report, plan) if one is not None)]):
-        raise StorageError("; ".join(faults))
+    demand_outputs((output, CHIP), (report, PAGE), (plan, PLAN))
     old = None if against is None else _earlier(against, files)
     bus = EventBus()
     rng = np.random.default_rng(seed)
     page = LiveOptions(live, live_at, live_access)
     with (
-        interruptible(),
+        interruptible("every file is whole or not there"),
         one_thread(),
         ProgressListener() as progress,
         shown_live(bus, page, "calibrate", title=", ".join(one.name for one in files), doing="FITTING"),
@@ -115,14 +114,26 @@ def calibrate(
 
 
 def _earlier(against: Path, files: Sequence[Path]) -> ChipParameters:
-    """The calibration to compare with; another chip's is refused before anything is fitted."""
+    """The calibration to compare with; that of another chip, or of other arrays, is refused before any fit."""
     from labrig.recording import Recording
     from labrig_calibration.changes import ComparisonError
     from labrig_surrogates.io import load_chip
 
     old = load_chip(against)
     with Recording.open(files[0]) as recording:
-        chip_id = recording.info.chip_id
+        info, arrays = recording.info, recording.arrays
+    chip_id = info.chip_id
+    shared = {index: old.arrays[index] for index in arrays if index in old.arrays}
+    other = [f"array {index} was {one.rows} x {one.columns}" for index, one in shared.items()]
+    if old.chip_id == chip_id and not shared:
+        other = [f"it has arrays {sorted(old.arrays)}"]
+    elif all((one.rows, one.columns) == (info.rows, info.columns) for one in shared.values()):
+        other = []
+    if old.chip_id == chip_id and other:
+        raise ComparisonError(
+            f"{against} cannot be compared with {files[0]}, which has arrays {sorted(arrays)} of {info.rows} x "
+            f"{info.columns}: {', '.join(other)}"
+        )
     if old.chip_id != chip_id:
         raise ComparisonError(
             f"{against} is a calibration of chip {old.chip_id}, but {files[0]} was recorded on chip {chip_id}; "

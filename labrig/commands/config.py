@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from labrig.commands.outputs import SCHEMA, demand_outputs
+
 config_app = typer.Typer(help="Help with rig files.", no_args_is_help=True)
 
 
@@ -34,7 +36,9 @@ def schema(
     if output is None:
         typer.echo(text, nl=False)
         return
+    demand_outputs((output, SCHEMA))
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{output}: cannot be written: {error.strerror}") from error
+    typer.echo(output)

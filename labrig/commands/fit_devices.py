@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labrig.commands.interruptible import interruptible
+from labrig.commands.interruptible import NOTHING_WRITTEN, interruptible
 from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
+from labrig.commands.outputs import DEVICE_FITS, demand_outputs
 from labrig.extras import demand_extra
 
 _MOST_ROWS = 40
@@ -68,12 +69,9 @@ def fit_devices(
     from labrig.device_fits import FitChoices, fit_file
     from labrig.events import EventBus, StepDone
     from labrig.progress import ProgressListener
-    from labrig.recording.whole_files import unwritable
     from labrig.threads import one_thread
-    from labrig_drivers.errors import StorageError
 
-    if output is not None and (faults := unwritable([output])):
-        raise StorageError("; ".join(faults))
+    demand_outputs((output, DEVICE_FITS))
     choices = FitChoices(
         until_s=until,
         most_levels=levels,
@@ -92,7 +90,7 @@ def fit_devices(
 
     page = LiveOptions(live, live_at, live_access)
     with (
-        interruptible(),
+        interruptible(NOTHING_WRITTEN),
         one_thread(),
         ProgressListener() as listener,
         shown_live(bus, page, "fit-devices", title=file.name, doing="FITTING"),

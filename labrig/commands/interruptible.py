@@ -17,12 +17,14 @@ T = TypeVar("T")
 # Pause until an interrupt that was swallowed is raised again.
 _AGAIN_S = 0.25
 _OFF = "outputs are off and files are closed"
+NOTHING_WRITTEN = "nothing was written"
 
 
 def run_interruptible(
     work: Coroutine[object, object, T],
     first_interrupt: Callable[[], None] | None = None,
     suspend: Callable[[], None] | None = None,
+    after: str = _OFF,
 ) -> T:
     """Runs `work` in an event loop of its own.
 
@@ -32,6 +34,7 @@ def run_interruptible(
         work: What to run.
         first_interrupt: Called at the first SIGINT in place of the cancellation, to bring `work` to an end gently.
         suspend: Called at each SIGTSTP (Ctrl-Z), in place of putting the process to sleep with its outputs on.
+        after: How things stand after a signal, as the user is told.
 
     Raises:
         typer.Exit: With code 130 or 143, after a signal ended `work`.
@@ -67,9 +70,9 @@ def run_interruptible(
     except asyncio.CancelledError:
         if not received:
             raise
-        raise _stopped(received[0]) from None
+        raise _stopped(received[0], after) from None
     if received and first_interrupt is not None:
-        raise _stopped(received[0])
+        raise _stopped(received[0], after)
     return result
 
 
@@ -119,7 +122,7 @@ def _unwinding(error: BaseException | None) -> bool:
     return False
 
 
-def _stopped(number: int, after: str = _OFF) -> typer.Exit:
+def _stopped(number: int, after: str) -> typer.Exit:
     # Nothing is left to be stopped, and a signal that comes while Python ends would only garble the exit code.
     for late in (signal.SIGINT, signal.SIGTERM):
         signal.signal(late, signal.SIG_IGN)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from labrig.commands.arguments import RigArgument
-from labrig.commands.interruptible import interruptible, run_interruptible
+from labrig.commands.interruptible import NOTHING_WRITTEN, interruptible, run_interruptible
 
 
 def plan(
@@ -84,7 +84,7 @@ def plan(
     def progress(stage: str, fraction: float) -> None:
         bus.publish(StepDone(stage, round(100 * fraction), 100, None))
 
-    with interruptible(), ProgressListener() as listener:
+    with interruptible(NOTHING_WRITTEN), ProgressListener() as listener:
         bus.subscribe(listener)
         designed = design_calibration(info, options.request, options.chip_on(info), progress)
     if as_json:

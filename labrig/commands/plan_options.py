@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from labrig.commands.outputs import PLAN, output_faults
 from labrig.config import RigConfig, load_rig
 from labrig.plans import plan_by_name
 from labrig.plans.calibration_design import DesignRequest
 from labrig.plans.mvm import MvmCalibrationPlan, board_converters
-from labrig.recording.whole_files import unwritable
 from labrig_calibration.assumptions import ASSUMABLE, AssumedChip
 from labrig_calibration.predictions import GOALS
 from labrig_drivers.crossbar import BoardInfo
@@ -97,7 +97,7 @@ def read_options(given: Given) -> PlanOptions:
         faults.append("--design judges a plan file that there is; --precision, --budget and --writes make a new design")
     if given.output is not None and given.output.suffix != ".toml":
         faults.append(f"--output {given.output}: a plan file ends in .toml")
-    faults += [] if given.output is None else unwritable([given.output])
+    faults += output_faults([(given.output, PLAN)])
     config = tried(lambda: load_rig(given.rig))
     chip_file = given.chip
     earlier = None if chip_file is None else tried(lambda: (chip_file, load_chip(chip_file)))

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from labrig.commands.interruptible import interruptible
+from labrig.commands.interruptible import NOTHING_WRITTEN, interruptible
+from labrig.commands.outputs import PAGE, demand_outputs
 from labrig.extras import demand_extra
 
 _DEFAULT_CHIP = Path("chip.safetensors")
@@ -38,8 +39,9 @@ def report(
     from labrig.threads import one_thread
     from labrig_surrogates.io import load_chip
 
+    demand_outputs((output, PAGE))
     rng = np.random.default_rng(seed)
-    with interruptible(), one_thread():
+    with interruptible(NOTHING_WRITTEN), one_thread():
         fits = judged_again(files, chip, rng)
         fitted = load_chip(chip)
         old = None if against is None else load_chip(against)

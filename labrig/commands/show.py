@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from labrig.commands.outputs import PAGE, demand_outputs
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -46,6 +48,7 @@ def show(
         if not plot.endswith(".html"):
             raise StorageError(f"--plot {plot}: expected the word {_TERMINAL}, or a file that ends in .html")
         demand_extra("show --plot FILE.html", "report")
+        demand_outputs((Path(plot), PAGE))
     console = Console(markup=False, highlight=False)
     if file.suffix == ".safetensors":
         _show_chip(console, file, plot)

@@ -144,6 +144,7 @@ def sweep(
                 run_sweep(config, chosen, path, bus, survives, resume=resume is not None, control=control),
                 stop,
                 suspend,
+                f"outputs are off and the file is closed; the same command with --resume {path} goes on",
             )
     typer.echo(path)
 

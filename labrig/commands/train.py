@@ -117,7 +117,7 @@ def _trained(
     from labrig.training.run_folder import load_origin
 
     if file is not None:
-        config = load_training(file).overridden(rig=rig, recording=recording)
+        config = load_training(file, rig=rig, recording=recording)
         if ranks.rank == 0:  # the folder is there as soon as the first process has begun
             demand_sources(config)
     else:
@@ -157,7 +157,7 @@ def _swept(file: Path, rig: Path | None, recording: Path | None, how: _SweepOpti
 
     if how.cluster is not None:
         demand_extra("train --cluster", "cluster")
-    config = load_training(file).overridden(rig=rig, recording=recording)
+    config = load_training(file, rig=rig, recording=recording)
     cluster = cluster_of(how.cluster, config.folder / ".jobs", how.jobs, how.cluster_set)
     found = run_sweep(
         config,

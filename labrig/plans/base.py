@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from labrig.plans.faults import plan_faults
 from labrig_drivers.crossbar import BoardInfo, FloatArray, MvmResult
 from labrig_drivers.source_meter import Reading
 
@@ -268,10 +269,12 @@ class PlanNeeds:
 
         Raises:
             CapabilityError: The board cannot do it.
+            ConfigError: Code of the plan failed.
         """
-        capacity = plan.capacity(info)
-        beside = plan.beside(info) if isinstance(plan, MeasuresBeside) else BesideCapacity()
-        waiting_s = plan.waiting_s(info) if isinstance(plan, TakesTime) else 0.0
+        with plan_faults(plan.name, "what it needs"):
+            capacity = plan.capacity(info)
+            beside = plan.beside(info) if isinstance(plan, MeasuresBeside) else BesideCapacity()
+            waiting_s = plan.waiting_s(info) if isinstance(plan, TakesTime) else 0.0
         return cls(capacity, beside, waiting_s, least_seconds(capacity, info))
 
 

@@ -67,12 +67,14 @@ class Progress:
         last_writes: The latest write of each array that has one.
         last_setting: Index of the latest setting of the axes; -1 for none.
         now_s: Board clock in s at the end of the last thing that is recorded.
+        finished: Whether the run came to its end.
     """
 
     points: Mapping[str, RecordedPoint] = field(default_factory=dict)
     last_writes: Mapping[int, RecordedWrite] = field(default_factory=dict)
     last_setting: int = _NONE
     now_s: float = 0.0
+    finished: bool = False
 
     @property
     def mvms(self) -> int:
@@ -117,7 +119,8 @@ def read_progress(path: Path) -> Progress:
             of_cells = recording.column(layout.CURVES, "array") != _NONE
             times_s += recording.column(layout.CURVES, "time_s")[of_cells][-1:].tolist()
         settings = len(recording.column(layout.SETTINGS, "time_s"))
-    return Progress(points, last_writes, settings - 1, max(times_s, default=0.0))
+        finished = recording.status == "finished"
+    return Progress(points, last_writes, settings - 1, max(times_s, default=0.0), finished)
 
 
 def _points(recording: Recording, stream: str, array: int) -> dict[str, RecordedPoint]:

@@ -94,7 +94,7 @@ def held(path: Path) -> Iterator[None]:
 
 
 def _with_advice(path: Path, error: StorageError) -> StorageError:
-    return StorageError(f"{error}; what is right in it can be rescued: labrig recover {path}")
+    return StorageError(f"{error}; `labrig recover {path}` tells what can be rescued")
 
 
 def _is_broken(path: Path) -> bool:

@@ -63,12 +63,12 @@ def swept_runs(config: TrainConfig, variations: Sequence[str]) -> list[SweptRun]
         raise ConfigError("\n".join(faults))
     short = [key.rpartition(".")[2] for key in varied]
     labels = [key if short.count(last) > 1 else last for key, last in zip(varied, short, strict=True)]
-    runs = []
+    runs, given = [], any(one is not None for one in (config.rig, config.recording, config.calibration))
     for chosen in itertools.product(*varied.values()):
         values = dict(zip(varied, chosen, strict=True))
         name = ",".join(f"{label}={_plain(value)}" for label, value in zip(labels, chosen, strict=True))
         try:
-            made = parse_training(_text(config, values), config.path)
+            made = parse_training(_text(config, values), config.path, chip_given=given)
         except ConfigError as error:
             # The text with the values in it is no file, so its lines are left out.
             here = re.escape(str(config.path))
@@ -174,7 +174,7 @@ def _config_of(part: Configuration) -> TrainConfig:
     def path(name: str) -> Path | None:
         return None if part[name] is None else Path(str(part[name]))
 
-    made = parse_training(str(part["text"]), Path(str(part["path"])))
+    made = parse_training(str(part["text"]), Path(str(part["path"])), chip_given=True)
     return replace(
         made,
         folder=Path(str(part["folder"])),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -271,11 +272,7 @@ class TrainConfig:
         """The folder that import paths start from."""
         return self.path.parent
 
-    def overridden(self, *, rig: Path | str | None, recording: Path | str | None) -> TrainConfig:
-        """With `--rig` or `--recording` of the command line in place of the file's own.
-
-        A recording takes the place of a rig and of a fitted chip, and a rig that of nothing else.
-        """
+    def _with(self, rig: Path | str | None, recording: Path | str | None) -> TrainConfig:
         config = self
         if recording is not None:
             config = replace(config, recording=Path(recording), calibration=None, rig=None)
@@ -284,22 +281,36 @@ class TrainConfig:
         return config
 
 
-def load_training(path: Path | str) -> TrainConfig:
+def load_training(
+    path: Path | str, *, rig: Path | str | None = None, recording: Path | str | None = None
+) -> TrainConfig:
     """Reads and checks a training file.
 
     Args:
         path: The training file (TOML); paths in it start from its folder.
+        rig: A rig in place of the file's own.
+        recording: A recording in place of the file's own rig, recording and fitted chip.
 
     Raises:
         ConfigError: The file cannot be read or is wrong; the message lists every fault as `file:line: key: reason`.
     """
     path = Path(path)
-    return parse_training(read_toml(path), path)
+    given = rig is not None or recording is not None
+    return parse_training(read_toml(path), path, chip_given=given)._with(rig, recording)
 
 
-def parse_training(text: str, path: Path) -> TrainConfig:
-    """Checks the text of a training file; see `load_training`."""
-    file = check_toml(text, path, TrainFile, _cross_faults)
+def parse_training(text: str, path: Path, *, chip_given: bool = False) -> TrainConfig:
+    """Checks the text of a training file; see `load_training`.
+
+    Args:
+        text: What is in the file.
+        path: Where it is.
+        chip_given: Whether the chip is named elsewhere.
+
+    Raises:
+        ConfigError: It is wrong; every fault is named.
+    """
+    file = check_toml(text, path, TrainFile, partial(_cross_faults, chip_given=chip_given))
     base = path.parent
 
     def resolved(name: str | None) -> Path | None:
@@ -316,12 +327,10 @@ def parse_training(text: str, path: Path) -> TrainConfig:
     )
 
 
-def _cross_faults(raw: Mapping[str, object]) -> Iterator[Fault]:
+def _cross_faults(raw: Mapping[str, object], *, chip_given: bool) -> Iterator[Fault]:
     chip, training = raw.get("chip"), raw.get("training")
-    digital = isinstance(training, dict) and training.get("method") == "digital"
-    if (chip is None and not digital) or (
-        isinstance(chip, dict) and not digital and not {"rig", "recording", "calibration"} & set(chip)
-    ):
+    needed = not chip_given and not (isinstance(training, dict) and training.get("method") == "digital")
+    if needed and (chip is None or (isinstance(chip, dict) and not {"rig", "recording", "calibration"} & set(chip))):
         yield Fault(("chip",), "names neither rig nor recording nor calibration; at least one is needed")
     layers = training.get("layers") if isinstance(training, dict) else None
     if isinstance(layers, dict) and "replay" in layers.values() and not (isinstance(chip, dict) and "replay" in chip):

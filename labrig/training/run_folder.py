@@ -79,7 +79,8 @@ def load_origin(folder: Path) -> TrainConfig:
         text = file.read_text(encoding="utf-8")
         origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
         file = Path(origin["file"])
-        config = parse_training(text, file)
+        named = any(origin.get(name) is not None for name in ("rig", "recording", "calibration"))
+        config = parse_training(text, file, chip_given=named)
         rig, recording, calibration = (
             None if origin[name] is None else Path(origin[name]) for name in ("rig", "recording", "calibration")
         )

@@ -87,6 +87,15 @@ def save_chip(path: Path | str, chip: ChipParameters) -> None:
         raise SurrogateError(f"{path}: cannot be written ({error}); choose a folder that you may write to") from error
 
 
+def is_chip_file(path: Path) -> bool:
+    """Whether a file says of itself that it holds a chip's parameters, of whatever version."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return bool((file.metadata() or {}).get("schema") == SCHEMA)
+    except (OSError, SafetensorError):
+        return False
+
+
 def load_chip(path: Path | str) -> ChipParameters:
     """Reads a chip's parameters.
 

@@ -83,7 +83,7 @@ def test_a_signal_leaves_outputs_off_and_no_process(
             time.sleep(0.03)
         _, errors = sweep.communicate(timeout=60)
     assert sweep.returncode == code, errors
-    assert "labrig: stopped; outputs are off and files are closed" in errors
+    assert "labrig: stopped; outputs are off and the file is closed; the same command with --resume " in errors
     assert "Traceback" not in errors
     assert "watchdog" not in errors
     states = outputs(bench)

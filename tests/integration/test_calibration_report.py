@@ -20,6 +20,7 @@ from labrig.calibration_history import calibrations_beside, carried, history_of,
 from labrig.cli import main
 from labrig.reports.calibration import write_report
 from labrig.reports.verdict import Counts, Level, judge_fit
+from labrig.testing.known_chip import KnownChip
 from labrig_calibration.changes import compare_chips
 from labrig_calibration.diagnostics import Diagnostics
 from labrig_calibration.divergence import Divergence
@@ -247,6 +248,14 @@ def test_another_chips_calibration_is_refused_before_anything_is_fitted(cli: Cli
     assert code == 2
     assert "is a calibration of chip SIM-0099" in err
     assert "fit of array" not in err
+    assert not output.exists()
+    smaller = tmp_path / "smaller.safetensors"
+    save_chip(
+        smaller, replace(KnownChip(columns=3).calibration(), chip_id=load_chip(bench / "monday.safetensors").chip_id)
+    )
+    code, _, err = cli("calibrate", bench / "tuesday.h5", "-o", output, "--against", smaller)
+    assert code == 2
+    assert re.search(r"smaller.safetensors cannot be compared with .*tuesday.h5, which has arrays .*: array 0 was", err)
     assert not output.exists()
     code, _, err = cli("calibrate", bench / "tuesday.h5", "-o", output, "--against", tmp_path / "none.safetensors")
     assert code == 2

@@ -396,7 +396,9 @@ def test_stop_on_the_page_turns_the_outputs_off_by_the_simulators_log(bench: Run
     assert status == 200
     assert sweep.returncode == 143, errors
     assert "ALARM: STOP by Anna (viewer at 127.0.0.1)" in errors
-    assert "labrig: stopped; outputs are off and files are closed" in errors
+    assert (
+        "labrig: stopped; outputs are off and the file is closed; the same command with --resume run.h5 goes" in errors
+    )
     assert "Traceback" not in errors
     outputs = [event["output_on"] for event in read_events(bench.log) if event["what"] == "output"]
     assert outputs[-1] is False

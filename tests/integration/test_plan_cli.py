@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from labrig.cli import app
 from labrig.config import shipped_rig
 from labrig.recording import Recording
+from labrig_drivers.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +49,29 @@ def test_the_plan_of_the_how_to_page_is_measured_and_resumed(folder: Path) -> No
     other = sweep(*own, "--set", "repeats=7", "--resume", "corners.h5")
     assert other.exit_code != 0
     assert "repeats" in str(other.exception)
+
+
+def test_what_a_plan_of_ones_own_trips_over_is_told_with_its_place(folder: Path) -> None:
+    (folder / "wrong.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from labrig.plans import ProgramPoint, StreamCapacity\n\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Wrong:\n"
+        "    early: bool = True\n"
+        '    name = "wrong"\n\n'
+        "    def capacity(self, info):\n"
+        "        return {0: StreamCapacity(1, 1, 1 // (1 - self.early))}\n\n"
+        "    async def points(self, info):\n"
+        "        yield [][7]\n"
+    )
+    for early, told in (
+        ("true", r"what it needs cannot be had: ZeroDivisionError: .*wrong\.py:11\)$"),
+        ("false", r"its next point cannot be had: IndexError: .*wrong\.py:14\)$"),
+    ):
+        result = sweep("--plan", "wrong.py:Wrong", "--set", f"early={early}", "-o", f"{early}.h5")
+        assert isinstance(result.exception, ConfigError)
+        assert re.search(told, str(result.exception)), result.exception
+    assert not (folder / "true.h5").exists()
 
 
 def test_the_adaptive_plan_of_the_page_finds_the_middle_of_the_range(folder: Path) -> None:

@@ -324,3 +324,18 @@ async def test_a_compact_copy_is_refused_and_stays_as_it_is(tmp_path: Path) -> N
     with pytest.raises(StorageError, match="go on with the recording that it was made from"):
         await sweep(tmp_path / "small.h5", resume=True)
     assert (tmp_path / "small.h5").read_bytes() == before
+
+
+async def test_a_finished_run_is_not_switched_on_again(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    await sweep(path)
+    before, events = path.read_bytes(), list[Event]()
+    summary = await sweep(path, resume=True, events=events)
+    assert (summary.status, summary.mvms, summary.writes) == ("finished", 0, 0)
+    assert [event.text for event in events if isinstance(event, Message)] == [
+        f"{path}: the run came to its end before; nothing is left to be measured"
+    ]
+    assert not any(isinstance(event, RunStarted) for event in events)
+    with Recording.open(path) as recording:
+        assert recording.status == "finished"
+    assert len(path.read_bytes()) == len(before)

@@ -177,4 +177,4 @@ def test_wrong_requests_are_one_message(tmp_path: Path, record: Record) -> None:
     damaged = labrig(tmp_path, "show", "run.h5")
     assert damaged.returncode == 2
     assert "MVMs 0 to 7 of array 0" in damaged.stderr
-    assert damaged.stderr.endswith("can be rescued: labrig recover run.h5\n")
+    assert damaged.stderr.endswith("`labrig recover run.h5` tells what can be rescued\n")

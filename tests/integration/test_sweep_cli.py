@@ -81,7 +81,7 @@ def test_signal_ends_a_sweep_with_a_readable_file(
         child.send_signal(number)
         rest = child.stderr.read()
     assert child.returncode == code, rest
-    assert "labrig: stopped; outputs are off and files are closed" in rest
+    assert "labrig: stopped; outputs are off and the file is closed; the same command with --resume run.h5 goes" in rest
     assert "Traceback" not in rest
     with Recording.open(tmp_path / "run.h5") as recording:
         recording.verify()

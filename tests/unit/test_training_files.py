@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from labrig.training.config import load_training
 from labrig.training.datasets import load_digits
 from labrig.training.models import build_model
-from labrig.training.run_folder import load_metrics, load_origin, load_summary
+from labrig.training.run_folder import create_folder, load_metrics, load_origin, load_summary
 from labrig.training.segments import SEGMENTS, Segments
 from labrig_drivers.errors import ConfigError, StorageError
 
@@ -53,3 +54,15 @@ def test_a_damaged_run_folder_is_told_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"phase": "digital", "step": 1}\n[1]\n')
     with pytest.raises(StorageError, match=r"metrics\.jsonl:2: is no step of a training"):
         load_metrics(tmp_path)
+
+
+def test_a_chip_given_on_the_command_line_need_not_be_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "train.toml"
+    file.write_text('[run]\nfolder = "run"\n\n[data]\nname = "digits"\n\n[training]\nmethod = "surrogate"\n')
+    with pytest.raises(ConfigError, match="names neither rig nor recording nor calibration"):
+        load_training(file)
+    config = load_training(file, recording=tmp_path / "run.h5")
+    assert (config.recording, config.rig, config.calibration) == (tmp_path / "run.h5", None, None)
+    # It can be gone on with as well.
+    create_folder(config)
+    assert load_origin(config.folder).recording == tmp_path / "run.h5"

@@ -200,6 +200,12 @@ class _Session:
         try:
             # pyvisa-py opens a refused socket without complaint; only touching it tells.
             self._require_silence()
+        except LinkLostError as error:
+            self.close()
+            why = f" ({system_words(cause)})" if isinstance(cause := error.__cause__, Exception) else ""
+            raise LinkLostError(
+                f"{address}: cannot connect{why}; is the instrument on, and the address right?"
+            ) from error
         except BaseException:
             self.close()
             raise
