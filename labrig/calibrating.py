@@ -96,7 +96,7 @@ def calibrate_recordings(paths: Path | str | Sequence[Path | str], seed: int, bu
             Message(
                 f"array {dataset.array}: {len(dataset)} MVMs of {dataset.writes} writes, held-out error "
                 f"{fitted.diagnostics.error_over_noise:.3f} x noise floor, "
-                f"{int(fitted.array_parameters.stuck.sum())} stuck cells, rung {fitted.rung}, "
+                f"{counted(int(fitted.array_parameters.stuck.sum()), 'stuck cell')}, rung {fitted.rung}, "
                 f"{int(fitted.flagged.sum())} MVMs and {fitted.outliers} outputs left out"
             )
         )

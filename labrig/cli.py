@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Annotated
 
 import typer
 
@@ -46,9 +47,19 @@ _FOREIGN_ERRORS = (
     ("labrig_surrogates.errors", "SurrogateError"),
 )
 
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"labrig {version('labrig')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="labrig",
-    help="Closes the loop between an analog in-memory-computing chip and the network trained for it.",
+    help="Closes the loop between an analog in-memory-computing chip and the network trained for it.\n\n"
+    "Example: labrig demo",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,6 +68,17 @@ app = typer.Typer(
 for _verb in VERBS:
     _name = _verb.replace("-", "_")
     app.command(_verb)(getattr(import_module(f"labrig.commands.{_name}"), _name))
+
+
+@app.callback()
+def _labrig(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 app.add_typer(config_app, name="config")
 app.add_typer(import_app, name="import")
 

@@ -29,6 +29,8 @@ FORMAT: Final = 1
 UNITS: Final[Mapping[str, float]] = {"S": 1.0, "mS": 1e-3, "uS": 1e-6, "nS": 1e-9}
 """Units of conductance by name, in S."""
 
+# Lines of a table that are named; a file of something else has a fault in each.
+_MOST_FAULTS: Final = 10
 _HEADER: Final = "labrig-conductances"
 _FUSION_HEAD: Final = 6
 
@@ -72,6 +74,8 @@ def read_matrix(path: Path, unit: str) -> FloatArray:
     if not rows and not faults:
         faults.append("there is no line")
     if faults:
+        if len(faults) > _MOST_FAULTS:
+            faults[_MOST_FAULTS:] = [f"and so on, {len(faults)} in all"]
         raise StorageError(f"{path}: no table of conductances: " + "; ".join(faults))
     return _checked(path, np.asarray(rows, dtype=np.float64) * _factor(unit))
 

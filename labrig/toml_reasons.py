@@ -56,7 +56,7 @@ def reason_of(error: ErrorDetails) -> str:
         return asked if is_key or pattern in _NEVER_REPEATED else f"is {value_text(error['input'])}, {asked}"
     wanted = _BOUNDS[kind].format(**limits) if kind in _BOUNDS else _KINDS.get(kind)
     if wanted is None:
-        message = error["msg"]
+        message = error["msg"].removeprefix("Value error, ")
         return f"is {value_text(error['input'])}; {message[:1].lower() + message[1:]}"
     return f"is {value_text(error['input'])}, {wanted}"
 

@@ -65,6 +65,7 @@ def calibrate(
     from labrig.reports.reported import reported
     from labrig.threads import one_thread
     from labrig_drivers.errors import ConfigError
+    from labrig_drivers.wording import counted
     from labrig_surrogates.io import save_chip
 
     if plan is not None and budget is None:
@@ -105,10 +106,12 @@ def calibrate(
         if ahead is not None:
             print_next(ahead[0])
     if ahead is not None and plan is not None:
-        write_plan_file(plan, ahead[0].designed, ahead[1], Path("rig.toml"), seed=ahead[0].seed)
+        sweep = write_plan_file(plan, ahead[0].designed, ahead[1], Path("rig.toml"), seed=ahead[0].seed)
+        if not as_json:
+            print(f"{plan}: {sweep}")
     if as_json:
         return
-    print(f"{output}: chip {chip.chip_id}, {len(arrays)} arrays")
+    print(f"{output}: chip {chip.chip_id}, {counted(len(arrays), 'array')}")
     if report is not None:
         print(f"{report}: open it in a browser")
 

@@ -29,7 +29,8 @@ def check(rig: RigArgument) -> None:
     from labrig.rig_survey import survey
 
     config = load_rig(rig)
-    found = run_interruptible(survey(config))
+    with Console(stderr=True).status(f"opening rig {config.rig.name}"):
+        found = run_interruptible(survey(config))
     _print(Console(markup=False, highlight=False), config, found)
 
 

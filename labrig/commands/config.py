@@ -10,12 +10,15 @@ import typer
 
 from labrig.commands.outputs import SCHEMA, demand_outputs
 
-config_app = typer.Typer(help="Help with rig files.", no_args_is_help=True)
+config_app = typer.Typer(no_args_is_help=True)
 
 
 @config_app.callback()
 def config() -> None:
-    """Help with rig files."""
+    """Help with rig files.
+
+    Example: labrig config schema -o rig_configs/labrig.schema.json
+    """
 
 
 @config_app.command()

@@ -75,7 +75,16 @@ def _print(result: DemoResult, writes: int) -> None:
     seconds = {"surrogate": total(list(comparison.surrogate_training)).seconds / seeds}
     images = comparison.accuracy["digital"].images
     table = Table(title=f"digits, {images} test images, {seeds} seeds x {writes} programmings; costs of one training")
-    for heading in ("network", "accuracy %", "sd writes", "sd seeds", "passes", "writes", "seconds", "joules"):
+    for heading in (
+        "network",
+        "accuracy %",
+        "spread over programmings",
+        "spread over seeds",
+        "passes",
+        "writes",
+        "seconds",
+        "joules",
+    ):
         table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
     for name, meaning in _METHODS.items():
         score = comparison.accuracy[name]

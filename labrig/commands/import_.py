@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
     from labrig_drivers.crossbar import FloatArray
 
-import_app = typer.Typer(help="What others measured, as files that labrig works with.", no_args_is_help=True)
+import_app = typer.Typer(no_args_is_help=True)
 
 
 @import_app.callback()
 def import_() -> None:
-    """What others measured, as files that labrig works with."""
+    """What others measured, as files that labrig works with.
+
+    Example: labrig import conductances write1.csv write2.csv --unit uS -o chip.safetensors
+    """
 
 
 @import_app.command()

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 # Pause until an interrupt that was swallowed is raised again.
 _AGAIN_S = 0.25
-_OFF = "outputs are off and files are closed"
+OFF = "outputs are off and files are closed"
 NOTHING_WRITTEN = "nothing was written"
 
 
@@ -24,7 +24,7 @@ def run_interruptible(
     work: Coroutine[object, object, T],
     first_interrupt: Callable[[], None] | None = None,
     suspend: Callable[[], None] | None = None,
-    after: str = _OFF,
+    after: str = OFF,
 ) -> T:
     """Runs `work` in an event loop of its own.
 
@@ -77,7 +77,7 @@ def run_interruptible(
 
 
 @contextmanager
-def interruptible(after: str = _OFF) -> Iterator[None]:
+def interruptible(after: str | Callable[[], str] = OFF) -> Iterator[None]:
     """The same for a verb that blocks: SIGINT or SIGTERM raises KeyboardInterrupt inside.
 
     While context managers then switch outputs off, close files and end child processes, further signals are ignored.
@@ -103,7 +103,9 @@ def interruptible(after: str = _OFF) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise _stopped(received[0] if received else signal.SIGINT, after) from None
+        raise _stopped(
+            received[0] if received else signal.SIGINT, after if isinstance(after, str) else after()
+        ) from None
     finally:
         if received:
             signal.setitimer(signal.ITIMER_REAL, 0.0)

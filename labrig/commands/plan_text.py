@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from labrig_calibration.predictions import Predicted
     from labrig_drivers.crossbar import BoardInfo
 
+_CLEARLY_LESS = 0.9
+_WIDE = 400
 _PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p"))
 
 
@@ -42,7 +44,7 @@ def print_design(designed: DesignedCalibration, info: BoardInfo, rig: str) -> No
     console.print(f"each write: {', '.join(kinds)}", soft_wrap=True)
     chip = ", ".join(f"{name}={value:.4g}" for name, value in designed.chip.as_options().items())
     console.print(f"assumed ({designed.chip.source}): {chip}", soft_wrap=True)
-    _print_errors(console, designed)
+    _print_errors(console.width, designed)
     for confusion in designed.confusions:
         console.print(f"- {confusion}", soft_wrap=True)
     if not designed.confusions:
@@ -52,8 +54,9 @@ def print_design(designed: DesignedCalibration, info: BoardInfo, rig: str) -> No
     _print_verdict(console, designed)
 
 
-def _print_errors(console: Console, designed: DesignedCalibration) -> None:
+def _print_errors(narrowest: int, designed: DesignedCalibration) -> None:
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
@@ -70,7 +73,10 @@ def _print_errors(console: Console, designed: DesignedCalibration) -> None:
             one.relative_to,
             pooled,
         )
-    console.print(table)
+    # On a narrow terminal lines break; no number is cut.
+    wide = Console(markup=False, highlight=False, width=_WIDE)
+    width = max(wide.measure(table).maximum, narrowest)
+    Console(markup=False, highlight=False, width=width).print(table)
 
 
 def _print_verdict(console: Console, designed: DesignedCalibration) -> None:
@@ -82,8 +88,11 @@ def _print_verdict(console: Console, designed: DesignedCalibration) -> None:
         console.print(f"reached: every * is known to {percent(designed.precision)} or better")
         return
     for name, best in designed.limits.items():
+        here = designed.analysis.predicted[name].relative
+        endless = f", endless reading of its writes {percent(best)}" if best < _CLEARLY_LESS * here else ""
         console.print(
-            f"NOT reached: {name} to {percent(designed.precision)}; the best is {percent(best)}: {_why(name)}",
+            f"NOT reached: {name} to {percent(designed.precision)}; this design gives {percent(here)}{endless}: "
+            f"{_why(name)}",
             soft_wrap=True,
         )
 
@@ -179,4 +188,4 @@ def percent(value: float) -> str:
     """A part of one in percent."""
     if not value < 10.0:
         return "unknown"
-    return f"{100.0 * value:.2g} %"
+    return f"{100.0 * value:.0f} %" if value >= 1.0 else f"{100.0 * value:.2g} %"

@@ -40,7 +40,7 @@ def recover(
 ) -> None:
     """Say what is in a damaged recording, and rescue what its checksums vouch for into a new one.
 
-    FILE itself is never written. The new recording opens like any other, and `labrig sweep --resume` measures what is
+    FILE itself is never written. The new recording opens like any other, and the sweep with --resume measures what is
     missing in it. A file that is not damaged is left as it is. Exit code: 0 nothing is lost, 1 rows are lost, 2 nothing
     can be done.
 
@@ -65,6 +65,7 @@ def _print(report: RescueReport, console: Console, *, dry_run: bool) -> None:
     from rich.table import Table
 
     from labrig.recording.rescue_report import grouped
+    from labrig_drivers.wording import counted
 
     table = Table("stream", "committed", "right", "rescued", "lost", "uncounted", "why", title=str(report.file))
     table.columns[0].no_wrap = True
@@ -82,7 +83,7 @@ def _print(report: RescueReport, console: Console, *, dry_run: bool) -> None:
     again = sum(len(one.again) for one in report.streams)
     unnamed = sum(one.unnamed for one in report.streams)
     if again:
-        console.print(f"to be measured again: {again} points, which --json lists", soft_wrap=True)
+        console.print(f"to be measured again: {counted(again, 'point')}, which --json lists", soft_wrap=True)
     if unnamed:
         console.print(f"{unnamed} damaged entries of a journal: nobody knows their points", soft_wrap=True)
     if report.needs_nothing:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labrig.commands.interruptible import interruptible
+from labrig.commands.interruptible import OFF, interruptible
 from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
 from labrig.commands.mqtt import published
 from labrig.extras import demand_extra
@@ -76,7 +76,12 @@ def train(
     from labrig.training.ranks import torchrun_ranks
 
     bus = EventBus()
-    with interruptible(), one_thread(), ProgressListener() as progress, torchrun_ranks() as ranks:
+    begun: list[Path] = []
+
+    def after() -> str:
+        return f"{OFF}; labrig train --resume {begun[0]} goes on" if begun and begun[0].is_dir() else OFF
+
+    with interruptible(after), one_thread(), ProgressListener() as progress, torchrun_ranks() as ranks:
         if ranks.size > 1 and file is None:
             raise ConfigError(
                 "only a new run can be shared between processes: start --resume and --replay without them"
@@ -95,7 +100,7 @@ def train(
             with shown_live(bus, page, "train", title=f"sweep of {file}", doing="TRAINING"):
                 lines = _swept(file, rig, recording, how, bus)
         else:
-            lines = _trained(file, rig, recording, resume, bus, ranks, page)
+            lines = _trained(file, rig, recording, resume, bus, ranks, page, begun)
     for line in lines if ranks.rank == 0 else ():
         print(line)
 
@@ -108,6 +113,7 @@ def _trained(
     bus: EventBus,
     ranks: Ranks,
     page: LiveOptions,
+    begun: list[Path],
 ) -> list[str]:
     from labrig.config import load_rig
     from labrig.run_control import RunControl
@@ -123,6 +129,7 @@ def _trained(
     else:
         assert resume is not None
         config = load_origin(resume)
+    begun.append(config.folder)
     # Several processes wait for each other in every step, and only the first one is told to pause.
     control = RunControl() if ranks.size == 1 else None
     title = str(file or resume)

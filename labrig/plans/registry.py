@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -53,13 +54,13 @@ def plan_by_name(name: str, **options: object) -> Plan:
     """
     make = _made_by(name)
     known = inspect.signature(make).parameters
-    unknown = sorted(option for option in options if option not in known)
-    if unknown:
-        raise ConfigError(f"plan {name!r} has no option {', '.join(unknown)}; its options are: {', '.join(known)}")
+    unknown = [_unknown_option(option, known) for option in sorted(options) if option not in known]
     # Of a plan file, what stands in it, unless it was given beside it.
     in_file = make.keywords if isinstance(make, partial) else {}
-    if faults := [*type_faults(make, {**in_file, **options})]:
-        raise ConfigError(f"plan {name!r}: " + "; ".join(faults))
+    given = {key: value for key, value in {**in_file, **options}.items() if key in known}
+    if faults := [*unknown, *type_faults(make, given)]:
+        listed = f"; its options are: {', '.join(known)}" if unknown else ""
+        raise ConfigError(f"plan {name!r}: {'; '.join(faults)}{listed}")
     try:
         made = make(**options)
     except (TypeError, ValueError) as error:
@@ -76,6 +77,11 @@ def plan_by_name(name: str, **options: object) -> Plan:
         f"plan {name!r}: made something of type {type(made).__name__}, which has neither name and schedule(info) (a "
         "design) nor name, capacity(info) and points(info) (an adaptive design)"
     )
+
+
+def _unknown_option(option: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(option, known, n=1)
+    return f"has no option {option}" + (f", perhaps {close[0]}" if close else "")
 
 
 def options_of(name: str) -> frozenset[str]:

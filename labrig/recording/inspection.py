@@ -215,8 +215,8 @@ class Inspector:
         else:
             what = "has no description of a recording in it"
         raise StorageError(
-            f"{self._name}: {what}. What was measured, on which chip and where its rows are stands at the beginning of "
-            "a recording, so nothing can be known of the rest; an earlier or interrupted copy of it has that beginning"
+            f"{self._name}: {what}. If it was a recording, nothing can be known of the rest: what was measured, on "
+            "which chip and where its rows are stands at the beginning, which an earlier or interrupted copy of it has"
         )
 
     def _header(self, texts: Mapping[str, str]) -> tuple[RecordingHeader, BoardInfo]:

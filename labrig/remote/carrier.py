@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import secrets
 import time
 from typing import TYPE_CHECKING, Final
@@ -33,6 +34,10 @@ class Carrier:
         address: The rig.
         broker: Its broker, with the account there.
         client_id: What the broker and the rig call this client.
+
+    Attributes:
+        patience_s: How long in s after a connection broke requests wait for the next one; whoever knows how long the
+            lease lasts sets it, since nothing is worth waiting for beyond that.
     """
 
     def __init__(self, address: RigAddress, broker: Broker, client_id: str) -> None:
@@ -45,7 +50,8 @@ class Carrier:
         self._numbers = itertools.count(secrets.randbits(48))
         self._client: Client | None = None
         self._connected = asyncio.Event()
-        self._away = "no connection was made"
+        self.patience_s = math.inf
+        self._away, self._away_since_s = "no connection was made", 0.0
         self._refused = False
         self._gone: str | None = None
         self._working: asyncio.Task[None] | None = None
@@ -63,7 +69,7 @@ class Carrier:
         Raises:
             LinkLostError: There is no broker, or it refuses.
         """
-        self._refused, self._gone = False, None
+        self._refused, self._gone, self._away_since_s = False, None, time.monotonic()
         self._working = asyncio.create_task(self._work(), name="labrig-remote-connection")
         await self._connection_within(within_s)
 
@@ -166,8 +172,9 @@ class Carrier:
 
     async def _connection_within(self, within_s: float) -> Client:
         if self._client is None:
+            left_s = self._away_since_s + self.patience_s - time.monotonic()
             try:
-                async with asyncio.timeout(within_s):
+                async with asyncio.timeout(max(0.0, min(within_s, left_s))):
                     await self._connected.wait()
             except TimeoutError:
                 raise LinkLostError(f"{self._address}: the broker {self._away}") from None
@@ -186,6 +193,8 @@ class Carrier:
             except BrokerRefusedError as error:
                 self._away, self._refused = f"refuses: {error}; check account and certificates", True
             finally:
+                if self._client is not None:
+                    self._away_since_s = time.monotonic()
                 self._client = None
                 self._connected.clear()
             self.fail(LinkLostError(f"{self._address}: the broker {self._away}; what was under way may be carried out"))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import secrets
 import time
 from dataclasses import dataclass
@@ -176,6 +177,7 @@ class RemoteSession:
 
     async def _begin(self) -> None:
         self._ended, self._lease = None, None
+        self._carrier.patience_s = math.inf
         await self._carrier.start(self.wishes.answer_s)
         hello = await self.ask("hello")
         self._note_clock(hello)
@@ -184,7 +186,7 @@ class RemoteSession:
                 f"{self.address}: the rig speaks version {version} of the protocol, this labrig {PROTOCOL_VERSION}; "
                 "install equal versions of labrig on both sides"
             )
-        self._lease_s = number(hello.values, "lease_s")
+        self._lease_s = self._carrier.patience_s = number(hello.values, "lease_s")
         self._window = asyncio.Semaphore(max(1, whole(hello.values, "window")))
         granted = await self._acquire()
         self._lease = text(granted.values, "lease")

@@ -78,7 +78,10 @@ def demand_sources(config: TrainConfig) -> None:
     if method != "digital" and config.calibration is None and config.recording is None:
         faults.append(f"the method {method} needs chip.calibration or chip.recording (or --recording)")
     if config.folder.exists():
-        faults.append(f"run.folder {config.folder} exists already; choose another one or remove it")
+        faults.append(
+            f"run.folder {config.folder} exists already; choose another one, or go on with an interrupted run "
+            f"by labrig train --resume {config.folder}"
+        )
     named = {"rig": config.rig, "recording": config.recording, "calibration": config.calibration}
     for key, path in named.items():
         if path is not None and (absent := no_file(path)) is not None:

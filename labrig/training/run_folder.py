@@ -131,7 +131,7 @@ def load_summary(folder: Path) -> dict[str, object]:
         StorageError: There is none: not a run, or one that did not end well.
     """
     if not folder.is_dir():
-        raise StorageError(f"{folder}: there is no such folder; name that of a run of `labrig train`")
+        raise StorageError(f"{folder}: {_no_folder(folder)}; name the folder of a run of `labrig train`")
     try:
         content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -146,9 +146,13 @@ def load_summary(folder: Path) -> dict[str, object]:
     return content
 
 
+def _no_folder(path: Path) -> str:
+    return "is a file, not a folder" if path.is_file() else "there is no such folder"
+
+
 def _unread(folder: Path, error: OSError) -> str:
     if not folder.is_dir():
-        return "there is no such folder"
+        return _no_folder(folder)
     return f"{Path(str(error.filename)).name}: {error.strerror}"
 
 

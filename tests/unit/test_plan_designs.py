@@ -152,8 +152,12 @@ def test_write_statistics_give_every_cell_every_level_equally_often() -> None:
 
 def test_options_are_checked_by_name_and_value() -> None:
     assert options_of("noise") == {"vectors", "reads", "batch", "seed", "arrays", "max_voltage_v"}
-    with pytest.raises(ConfigError, match="plan 'noise' has no option colour, shape; its options are: vectors, reads"):
-        plan_by_name("noise", colour=1, shape=2)
+    # Every fault at once, those of options that are there among them.
+    wrong = (
+        r"plan 'noise': has no option colour; has no option vectrs, perhaps vectors; .*reads.*; its options are: vec"
+    )
+    with pytest.raises(ConfigError, match=wrong):
+        plan_by_name("noise", colour=1, vectrs=2, reads="many")
     with pytest.raises(ConfigError, match="reads is 0, must be above zero; batch is -1"):
         plan_by_name("noise", reads=0, batch=-1)
     with pytest.raises(
