@@ -22,7 +22,10 @@ LiveOption = Annotated[
 LiveAtOption = Annotated[
     str | None,
     typer.Option(
-        "--live-at", metavar="HOST:PORT", help="Serve the page at another address than 127.0.0.1:8600.", show_default=False
+        "--live-at",
+        metavar="HOST:PORT",
+        help="Serve the page at another address than 127.0.0.1:8600.",
+        show_default=False,
     ),
 ]
 LiveAccessOption = Annotated[

@@ -21,7 +21,8 @@ BASE: Final = METHODS["ours"]
 """Its noise grows in a straight line."""
 
 SCHEDULES: Final = (
-    Factor.of(BASE, "constant", ramp="constant"),
+    # By the name that it has among the ablations: one training for both.
+    Factor.of(BASE, "noise constant from the start", ramp="constant"),
     Factor.of(BASE, "exponential", ramp="exponential"),
     Factor.of(BASE, "overshoot", ramp="overshoot"),
     Factor.of(BASE, "VANT", ramp="vant"),

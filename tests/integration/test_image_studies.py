@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from labrig.studies.ablation import FACTORS
 from labrig.studies.cache import Cache
 from labrig.studies.registry import run_study
 from labrig.studies.running import StudySettings
+from labrig.studies.schedules import SCHEDULES
 from labrig.studies.vision.factors import Factor, differences, findings, plot, table
 from labrig.studies.vision.grid import QUICK, Grid, Scores, Size, shuffled, sized
 from labrig.studies.vision.methods import METHODS
@@ -57,6 +59,14 @@ def test_jobs_survive_json() -> None:
 def scores_of(values: dict[str, tuple[float, float, float]]) -> Scores:
     cells = {(name, Noise(0.1)): CellScores(tuple((one,) for one in ones)) for name, ones in values.items()}
     return Scores(cells, cells)
+
+
+def test_a_change_that_two_studies_make_is_trained_once() -> None:
+    names: dict[str, set[str]] = {}
+    for one in (*FACTORS, *SCHEDULES):
+        names.setdefault(repr(replace(one.method, name="")), set()).add(one.method.name)
+    assert len(names) == len(FACTORS) + len(SCHEDULES) - 1
+    assert max(map(len, names.values())) == 1
 
 
 def test_factors_are_paired_by_seed() -> None:
