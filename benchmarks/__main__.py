@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.names or list(SCRIPTS)
     if options.source is not None:
         found = [read_report(name, options.source / f"{name}.json") for name in names]
-        return _tell([one for one in found if one is not None], options.output)
+        there = [one for one in found if one is not None]
+        if not there:
+            parser.error(f"--from {options.source}: no numbers of {', '.join(names)} in it (NAME.json)")
+        return _tell(there, options.output)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.output or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)

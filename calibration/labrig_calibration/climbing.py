@@ -6,7 +6,7 @@ them needs); the model that they make is then fitted to all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,6 +63,11 @@ class ColumnsClimbed:
     resting: bool
     tried_error: dict[int, FloatArray]
 
+    @property
+    def parameters(self) -> int:
+        """Numbers that the chosen model estimates."""
+        return _kept(self.verdicts)
+
 
 @dataclass(frozen=True)
 class _Candidate:
@@ -114,7 +119,8 @@ def climb_columns(
                 if gain > ladder.confidence * error:
                     below = skewed
                     reason = verdict.reason + "; the curve is skewed"
-                    verdict = replace(verdict, heldout_nll=_mean(skewed.nll), reason=reason)
+                    more = verdict.parameters + columns
+                    verdict = replace(verdict, parameters=more, heldout_nll=_mean(skewed.nll), reason=reason)
         else:
             tried[_COMPRESSION] = _error_of(curve, _COMPRESSION)
         verdicts.append(verdict)
@@ -124,7 +130,7 @@ def climb_columns(
     progress("curve", 0.3)
     if "drift" in ladder.rungs:
         drifting = _candidate(some, later, chosen.state, (*chosen.free, _DRIFT), law=len(chosen.noise.active) > 1)
-        verdict = judged("drift", chosen.nll, drifting.nll, verdicts[-1].parameters + columns, ladder)
+        verdict = judged("drift", chosen.nll, drifting.nll, _kept(verdicts) + columns, ladder)
         if verdict.kept:
             chosen = drifting
         else:
@@ -132,6 +138,11 @@ def climb_columns(
         verdicts.append(verdict)
     progress("drift", 0.5)
     return _to_all(train, chosen, tuple(verdicts), tried)
+
+
+def _kept(verdicts: Sequence[RungVerdict]) -> int:
+    """Numbers that the model of the last kept rung estimates."""
+    return next(one.parameters for one in reversed(verdicts) if one.kept)
 
 
 def climb_cells(
@@ -154,14 +165,14 @@ def climb_cells(
     model = CellModel(pattern="stuck" in wanted, wires=False, crosstalk=False, exact=ladder.exact_wires)
     verdicts: list[RungVerdict] = []
     if "wires" in wanted:
-        parameters += 3
         with_wires = replace(model, wires=True)
-        verdict = _judged_cells(fits, model, with_wires, ladder, heldout, parameters)
+        verdict = _judged_cells(fits, model, with_wires, ladder, heldout, parameters + 3)
         coupled = replace(with_wires if verdict.kept else model, crosstalk=True)
-        crosstalk = _judged_cells(fits, replace(coupled, crosstalk=False), coupled, ladder, heldout, parameters)
+        crosstalk = _judged_cells(fits, replace(coupled, crosstalk=False), coupled, ladder, heldout, parameters + 3)
         model = coupled if crosstalk.kept else replace(coupled, crosstalk=False)
         text = f"wires: {verdict.reason}; crosstalk: {crosstalk.reason}"
         verdicts.append(replace(verdict, kept=verdict.kept or crosstalk.kept, reason=text))
+        parameters += 3 if verdicts[-1].kept else 0
     if "stuck" in wanted:
         parameters += data.target_s[0].numel() + 1
         verdict = _judged_write(fits, replace(model, pattern=False), model, ladder, heldout, parameters)

@@ -181,7 +181,7 @@ def _noise(x: Tensor, y: Tensor, weight: Tensor, parameters: Tensor) -> tuple[Te
         )
         law = torch.stack([constant, relative])
         inverse = torch.stack([squares, -cross, -cross, ones], dim=1).reshape(-1, 2, 2) / determinant[:, None, None]
-        expected = (constant[:, None] + relative[:, None] * feature).clamp_(min=1e-3 * float(mean.min()) + 1e-30)
+        expected = (constant[:, None] + relative[:, None] * feature).clamp_(min=1e-3 * mean[:, None] + 1e-30)
     error = torch.sqrt(2.0 * inverse.diagonal(dim1=1, dim2=2).clamp(min=0.0)).T * mean
     # The covariance of the pass just made was for its own weights; with those of the law the next one is right as is.
     ratio = (weight * squared).mean(dim=1)

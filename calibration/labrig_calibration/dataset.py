@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -131,9 +132,12 @@ class MvmDataset:
         return self.time_s - self.programmed_at_s[self.pattern]
 
     def sha256(self) -> str:
-        """Hash of the numbers that a fit depends on; a fitted file carries it."""
-        digest = hashlib.sha256()
-        for array in (self.voltage_v, self.current_a, self.pattern, self.target_conductance_s, self.time_s):
+        """Hash of everything that a fit depends on, which temperatures are not; a fitted file carries it."""
+        described = {name: np.asarray(value).tolist() for name, value in vars(self.converters).items()}
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+        arrays: list[NDArray[np.generic]] = [self.voltage_v, self.current_a, self.pattern, self.target_conductance_s]
+        arrays += [self.time_s, self.programmed_at_s, self.saturated]
+        for array in arrays:
             for piece in pieces(len(array)):
                 digest.update(np.ascontiguousarray(array[piece]).tobytes())
         return digest.hexdigest()
@@ -257,7 +261,8 @@ def join(datasets: Sequence[MvmDataset]) -> MvmDataset:
     """Joins recordings of one array of one chip; the writes of each keep their own clock.
 
     Raises:
-        DatasetError: Nothing to join, or the parts belong to different chips, arrays or sizes.
+        DatasetError: Nothing to join, or the parts belong to different chips, arrays or sizes, or were measured with
+            other converters.
     """
     if not datasets:
         raise DatasetError("no data sets were given to join; at least one is needed")
@@ -266,6 +271,19 @@ def join(datasets: Sequence[MvmDataset]) -> MvmDataset:
     if len(owners) != 1:
         listed = ", ".join(f"array {array} of chip {chip} ({r} x {c})" for chip, array, r, c in sorted(owners))
         raise DatasetError(f"recordings of different arrays cannot be joined: {listed}")
+    differing = sorted(
+        {
+            name
+            for part in datasets
+            for name, value in vars(part.converters).items()
+            if not np.array_equal(value, getattr(first.converters, name))
+        }
+    )
+    if differing:
+        raise DatasetError(
+            f"recordings of array {first.array} of chip {first.chip_id} cannot be joined: their converters differ in "
+            + ", ".join(differing)
+        )
     offsets = np.cumsum([0, *(part.writes for part in datasets[:-1])])
     return MvmDataset(
         voltage_v=np.concatenate([part.voltage_v for part in datasets]),

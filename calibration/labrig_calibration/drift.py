@@ -68,8 +68,8 @@ class DriftModel:
     def compensation(self, age_s: FloatArray) -> FloatArray:
         """Factor on outputs that restores the array's summed conductance to that at t0, any shape.
 
-        exp(nu L - var(nu) L² / 2 + cov(a, nu') L), L = ln(t / t0), nu' = -nu: the mean of the log-normal law, in which
-        cells that drift less count more and more.
+        exp(nu L - var(nu) L² / 2 + cov(a, nu) L), L = ln(t / t0): the mean of the log-normal law, in which cells that
+        drift less count more and more.
         """
         log_time = self.decades(age_s)
         return np.asarray(

@@ -96,7 +96,7 @@ def fit(
     wrong, missed = wrong_rows(later, climbed.state, climbed.flagged)
     later = later.without(wrong)
     before = heldout_nll(later, climbed.state)
-    cells, cell_verdicts = climb_cells(data, ladder, float(before.mean()), climbed.verdicts[-1].parameters)
+    cells, cell_verdicts = climb_cells(data, ladder, float(before.mean()), climbed.parameters)
     report("cells", 0.9)
     residual, residual_verdicts = _residual(train, later, before, climbed, ladder, rng)
     parameters = _at_age_zero(_assembled(train, climbed, cells, residual))
@@ -213,7 +213,7 @@ def _residual(
         return None, ()
     network = fit_residual(train.without(climbed.flagged), climbed.state, rng)
     after = heldout_nll(later, climbed.state, lambda u, log_age, load: correction_a(network, u, log_age, load))
-    parameters = climbed.verdicts[-1].parameters + network.hidden.size + 2 * network.bias.size
+    parameters = climbed.parameters + network.hidden.size + 2 * network.bias.size
     verdict = judged("residual", before, after, parameters, ladder)
     return (network if verdict.kept else None), (verdict,)
 

@@ -93,8 +93,10 @@ def total(parts: Sequence[WriteInformation]) -> WriteInformation:
 
 
 def dac_levels_v(voltage_v: FloatArray, converters: Converters) -> FloatArray:
-    """The commanded voltages as the DAC applies them, in V."""
+    """The commanded voltages as the DAC applies them, in V; as they are where no DAC is known."""
     step_v = converters.dac_step_v
+    if step_v == 0.0:
+        return voltage_v
     levels: FloatArray = np.clip(
         np.round(voltage_v / step_v) * step_v, converters.voltage_min_v, converters.voltage_max_v
     )

@@ -12,7 +12,7 @@ from labrig_calibration.battery import FALSE_ALARM_RATE, FitSize, Judgement, jud
 from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.histogram_bins import HistogramBins
 from labrig_calibration.nulls import Nulls
-from labrig_calibration.residuals import AdcSteps, quantile_residuals
+from labrig_calibration.residuals import AdcSteps, quantile_residuals, refuse
 from labrig_calibration.two_sample import TwoSample, energy_test
 
 FloatArray = NDArray[np.float64]
@@ -98,8 +98,14 @@ def judge_recorded(
 
 
 def adc_steps(recorded: MvmDataset) -> AdcSteps:
-    """The ADC's steps and ends, `[columns]` each."""
+    """The ADC's steps and ends, `[columns]` each.
+
+    Raises:
+        JudgementError: The data set does not say what its ADC is.
+    """
     lsb_a = recorded.converters.adc_lsb_a
+    if not (recorded.converters.adc_bits and np.all(lsb_a > 0.0)):
+        refuse("nothing to compare with", ["the converters of the recording are not known: adc_bits and full scale"])
     half = 2.0 ** (recorded.converters.adc_bits - 1)
     return AdcSteps(lsb_a, -half * lsb_a, (half - 1.0) * lsb_a)
 

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from labrig_calibration.dataset import MvmDataset
+from labrig_calibration.information import dac_levels_v
 from labrig_calibration.likelihood import Outputs
 
 BLOCK = 4096
@@ -154,12 +155,7 @@ class Measurements:
 
 def dac_levels(dataset: MvmDataset, rows: Rows = slice(None)) -> NDArray[np.float64]:
     """The commanded voltages as the DAC applies them, in V, `[n, rows]`."""
-    voltage_v = np.asarray(dataset.voltage_v[rows], dtype=np.float64)
-    step_v = dataset.converters.dac_step_v
-    if step_v == 0.0:
-        return voltage_v
-    limits = dataset.converters.voltage_min_v, dataset.converters.voltage_max_v
-    return np.clip(np.round(voltage_v / step_v) * step_v, *limits)
+    return dac_levels_v(np.asarray(dataset.voltage_v[rows], dtype=np.float64), dataset.converters)
 
 
 def _tensor(values: NDArray[np.float64] | NDArray[np.bool_], dtype: DTypeLike = np.float64) -> Tensor:

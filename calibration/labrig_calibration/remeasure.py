@@ -26,7 +26,7 @@ class Schedule:
     Attributes:
         age_s: Ages at which to read, each twice the one before, the last one the first beyond `due_s`, `[K]`.
         error: Predicted relative error of an output at each, `[K]`.
-        due_s: Age at which the predicted error reaches the tolerance, in s; infinity where it never does.
+        due_s: Age at which the predicted error reaches the tolerance, in s; infinity where it does not at any of them.
         tolerance: The tolerated relative error.
     """
 
@@ -94,7 +94,7 @@ def measure_again(
     def error(age_s: FloatArray) -> FloatArray:
         return predicted_error(model, age_s, calibrated_s, compensated=compensated, cells_per_output=cells_per_output)
 
-    doublings = max(0, math.ceil(math.log2(max(longest_s / calibrated_s, 1.0))))
+    doublings = max(0, math.floor(math.log2(max(longest_s / calibrated_s, 1.0))))
     ages_s = calibrated_s * np.exp2(np.arange(1, doublings + 1, dtype=np.float64))
     errors = error(ages_s)
     exceeded = np.flatnonzero(errors > tolerance)

@@ -82,7 +82,10 @@ def draw_array(array: ArrayParameters, posterior: Posterior, generator: torch.Ge
         error = np.where(array.stuck, 0.0, np.nan_to_num(array.cell_slope_error, posinf=0.0))
         slope = slope + error * _standard(slope.shape, generator)
     moved = array.with_estimates(changes)
-    return replace(moved, cell_slope=slope, write_conductance_s=cells_s / moved.gain.value)
+    # A dead column has no gain, and nobody knows its cells.
+    gain = moved.gain.value
+    known_s = np.divide(cells_s, gain, out=np.zeros_like(cells_s), where=gain != 0.0)
+    return replace(moved, cell_slope=slope, write_conductance_s=known_s)
 
 
 def _moved(estimate: Estimate, step: FloatArray, least: float | None = None) -> Estimate:

@@ -19,6 +19,7 @@ from labrig.studies.vision.conditions import chip_conditions, chip_controls
 from labrig.studies.vision.grid import Grid, Scores, Size, controlled_scores, sized
 from labrig.studies.vision.methods import Method
 from labrig.studies.vision.noise import Noise
+from labrig.studies.vision.parts import task_of
 from labrig.studies.vision.place import place_of
 from labrig.studies.vision.summary import cell_text
 
@@ -64,7 +65,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     scores, control = controlled_scores(grid, place, settings, report, _NOISY, Noise(0.1))
     outcome = Found(
         findings=tuple(_findings(scores)),
-        controls=tuple(chip_controls(grid, scores, control)),
+        controls=tuple(chip_controls(grid, scores, control, task_of(place).classes)),
         tables=(_table(scores),),
         plots=(_plot(scores),),
         conditions={

@@ -52,6 +52,11 @@ class Cache:
         found = self.kept(configuration)
         return self.keep(configuration, compute()) if found is None else found
 
+    def has(self, configuration: Mapping[str, object]) -> bool:
+        """Whether the numbers of a part are kept; asking does not count as taking them."""
+        path = self._path(configuration)
+        return path is not None and _read(path) is not None
+
     def kept(self, configuration: Mapping[str, object]) -> Numbers | None:
         """The numbers of a part that was computed before; None where it was not, or its file is damaged."""
         path = self._path(configuration)

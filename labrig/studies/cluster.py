@@ -116,7 +116,7 @@ def computed_by_jobs(
     executor = _executor(cluster)
     jobs = executor.map_array(_Shard(compute, cache), [[parts[number] for number in shard] for shard in shards])
     try:
-        _wait(jobs, lambda: done(len(found) + sum(cache.kept(parts[number]) is not None for number in missing)))
+        _wait(jobs, lambda: done(len(found) + sum(cache.has(parts[number]) for number in missing)))
     except BaseException:
         for job in jobs:
             job.cancel()

@@ -19,6 +19,7 @@ from labrig.studies.vision.conditions import chip_conditions, chip_controls
 from labrig.studies.vision.grid import Grid, Scores, Size, controlled_scores, sized
 from labrig.studies.vision.methods import HEADLINE_METHODS, METHODS, at_precision
 from labrig.studies.vision.noise import Noise, NoiseKind
+from labrig.studies.vision.parts import task_of
 from labrig.studies.vision.place import place_of
 from labrig.studies.vision.summary import cell_text
 
@@ -59,7 +60,7 @@ def run(settings: StudySettings, report: Report) -> StudyResult:
     scores, control = controlled_scores(grid, place, settings, report, methods[-1], Noise(_LEVEL))
     outcome = Found(
         findings=tuple(_findings(grid, scores)),
-        controls=tuple(chip_controls(grid, scores, control)),
+        controls=tuple(chip_controls(grid, scores, control, task_of(place).classes)),
         tables=(
             _table("Batch norm re-estimated on each chip", grid, scores, again=True),
             _table("Batch norm as trained", grid, scores, again=False),

@@ -196,8 +196,6 @@ def _noise(seed: int, size: _Size, chip: StudyChip) -> Numbers:
     columns = chip.info.columns
     rows = size.randomness // columns + 100
     tested = judge_randomness(source.normal(rows, columns))
-    # Without differences and whitening: every read against its column's mean and deviation.
-    single = reads(rows)
     with open_chip(None, _noise_chip(seed + _OTHERS)) as other:
         elsewhere = _CountedReads(other, torch.Generator().manual_seed(seed + 1))
         covariance = ReadNoise(elsewhere, elsewhere.lsb_a).covariance
@@ -208,7 +206,6 @@ def _noise(seed: int, size: _Size, chip: StudyChip) -> Numbers:
         "autocorrelation z": abs(tested.worst_autocorrelation_z),
         "kurtosis z": abs(tested.kurtosis_z),
         "ks p": tested.ks_p,
-        "p single": judge_randomness((single - single.mean()) / single.std()).smallest_p,
         "p another": judge_randomness(wrong.normal(rows, columns)).smallest_p,
         "covariance": _covariance_error(seed, size, source),
         "covariance digital": _covariance_error(seed, size, digital),

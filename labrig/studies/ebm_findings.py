@@ -179,7 +179,6 @@ def _regularisation(learnt: Mapping[float, Sequence[Numbers]]) -> list[Finding]:
 
 def _controls(noise: Sequence[Numbers], machines: Mapping[bool, Sequence[Numbers]]) -> tuple[Control, ...]:
     seeds = f"{len(noise)} seeds"
-    single = exactly(max(one["p single"] for one in noise), "", f"largest of {seeds}")
     another = exactly(max(one["p another"] for one in noise), "", f"largest of {seeds}")
     shrunk = _mean(noise, "covariance shrunk", "%", 100.0)
     meant = _mean(noise, "chip covariance as meant", "%", 100.0)
@@ -188,7 +187,6 @@ def _controls(noise: Sequence[Numbers], machines: Mapping[bool, Sequence[Numbers
     refused = sum(one["coarse refused"] * one["silent refused"] for one in noise) / len(noise)
     unlearnt = _further(machines[False], "divergence deployed", "divergence digital")
     return (
-        Control("single reads in place of whitened differences", "are rejected at 1 %", single, single.value < 0.01),
         Control("wrong chip: whitened by another's covariance", "is rejected at 1 %", another, another.value < 0.01),
         Control("numbers a tenth too small", "covariance is off by more than 5 %", shrunk, shrunk.value > 5.0),
         Control(

@@ -22,7 +22,7 @@ from labrig.studies.vision.conditions import chip_conditions, chip_controls
 from labrig.studies.vision.grid import Grid, Scores, Size, controlled_scores, sized
 from labrig.studies.vision.methods import HEADLINE_METHODS, METHODS, Method, Precision, at_precision
 from labrig.studies.vision.noise import HEADLINE, Noise, NoiseKind
-from labrig.studies.vision.parts import Place
+from labrig.studies.vision.parts import Place, task_of
 from labrig.studies.vision.place import place_of
 from labrig.studies.vision.summary import cell_text, noise_tolerance, normalised_area
 
@@ -84,7 +84,7 @@ def _found(
 ) -> Found:
     return Found(
         findings=findings,
-        controls=tuple(chip_controls(grid, scores, control)),
+        controls=tuple(chip_controls(grid, scores, control, task_of(place).classes)),
         tables=(
             _table("Batch norm re-estimated on each chip", grid, scores, again=True),
             _table("Batch norm as trained", grid, scores, again=False),

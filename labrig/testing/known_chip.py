@@ -6,7 +6,7 @@ Nothing here shares code with the surrogates or with the simulated chip: the ans
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,8 +90,7 @@ class KnownChip:
 
     def nominal(self) -> ChipParameters:
         """What the data sheet says: all columns and cells alike."""
-        plain = KnownChip(seed=self.seed, arrays=self.arrays, rows=self.rows, columns=self.columns, noise=self.noise)
-        return plain.calibration()
+        return replace(self, gain_sigma=0.0, offset_sigma=0.0, cell_sigma=0.0, compression=0.0).calibration()
 
     def _array(self, array: int) -> ArrayParameters:
         gain, offset_a, cells = self.devices(array)

@@ -48,8 +48,9 @@ class LayerStatistics:
             keep: How many values of each channel to keep, evenly spaced over batch and positions.
         """
         rows = wide(activations).movedim(channel_dim, -1).flatten(0, -2)
-        stride = max(1, rows.shape[0] // keep) if keep else 1
-        values = rows[::stride][:keep] if keep else None
+        count = min(keep, rows.shape[0])
+        places = torch.linspace(0, max(rows.shape[0] - 1, 0), count, device=rows.device).round().long()
+        values = rows[places] if keep else None
         return cls(rows.mean(dim=0), rows.var(dim=0, correction=0), rows.shape[0], values)
 
     def merged(self, other: LayerStatistics) -> LayerStatistics:

@@ -96,7 +96,9 @@ def describe(model: nn.Module) -> ModelDescription:
     """
     matrices = weight_matrices(model)
     described = tuple(_describe(matrix.core) for matrix in matrices)
-    analog = sum(matrix.weight.numel() for matrix in matrices)
+    # A weight that two layers share is stored once.
+    stored = {(one.weight.data_ptr(), one.weight.storage_offset()): one.weight.numel() for one in matrices}
+    analog = sum(stored.values())
     total = sum(parameter.numel() for parameter in model.parameters())
     own = sum(parameter.numel() for matrix in matrices for parameter in matrix.core.parameters())
     return ModelDescription(described, analog, total - analog - own)

@@ -20,6 +20,7 @@ from labrig_surrogates.activation_statistics import (
     statistics_distance,
 )
 from labrig_surrogates.faults import refuse
+from labrig_surrogates.layers import AnalogLayer
 from labrig_surrogates.quantization import wide
 from labrig_surrogates.schedules import Constant, Schedule
 
@@ -81,14 +82,19 @@ def gaussian_kl(mean: Tensor, log_std: Tensor, prior_mean: Tensor, prior_std: Te
 
 
 def weight_kl(model: nn.Module) -> Tensor | None:
-    """The sum of all Kullback-Leibler terms of a model in nat; `None` if it has none.
+    """The sum of all Kullback-Leibler terms of a model in nat, of every matrix on arrays; `None` if it has none.
 
     The prior is what the chip does, not something to be learned: no gradient passes through m and sigma_p, so that mu
     is drawn to the level it is programmed to and the spread to what programming scatters.
     """
     terms = []
     for module in model.modules():
-        if isinstance(module, HasWeightSpread) and module.log_weight_spread is not None:
+        if isinstance(module, AnalogLayer):
+            for matrix in module.matrices():
+                if matrix.log_spread is not None:
+                    prior = matrix.prior()
+                    terms.append(gaussian_kl(matrix.weight, matrix.log_spread, prior.mean.detach(), prior.std.detach()))
+        elif isinstance(module, HasWeightSpread) and module.log_weight_spread is not None:
             prior_mean, prior_std = module.weight_prior()
             terms.append(gaussian_kl(module.weight, module.log_weight_spread, prior_mean.detach(), prior_std.detach()))
         if isinstance(module, HasKlTerm):

@@ -69,6 +69,9 @@ def test_one_that_fails_is_named_and_the_command_ends_with_1(
     assert "no_such_benchmark  FAILED: ended with 1" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command.main(["nonsense"])
+    with pytest.raises(SystemExit):
+        command.main(["--from", str(tmp_path / "elsewhere")])
+    assert "no numbers of no_such_benchmark in it" in capsys.readouterr().err
 
 
 def test_every_benchmark_with_ratios_is_in_the_table() -> None:

@@ -64,6 +64,18 @@ def test_intervals_hold_as_often_as_they_say() -> None:
     assert all(0.85 < rate < 0.95 for _, rate in found.values())
 
 
+def test_errors_of_a_curve_do_not_depend_on_what_is_fitted_beside_it() -> None:
+    rng = np.random.default_rng(2)
+    short = measured(cubic(1e-4, 0.5), rng)
+    voltage_v = np.tile(VOLTAGE_V, 20)
+    many = 5e-5 * voltage_v * (1.0 + 0.01 * rng.standard_normal(len(voltage_v)))
+    long = Curve("long", voltage_v, many, np.zeros(len(voltage_v), dtype=bool))
+    alone, beside = (fit_iv(curves).laws["odd cubic"].numbers[0] for curves in ([short], [short, long]))
+    for one, other in zip(alone, beside, strict=True):
+        assert other.value == pytest.approx(one.value, rel=1e-4)
+        assert other.error == pytest.approx(one.error, rel=1e-3)
+
+
 def test_scipy_agrees_where_the_noise_is_known() -> None:
     rng = np.random.default_rng(3)
     curve = measured(poole_frenkel(2e-5, 2e-15), rng)

@@ -137,7 +137,8 @@ def test_when_to_measure_again() -> None:
     assert measure_again(constant_model(0.05, 0.0, 0.01), 60.0, 0.05, cells_per_output=1e6).due_s < 1e4
     quiet = measure_again(constant_model(0.0, 0.0), 60.0, 0.05)
     assert math.isinf(quiet.due_s)
-    assert quiet.age_s[-1] > 3e8
+    assert 0.5 < quiet.age_s[-1] / (10.0 * 365.25 * 86400.0) <= 1.0
+    assert measure_again(constant_model(0.0, 0.0), 1.0, 0.05, longest_s=10.0).age_s.tolist() == [2.0, 4.0, 8.0]
 
 
 def test_what_has_no_drift_to_fit_is_refused() -> None:

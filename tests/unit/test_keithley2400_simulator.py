@@ -242,6 +242,20 @@ def test_the_load_and_the_log_hear_of_every_change() -> None:
     assert [event.output_on for event in events] == [False, False, True, True, False, True, False]
 
 
+def test_what_a_sweep_ended_at_is_no_level_of_another_source_function() -> None:
+    events: list[OutputEvent] = []
+    instrument = SimulatedKeithley2400(ResistorLoad(1000.0), clock=Clock(), log=events.append)
+    lines = [":SOUR:FUNC VOLT", ":SOUR:VOLT:MODE LIST", ":SOUR:LIST:VOLT 0.1,0.2", ":TRIG:COUN 2", ":OUTP 1"]
+    for line in lines:
+        ask(instrument, line)
+    assert ask(instrument, ":READ?")
+    ask(instrument, ":SOUR:FUNC CURR")
+    ask(instrument, ":OUTP 1")
+    assert ask(instrument, ":SYST:ERR?") == '0,"No error"'
+    assert events[-1].output_on
+    assert events[-1].voltage_v == pytest.approx(0.0, abs=1e-12)
+
+
 def test_another_source_function_switches_the_output_off() -> None:
     instrument = sourcing(ResistorLoad(1000.0), 1.0, 0.1)
     ask(instrument, ":SOUR:FUNC VOLT")

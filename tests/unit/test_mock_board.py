@@ -199,7 +199,7 @@ async def test_identity_and_settings_are_checked() -> None:
         "board.settings.adc_bits: 17 is not 2 to 16 bits",
         "board.settings.voltage_max_v: -1 is not a positive number",
         "board.settings.wire_ohm: nan is negative or not finite",
-        "board.settings.drift_exponent: inf is not finite",
+        "board.settings.drift_exponent: inf is negative or not finite",
         "board.settings.stuck_fraction: 2 is more than 1",
         "board.settings.conductance_min_s: 0.001 S is not below conductance_max_s = 5e-05 S",
     ]

@@ -58,6 +58,25 @@ def test_a_fit_does_not_depend_on_temperatures() -> None:
     assert dataset([5]).sha256() == dataset([5], temperature=False).sha256()
 
 
+def test_the_hash_is_of_everything_else_that_a_fit_depends_on() -> None:
+    data = dataset([5])
+    others = [
+        replace(data, programmed_at_s=data.programmed_at_s - 1.0),
+        replace(data, saturated=~data.saturated),
+        replace(data, converters=replace(CONVERTERS, adc_bits=12)),
+        replace(data, current_a=data.current_a + 1e-9),
+    ]
+    assert len({data.sha256(), *(one.sha256() for one in others)}) == 5
+
+
+def test_recordings_with_other_converters_are_not_joined() -> None:
+    data = dataset([5])
+    other = replace(data, converters=replace(CONVERTERS, dac_bits=6, adc_full_scale_a=np.full(COLUMNS, 9e-4)))
+    with pytest.raises(DatasetError, match=r"of chip SIM-1 cannot be joined: .* differ in adc_full_scale_a, dac_bits"):
+        join([data, other])
+    assert len(join([data, data])) == 10
+
+
 def test_impossible_temperatures_are_refused() -> None:
     data = dataset([4])
     replace(data, temperature_k=np.array([300.0, np.nan, 4.2, 77.0]))

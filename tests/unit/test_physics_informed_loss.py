@@ -20,7 +20,11 @@ from labrig_surrogates.activation_statistics import (
     sliced_wasserstein,
     statistics_distance,
 )
+from labrig_surrogates.analog_config import AnalogConfig
+from labrig_surrogates.convert import to_analog
+from labrig_surrogates.effect_settings import WeightNoise, WeightSpread
 from labrig_surrogates.errors import SurrogateError
+from labrig_surrogates.layers import weight_matrices
 from labrig_surrogates.losses import HasWeightSpread, PhysicsInformedLoss, gaussian_kl, weight_kl
 from labrig_surrogates.residual_spreads import HardwareSpread, TiedSpread
 from labrig_surrogates.schedules import Linear
@@ -90,6 +94,22 @@ def test_the_kl_term_draws_weights_to_levels_and_spreads_to_the_chip() -> None:
     assert (layer.weight - before).abs().max().item() <= 0.052
     assert weight_kl(nn.Linear(2, 2)) is None
     assert weight_kl(SpreadLinear(2, 2, spread=None)) is None
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(6, 4), nn.Conv2d(3, 4, 3), nn.LSTM(3, 4), nn.GRU(3, 4), nn.MultiheadAttention(8, 2)], ids=repr
+)
+def test_every_matrix_on_arrays_has_its_part(layer: nn.Module) -> None:
+    config = AnalogConfig(spread=WeightSpread(0.05), weight_noise=WeightNoise(0.03))
+    model = to_analog(nn.Sequential(layer), config)
+    matrices = weight_matrices(model)
+    parts = [gaussian_kl(one.weight, one.log_spread, *one.prior()) for one in matrices if one.log_spread is not None]
+    assert len(parts) == len(matrices) >= 1
+    divergence = weight_kl(model)
+    assert divergence is not None
+    torch.testing.assert_close(divergence, torch.stack(parts).sum())
+    torch.autograd.backward(divergence)
+    assert all(one.core.log_spread.grad is not None for one in matrices if one.core.log_spread is not None)
 
 
 def test_the_terms_add_up_and_carry_their_weights() -> None:
@@ -290,3 +310,13 @@ def test_misuse_is_refused_with_every_fault() -> None:
         statistics_distance(ours, theirs, "sliced_wasserstein")
     with pytest.raises(SurrogateError, match="no layer was recorded"):
         statistics_distance({}, {})
+
+
+@pytest.mark.parametrize(("rows", "keep"), [(199, 100), (100, 100), (30, 100), (1000, 7), (5, 1)])
+def test_values_are_kept_evenly_over_the_batch(rows: int, keep: int) -> None:
+    kept = LayerStatistics.of(torch.arange(rows, dtype=torch.float64)[:, None], keep=keep).values
+    assert kept is not None
+    assert len(kept) == min(rows, keep)
+    if min(rows, keep) > 1:
+        assert (kept[0], kept[-1]) == (0, rows - 1)
+        assert kept[:, 0].diff().max() - kept[:, 0].diff().min() <= 1.0

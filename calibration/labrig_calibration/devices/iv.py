@@ -255,8 +255,8 @@ def _fit_law(
     start[:, 0] = torch.log((voltage * current).sum(dim=1) / (voltage**2).sum(dim=1))
     start[:, count], start[:, count + 1] = -5.0, -3.0
     found = maximise(_terms(law), start, data)
-    lags = max(1, round(float(weight.sum(dim=1).max()) ** 0.5))
     used = weight.sum(dim=1)
+    lags = used.sqrt().round().clamp(min=1.0)
     honest = serial_covariance(_terms(law), found, data, lags)
     plain = found.covariance * (used / (used - count).clamp(min=1.0))[:, None, None]
     # Chance makes the one smaller than the other where readings are independent: the larger counts.

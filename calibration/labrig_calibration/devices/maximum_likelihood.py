@@ -144,20 +144,21 @@ def clustered_covariance(
     return _sandwich(found, summed.transpose(1, 2) @ summed * (clusters / max(clusters - 1, 1)))
 
 
-def serial_covariance(terms: Terms, found: Found, data: tuple[Tensor, ...], lags: int) -> Tensor:
+def serial_covariance(terms: Terms, found: Found, data: tuple[Tensor, ...], lags: Tensor) -> Tensor:
     """Covariance that holds although terms that follow each other depend on each other (Newey and West 1987).
 
     Args:
         terms: Terms of one problem, in the order of measurement.
         found: The solution.
         data: Data of all problems.
-        lags: How far the dependence reaches.
+        lags: How far the dependence reaches in each problem, whole numbers, `[B]`.
     """
     scores = _scores(terms, found, data)
     meat = scores.transpose(1, 2) @ scores
-    for lag in range(1, lags + 1):
+    for lag in range(1, int(lags.max()) + 1):
         cross = scores[:, lag:].transpose(1, 2) @ scores[:, :-lag]
-        meat = meat + (1.0 - lag / (lags + 1.0)) * (cross + cross.transpose(1, 2))
+        share = (1.0 - lag / (lags + 1.0)).clamp(min=0.0)[:, None, None]
+        meat = meat + share * (cross + cross.transpose(1, 2))
     return _sandwich(found, meat)
 
 

@@ -120,10 +120,8 @@ class ChipSettings:
         faults += [
             f"{name}: {value:g} is negative or not finite"
             for name, value in named.items()
-            if name not in {*_POSITIVE, *_COUNTS, "drift_exponent"} and not 0.0 <= value < math.inf
+            if name not in {*_POSITIVE, *_COUNTS} and not 0.0 <= value < math.inf
         ]
-        if not math.isfinite(self.drift_exponent):
-            faults.append(f"drift_exponent: {self.drift_exponent} is not finite")
         if self.stuck_fraction > 1.0:
             faults.append(f"stuck_fraction: {self.stuck_fraction:g} is more than 1")
         if self.conductance_min_s >= self.conductance_max_s:

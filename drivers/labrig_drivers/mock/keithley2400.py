@@ -222,6 +222,7 @@ class SimulatedKeithley2400:
             # The instrument never carries an output over to another quantity.
             self._settings.output_on = False
             self._settings.source = source
+            self._swept = None
             self._output_changed()
 
     def _set_source_range(self, name: str, text: str) -> None:

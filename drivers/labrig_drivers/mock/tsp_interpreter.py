@@ -172,10 +172,6 @@ class TspInterpreter:
         """Adds to what is being printed, as it is."""
         self._printed += data
 
-    def clear_trigger(self) -> None:
-        """Forgets triggers, those in the queue of lines included: the harsher reading of the manual."""
-        self._take_trigger()
-
     def _run_common(self, word: str) -> None:
         if word == "*TRG":
             if self._triggers_taken:

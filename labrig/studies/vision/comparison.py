@@ -13,6 +13,7 @@ from labrig.studies.vision.factors import Factor, differences, findings, plot, t
 from labrig.studies.vision.grid import Grid, Size, controlled_scores, sized
 from labrig.studies.vision.methods import Method, at_precision
 from labrig.studies.vision.noise import HEADLINE, Noise
+from labrig.studies.vision.parts import task_of
 from labrig.studies.vision.place import place_of
 
 TRAINED_AT = 0.2
@@ -71,7 +72,7 @@ def compared(what: Comparison, settings: StudySettings, report: Report) -> Study
     found = differences(base, factors, noises, scores)
     outcome = Found(
         findings=tuple(findings(factors, noises, found)),
-        controls=tuple(chip_controls(grid, scores, control)),
+        controls=tuple(chip_controls(grid, scores, control, task_of(place).classes)),
         tables=(table(base, factors, noises, scores, found),),
         plots=(plot(factors, noises, found),),
         conditions=chip_conditions(grid, scores, place, TRAINED_AT),

@@ -12,14 +12,19 @@ from labrig.studies.vision.noise import CONVERTER_BITS, NoiseKind
 from labrig.studies.vision.parts import Place
 from labrig.studies.vision.products import product_type
 
+# How far from chance a network may be that was judged by permuted labels: a part of it, or points in %.
+_OF_CHANCE: Final = 0.3
+_LEAST_POINTS: Final = 0.5
 
-def chip_controls(grid: Grid, scores: Scores, control: Scores) -> list[Control]:
+
+def chip_controls(grid: Grid, scores: Scores, control: Scores, classes: int) -> list[Control]:
     """Noise off, and labels shuffled.
 
     Args:
         grid: What was run.
         scores: Its accuracies.
         control: Accuracies with permuted labels.
+        classes: How many the images have.
     """
     made = []
     quiet = [scores.as_trained[key] for key in scores.as_trained if key[1].quiet]
@@ -29,8 +34,10 @@ def chip_controls(grid: Grid, scores: Scores, control: Scores) -> list[Control]:
         made.append(Control("noise off", "all chips are as good as one another", figure, apart == 0.0))
     for cell in control.re_estimated.values():
         figure = of_mean(cell.of_seeds, "%", "seeds")
-        passed = all(abs(one - 10.0) < 3.0 for one in cell.of_seeds)
-        made.append(Control("labels of the test images shuffled", "one in ten is right by chance", figure, passed))
+        chance = 100.0 / classes
+        passed = all(abs(one - chance) < max(_OF_CHANCE * chance, _LEAST_POINTS) for one in cell.of_seeds)
+        expected = f"one in {classes} is right by chance"
+        made.append(Control("labels of the test images shuffled", expected, figure, passed))
     return made
 
 

@@ -86,10 +86,16 @@ def table(
 
 
 def plot(factors: Sequence[Factor], noises: Sequence[Noise], found: Mapping[tuple[str, Noise], Interval]) -> Plot:
-    """The differences over the noise on the weights."""
+    """The differences over the noise on the weights, with and without noise on the outputs."""
     curves = []
     for factor in factors:
-        points = [(noise.weights, found[factor.name, noise].value) for noise in noises if (factor.name, noise) in found]
-        points.sort()
-        curves.append(Curve(factor.name, tuple(100.0 * n for n, _ in points), tuple(value for _, value in points)))
+        for both in (False, True):
+            points = sorted(
+                (noise.weights, found[factor.name, noise].value)
+                for noise in noises
+                if (factor.name, noise) in found and (noise.quiet or (noise.outputs > 0.0) is both)
+            )
+            if any(level > 0.0 for level, _ in points):
+                name = f"{factor.name}, outputs too" if both else factor.name
+                curves.append(Curve(name, tuple(100.0 * n for n, _ in points), tuple(value for _, value in points)))
     return Plot("What each change adds", "N (%)", "points", tuple(curves))

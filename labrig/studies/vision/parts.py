@@ -28,7 +28,7 @@ from labrig.studies.vision.optimiser import Rates
 from labrig.studies.vision.store import NetworkStore
 from labrig.studies.vision.summary import folds
 from labrig.studies.vision.training import DigitalJob, Job, MethodJob, train_digital, train_method
-from labrig_drivers.errors import ConfigError
+from labrig_drivers.errors import ConfigError, StorageError
 
 SCORING: Final = 1
 """Raised when judging the same network begins to mean something else."""
@@ -95,7 +95,10 @@ def judging_part(place: Place, judgement: Judgement) -> dict[str, object]:
         StorageError: It is not there, or cannot be read.
     """
     path = NetworkStore(place.networks).path(judgement.job)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror}); train the network first") from error
     return {
         "part": "judging",
         "scoring": SCORING,
