@@ -318,5 +318,5 @@ def test_values_are_kept_evenly_over_the_batch(rows: int, keep: int) -> None:
     assert kept is not None
     assert len(kept) == min(rows, keep)
     if min(rows, keep) > 1:
-        assert (kept[0], kept[-1]) == (0, rows - 1)
+        assert kept[[0, -1], 0].tolist() == [0.0, rows - 1.0]
         assert kept[:, 0].diff().max() - kept[:, 0].diff().min() <= 1.0
