@@ -152,8 +152,9 @@ class FaultProxy:
         self._stop_listening()
         await self._end_tasks()
         self._port, self._line = 0, None
-        if self._bugs:
-            raise self._bugs[0]
+        bugs, self._bugs = self._bugs, []
+        if bugs:
+            raise bugs[0]
 
     async def heal(self) -> None:
         """Ends every fault: a clean plan, what is frozen moves on, and everybody can connect."""
@@ -284,8 +285,11 @@ class FaultProxy:
 
     def _refuse_for(self, duration_s: float) -> None:
         """Lets nobody connect for `duration_s`; 0 is until `heal()`."""
-        if self._listener is None:
-            return
+        absent = self._absence if self._absence is not None and not self._absence.done() else None
+        if self._listener is None and (absent is None or duration_s > 0.0):
+            return  # stopped, or refusing already
+        if absent is not None:
+            absent.cancel()  # the longer one counts
         self._stop_listening()
         self._wanted.clear()
         self._absence = self._keep(self._be_absent(duration_s))

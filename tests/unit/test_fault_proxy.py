@@ -125,6 +125,20 @@ async def test_refused_until_healed() -> None:
         again.close()
 
 
+async def test_refused_until_healed_counts_more_than_refused_for_a_while() -> None:
+    async with talking(PlannedFault(Fault.REFUSE, message=0, duration_s=0.05)) as (proxy, (reader, writer)):
+        writer.write(b"SAY a\n")
+        with pytest.raises(ConnectionResetError):
+            await said(reader)
+        await proxy.refuse()
+        await asyncio.sleep(0.2)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", proxy.port)
+        await proxy.heal()
+        _, other = await asyncio.open_connection("127.0.0.1", proxy.port)
+        other.close()
+
+
 async def test_an_instrument_that_is_not_there_resets() -> None:
     async with EchoInstrument() as instrument:
         port = instrument.port
