@@ -24,7 +24,7 @@ LOADERS = {
 """Calls that are safe only with this argument; some defaults were others once."""
 NEVER = {"shell": True, "allow_pickle": True, "weights_only": False}
 
-FILES_OF_PYTHON = {"labrig/plans/registry.py", "labrig/training/objects.py"}
+FILES_OF_PYTHON = {"labrig/own_files.py"}
 """Where a file of the user's is run as Python, since the user names it: plans, models, data sets of one's own."""
 
 

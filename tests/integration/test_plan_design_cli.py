@@ -85,7 +85,7 @@ def test_what_cannot_be_reached_is_said_with_the_best(folder: Path) -> None:
     few = ("--max-writes", "4", "--budget", "20000")
     result = run("plan", "rig.toml", "--precision", "0.1%", "--for", "gain", *few)
     assert result.exit_code == 1
-    assert "NOT reached: gain to 0.1 %; the best is" in result.output
+    assert "NOT reached: gain to 0.1 %; this design gives " in result.output
     assert "every programming has its own error" in result.output
 
 
