@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_FOLDER = Path("labrig-demo")
 
+_TABLE_WIDTH = 114
 _METHODS = {
     "digital": "digital, in float, no chip",
     "deployed": "digital, deployed as it is",
@@ -78,8 +79,8 @@ def _print(result: DemoResult, writes: int) -> None:
     for heading in (
         "network",
         "accuracy %",
-        "spread over programmings",
-        "spread over seeds",
+        "spread over\nprogrammings",
+        "spread\nover seeds",
         "passes",
         "writes",
         "seconds",
@@ -101,7 +102,7 @@ def _print(result: DemoResult, writes: int) -> None:
             *spent,
         )
     # Wide enough for the table wherever it is printed: a log wraps it worse than a narrow terminal does.
-    Console(width=max(Console().width, 110)).print(table)
+    Console(width=max(Console().width, _TABLE_WIDTH)).print(table)
     everything, sweep = result.spent, result.sweep
     joules = "not metered" if everything.joules is None else f"{everything.joules:.2f} J from the array supply"
     print(
