@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,13 @@ FILES_OF_PYTHON = {"labrig/own_files.py"}
 
 def faults_of(source: str) -> Iterator[str]:
     """What is unsafe in a module, by line."""
-    for node in ast.walk(ast.parse(source)):
+    # A collection while Python 3.11 builds the tree can end in "AST constructor recursion depth mismatch".
+    gc.disable()
+    try:
+        tree = ast.parse(source)
+    finally:
+        gc.enable()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             unsafe = [name for name in names if name.partition(".")[0] in UNPICKLERS]
