@@ -35,10 +35,10 @@ def module_of_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # an own file may fail in any way
+    except BaseException as error:
         del sys.modules[name]
+        if not isinstance(error, Exception):
+            raise
+        # An own file may fail in any way.
         raise ConfigError(f"{path}: cannot be run ({type(error).__name__}: {error})") from error
-    except BaseException:
-        del sys.modules[name]
-        raise
     return module

@@ -125,22 +125,20 @@ def _earlier(against: Path, files: Sequence[Path]) -> ChipParameters:
     old = load_chip(against)
     with Recording.open(files[0]) as recording:
         info, arrays = recording.info, recording.arrays
-    chip_id = info.chip_id
+    if old.chip_id != info.chip_id:
+        raise ComparisonError(
+            f"{against} is a calibration of chip {old.chip_id}, but {files[0]} was recorded on chip {info.chip_id}; "
+            "give --against a calibration of the same chip"
+        )
     shared = {index: old.arrays[index] for index in arrays if index in old.arrays}
-    other = [f"array {index} was {one.rows} x {one.columns}" for index, one in shared.items()]
-    if old.chip_id == chip_id and not shared:
-        other = [f"it has arrays {sorted(old.arrays)}"]
-    elif all((one.rows, one.columns) == (info.rows, info.columns) for one in shared.values()):
-        other = []
-    if old.chip_id == chip_id and other:
+    sizes = {index: (one.rows, one.columns) for index, one in shared.items()}
+    wrong = [f"array {index} was {r} x {c}" for index, (r, c) in sizes.items() if (r, c) != (info.rows, info.columns)]
+    if not shared:
+        wrong = [f"it has arrays {sorted(old.arrays)}"]
+    if wrong:
         raise ComparisonError(
             f"{against} cannot be compared with {files[0]}, which has arrays {sorted(arrays)} of {info.rows} x "
-            f"{info.columns}: {', '.join(other)}"
-        )
-    if old.chip_id != chip_id:
-        raise ComparisonError(
-            f"{against} is a calibration of chip {old.chip_id}, but {files[0]} was recorded on chip {chip_id}; "
-            "give --against a calibration of the same chip"
+            f"{info.columns}: {', '.join(wrong)}"
         )
     return old
 

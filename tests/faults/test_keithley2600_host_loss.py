@@ -87,6 +87,15 @@ class Bench:
             assert while_on[-1] == 0.0
             assert max(abs(after - before) for before, after in pairwise(while_on)) <= STEP_V + 1e-12
 
+    def both(self) -> tuple[Keithley2600, Keithley2600]:
+        """Two channels on one link."""
+        link = SharedLink(TcpLink("127.0.0.1", self.server.port))
+
+        def on(channel: ChannelName) -> Keithley2600:
+            return Keithley2600(link, channel=channel, ramp_v_per_s=2.0, ramp_step_v=STEP_V, host_loss_s=SILENCE_S)
+
+        return on("a"), on("b")
+
     def meter(self, channel: ChannelName = "a", host_loss_s: float | None = SILENCE_S) -> Keithley2600:
         return Keithley2600(
             TcpLink("127.0.0.1", self.server.port),
@@ -190,11 +199,7 @@ async def test_a_high_level_takes_its_time_down() -> None:
 
 
 async def test_both_channels_switched_on_and_off_at_the_same_time_are_both_guarded(bench: Bench) -> None:
-    link = SharedLink(TcpLink("127.0.0.1", bench.server.port))
-    names: tuple[ChannelName, ...] = ("a", "b")
-    a, b = (
-        Keithley2600(link, channel=name, ramp_v_per_s=2.0, ramp_step_v=STEP_V, host_loss_s=SILENCE_S) for name in names
-    )
+    a, b = bench.both()
     async with a, b:
         await asyncio.gather(switch_on(a), switch_on(b))
         assert [one.host_loss_protection.silence_s for one in (a, b)] == [SILENCE_S, SILENCE_S]
@@ -207,11 +212,7 @@ async def test_both_channels_switched_on_and_off_at_the_same_time_are_both_guard
 
 
 async def test_one_script_guards_both_channels_and_the_second_survives_the_first(bench: Bench) -> None:
-    link = SharedLink(TcpLink("127.0.0.1", bench.server.port))
-    names: tuple[ChannelName, ...] = ("a", "b")
-    a, b = (
-        Keithley2600(link, channel=name, ramp_v_per_s=2.0, ramp_step_v=STEP_V, host_loss_s=SILENCE_S) for name in names
-    )
+    a, b = bench.both()
     async with a, b:
         await switch_on(a)
         await switch_on(b)
