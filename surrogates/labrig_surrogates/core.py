@@ -40,8 +40,8 @@ from labrig_surrogates.write_memory import WriteMemory
 
 Drawer = Callable[[Sequence[int]], Draw]
 
-RangeObserver = Callable[["AnalogCore", Tensor, Tensor], None]
-"""Sees a core, its inputs and its weights at every product; see `calibrate_ranges`."""
+RangeObserver = Callable[["AnalogCore", Tensor, Tensor], Tensor | None]
+"""Sees a core, its inputs and its weights at every product; what it returns is multiplied in the inputs' place."""
 
 
 class AnalogCore(nn.Module):
@@ -203,7 +203,8 @@ class AnalogCore(nn.Module):
             SurrogateError: A range was never measured.
         """
         if self.observer is not None:
-            self.observer(self, x, weight)
+            seen = self.observer(self, x, weight)
+            x = x if seen is None else seen
         if self.backend is None and (self._ideal or self.observer is not None):
             return self.product.plain(x, weight, bias)
         if self.backend is not None:

@@ -37,7 +37,7 @@ def observed(model: nn.Module, observe: RangeObserver) -> Iterator[None]:
 
     Args:
         model: With analog layers.
-        observe: Gets the core, its inputs and its weights.
+        observe: Gets the core, its inputs and its weights; what it returns is multiplied in the inputs' place.
     """
     cores = [matrix.core for matrix in weight_matrices(model)]
     training = {module: module.training for module in model.modules()}

@@ -194,6 +194,35 @@ def test_calibration_measures_each_tile() -> None:
         assert part in str(caught.value)
 
 
+def test_calibration_sees_what_the_converters_before_leave() -> None:
+    config = AnalogConfig(dac=Dac(bits=8, signed=False), output_noise=OutputNoise(0.1))
+    model = nn.Sequential(
+        AnalogLinear(2, 1, bias=False, config=config, generator=seeded()),
+        AnalogLinear(1, 1, bias=False, config=config, generator=seeded()),
+    )
+    first, second = (one.core for one in model if isinstance(one, AnalogLinear))
+    with torch.no_grad():
+        for one in model.parameters():
+            one.fill_(1.0)
+    # 1 of 20 rows has a 10 beside its number from 0 to 1; the converters of the first layer end just below 1.
+    x = torch.rand(8000, 2, generator=seeded())
+    x[:, 1] = 10.0 * (torch.arange(8000) % 20 == 0)
+    batches = [x[:4000], x[4000:]]
+    calibrate_ranges(model, batches, input_quantile=0.97)
+    assert first.input_max.item() == pytest.approx(0.99, abs=0.01)
+    assert second.input_max.item() == pytest.approx(10.4, abs=0.1)
+    calibrate_ranges(model, batches, input_quantile=0.97, activations="converted")
+    assert first.input_max.item() == pytest.approx(0.99, abs=0.01)
+    assert second.input_max.item() == pytest.approx(0.99 + 0.4, abs=0.1)
+    first.set_ranges(input_max=0.5)
+    second.set_ranges(input_max=1.0)
+    calibrate_ranges(model, batches, input_quantile=None, activations="converted")
+    assert (first.input_max.item(), second.input_max.item()) == (0.5, 1.0)
+    assert second.output_std is not None
+    expected = x.clamp(max=0.5).sum(dim=1).clamp(max=1.0).std().item()
+    assert second.output_std.item() == pytest.approx(expected, rel=0.02)
+
+
 def test_converters_of_their_own_are_nonlinear() -> None:
     rng = np.random.default_rng(0)
     rows = tuple(tuple(row) for row in rng.normal(0.0, 0.5, (3, 15)).tolist())

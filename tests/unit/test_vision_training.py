@@ -12,7 +12,7 @@ from torch import nn
 
 from labrig.images.labelled import ImageSplits, LabelledImages
 from labrig.studies.vision.activations import layer_divergences
-from labrig.studies.vision.arrays import calibrate_inputs, on_arrays, on_chip, set_noise
+from labrig.studies.vision.arrays import calibrate_inputs, input_ranges, on_arrays, on_chip, set_noise
 from labrig.studies.vision.chips import accuracy, score_chips
 from labrig.studies.vision.images import ImageTask
 from labrig.studies.vision.methods import METHODS, precision_named
@@ -43,7 +43,7 @@ def task() -> ImageTask:
 
 @pytest.fixture(scope="module")
 def digital(task: ImageTask, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    return train_digital(JOB, task, tmp_path_factory.mktemp("nets") / "d.epoch", lambda *_: None)
+    return train_digital(JOB, task, tmp_path_factory.mktemp("nets") / "d.epoch", lambda *_: None).network
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
@@ -73,20 +73,24 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
     steps: list[int] = []
     resumed = train_method(job, digital, task, tmp_path / "broken", lambda step, *_: steps.append(step))
     assert steps == [*range(19, 28)]  # two epochs of nine steps were kept
-    assert equal(whole, resumed)
-    assert not equal(whole, train_method(replace(job, level=0.1), digital, task, tmp_path / "x", lambda *_: None))
+    assert equal(whole.network, resumed.network)
+    other = train_method(replace(job, level=0.1), digital, task, tmp_path / "x", lambda *_: None)
+    assert not equal(whole.network, other.network)
 
 
 def test_names_say_what_a_training_depends_on() -> None:
     job = MethodJob(JOB, METHODS["ours"], 0.2, 3)
     others = [
+        replace(job, ranges="layer by layer"),
         replace(job, level=0.1),
         replace(job, epochs=4),
         replace(job, start=replace(JOB, seed=2)),
         replace(job, method=replace(job.method, clip_sigmas=2.5)),
     ]
-    assert len({one.name for one in (job, *others)}) == 5
+    assert len({one.name for one in (job, *others)}) == 6
     assert job.name.startswith("airbench-tiny-patches-ours-20-1-")
+    # Networks that were trained before there was a choice keep their names.
+    assert MethodJob(DigitalJob("airbench-half", "cifar10", 0, 8), METHODS["QAT"], 0.2, 5).name.endswith("80255e8d42")
 
 
 def test_four_bit_networks_are_stored_in_half_a_byte_a_weight(
@@ -94,14 +98,15 @@ def test_four_bit_networks_are_stored_in_half_a_byte_a_weight(
 ) -> None:
     job, store = MethodJob(JOB, METHODS["QAT"], 0.2, 1), NetworkStore(tmp_path)
     trained = train_method(job, digital, task, store.checkpoint(job), lambda *_: None)
+    assert not trained.input_max
     assert store.load(job, task.classes, DEVICE) is None
     store.save(job, trained)
     assert not store.checkpoint(job).exists()
-    weights = sum(one.weight.numel() for one in trained.modules() if isinstance(one, nn.Conv2d | nn.Linear))
+    weights = sum(one.weight.numel() for one in trained.network.modules() if isinstance(one, nn.Conv2d | nn.Linear))
     assert store.path(job).stat().st_size < 0.5 * weights + 12_000
     loaded = store.load(job, task.classes, DEVICE)
     assert loaded is not None
-    chips = [weight_matrices(on_chip(network, job.method, Noise(0.0), 0)) for network in (trained, loaded)]
+    chips = [weight_matrices(on_chip(one.network, job.method, Noise(0.0), 0)) for one in (trained, loaded)]
     for before, after in zip(*chips, strict=True):
         (first,), (second,) = (one.core.realise(one.weight) for one in (before, after))
         assert torch.equal(first.codes, second.codes)  # what is stored is what would be programmed
@@ -109,6 +114,30 @@ def test_four_bit_networks_are_stored_in_half_a_byte_a_weight(
     store.path(job).write_bytes(store.path(job).read_bytes()[:2000])
     with pytest.raises(StorageError, match="damaged"):
         store.load(job, task.classes, DEVICE)
+
+
+def test_a_network_is_judged_with_the_ranges_that_it_was_trained_with(
+    task: ImageTask, digital: nn.Module, tmp_path: Path
+) -> None:
+    job, store = MethodJob(JOB, METHODS["ours"], 0.2, 2, ranges="layer by layer"), NetworkStore(tmp_path)
+    trained = train_method(job, digital, task, store.checkpoint(job), lambda *_: None)
+    store.save(job, trained)
+    loaded = store.load(job, task.classes, DEVICE)
+    assert loaded is not None
+    assert loaded.input_max == trained.input_max
+    chips = [on_chip(loaded.network, job.method, Noise(0.0), 0) for _ in range(3)]
+    calibrate_inputs(chips[0], [task.range_inputs()], kept=loaded.input_max)
+    calibrate_inputs(chips[1], [task.range_inputs()])
+    calibrate_inputs(chips[2], [task.range_inputs()], rule="layer by layer")
+    kept, meant, behind = (input_ranges(chip) for chip in chips)
+    assert kept == trained.input_max
+    assert len({tuple(one.values()) for one in (kept, meant, behind)}) == 3
+    scores = [
+        score_chips(loaded.network, job.method, Noise(0.0), task, [task.test], seed=0, kept=one)
+        for one in (kept, dict.fromkeys(kept, 100.0))
+    ]
+    # With sixteen levels for far too large a range nothing is left.
+    assert scores[0].as_trained[0] > scores[1].as_trained[0] + 20.0
 
 
 def test_chips_differ_by_their_errors_only_and_are_the_same_for_all(task: ImageTask, digital: nn.Module) -> None:
@@ -160,7 +189,7 @@ def test_weights_stay_clipped_and_noise_follows_the_schedule(
 ) -> None:
     job = MethodJob(JOB, METHODS["ours"], 0.2, 2)
     trained = train_method(job, digital, task, tmp_path / "x", lambda *_: None)
-    for one in trained.modules():
+    for one in trained.network.modules():
         if isinstance(one, nn.Conv2d):
             # Clipped at two standard deviations; clipping makes these a little smaller.
             weight = one.weight.detach()

@@ -6,6 +6,7 @@ the floor that no training can go below.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -26,7 +27,14 @@ _PERMUTATIONS: Final = 50
 
 
 def layer_divergences(
-    network: nn.Module, method: Method, noise: Noise, task: ImageTask, images: Images, seed: int
+    network: nn.Module,
+    method: Method,
+    noise: Noise,
+    task: ImageTask,
+    images: Images,
+    seed: int,
+    *,
+    kept: Mapping[str, float] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Divergences in bits of each layer's outputs: of a chip from the network meant, and of the chip from itself.
 
@@ -40,16 +48,17 @@ def layer_divergences(
         task: What converters are set with.
         images: At least a few hundred.
         seed: Of chip and positions.
+        kept: See `score_chips`.
     """
     chip = on_chip(network, method, noise, seed)
-    calibrate_inputs(chip, [task.range_inputs()])
+    calibrate_inputs(chip, [task.range_inputs()], kept=kept)
     chip.eval()
     seed_noise(chip, chip_seed(seed, 0))
     program(chip)
     x = task.inputs(images.pixels)
     first, second = (_outputs(chip, x, seed) for _ in range(2))
     ideal = on_chip(network, method, Noise(0.0), seed)
-    calibrate_inputs(ideal, [task.range_inputs()])
+    calibrate_inputs(ideal, [task.range_inputs()], kept=kept)
     with noise_off(ideal):
         meant = _outputs(ideal.eval(), x, seed)
     found: dict[str, tuple[float, float]] = {}

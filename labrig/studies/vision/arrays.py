@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 from torch import Tensor, nn
 
@@ -12,9 +12,10 @@ from labrig.studies.vision.methods import Method
 from labrig.studies.vision.networks import channels_last
 from labrig.studies.vision.noise import CONVERTER_BITS, Noise
 from labrig_surrogates.analog_config import AnalogConfig
-from labrig_surrogates.calibrate_ranges import calibrate_ranges
+from labrig_surrogates.calibrate_ranges import Activations, calibrate_ranges
 from labrig_surrogates.convert import to_analog
-from labrig_surrogates.effect_settings import Dac, Mapping, OutputNoise, WeightNoise, WeightQuantization, WeightSpread
+from labrig_surrogates.effect_settings import Dac, OutputNoise, WeightNoise, WeightQuantization, WeightSpread
+from labrig_surrogates.effect_settings import Mapping as WeightMapping
 from labrig_surrogates.layers import weight_matrices
 from labrig_surrogates.quantization import Rounding
 from labrig_surrogates.tilemap import ArrayGeometry
@@ -24,6 +25,11 @@ PIXEL_BITS: Final = 8
 
 AFFINE_BITS: Final = 8
 """Weights of so many bits lie between the smallest and the largest; those of fewer are symmetric around zero."""
+
+RangeRule = Literal["network", "layer by layer"]
+"""How the ranges of the inputs' converters are measured. `network`: on the network as it is meant, anew whenever it is
+judged. `layer by layer`: behind the converters of the layers before, and a network keeps those that it was trained
+with; see `calibrate_ranges`."""
 
 _CLIPPED_INPUTS: Final = 0.002
 _COLUMNS: Final = 2**20
@@ -79,9 +85,9 @@ def _quantization(method: Method, rounding: Rounding) -> WeightQuantization | No
     return WeightQuantization(method.weight_bits, rounding, symmetric=method.weight_bits < AFFINE_BITS)
 
 
-def _mapping(method: Method) -> Mapping:
+def _mapping(method: Method) -> WeightMapping:
     # Levels from the smallest to the largest weight need a reference column: cells cannot be negative.
-    return Mapping(scheme="offset_column" if method.weight_bits == AFFINE_BITS else "differential_pair")
+    return WeightMapping(scheme="offset_column" if method.weight_bits == AFFINE_BITS else "differential_pair")
 
 
 def _converted(network: nn.Module, base: AnalogConfig, method: Method, seed: int) -> nn.Module:
@@ -112,6 +118,32 @@ def set_noise(network: nn.Module, weights: float, outputs: float) -> None:
         matrix.core.config = replace(config, weight_noise=of_weights, output_noise=of_outputs)
 
 
-def calibrate_inputs(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Sets converters, and the standard deviations that output noise refers to, from some inputs."""
-    calibrate_ranges(network, batches, input_quantile=1.0 - _CLIPPED_INPUTS)
+def calibrate_inputs(
+    network: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    rule: RangeRule = "network",
+    kept: Mapping[str, float] | None = None,
+) -> None:
+    """Sets converters, and the standard deviations that output noise refers to, from some inputs.
+
+    Args:
+        network: On arrays.
+        batches: Inputs.
+        rule: How converters' ranges are measured where there are none yet.
+        kept: The ranges that it was trained with, from `input_ranges`; None or empty: they are measured.
+    """
+    if not kept:
+        activations: Activations = "twin" if rule == "network" else "converted"
+        calibrate_ranges(network, batches, input_quantile=1.0 - _CLIPPED_INPUTS, activations=activations)
+        return
+    for matrix in weight_matrices(network):
+        if matrix.core.config.dac is not None:
+            matrix.core.set_ranges(input_max=kept[matrix.core.name])
+    calibrate_ranges(network, batches, input_quantile=None, activations="converted")
+
+
+def input_ranges(network: nn.Module) -> dict[str, float]:
+    """The largest input of each layer's converters, by the name of the layer; nothing where there are none."""
+    cores = [matrix.core for matrix in weight_matrices(network)]
+    return {core.name: float(core.input_max) for core in cores if core.config.dac is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,6 +64,7 @@ def score_chips(
     images: Sequence[Images],
     *,
     seed: int,
+    kept: Mapping[str, float] | None = None,
     re_estimate: bool = True,
     done: OnChip = lambda _one, _all: None,
 ) -> ChipScores:
@@ -78,11 +79,12 @@ def score_chips(
         task: What converters and batch norm are set with.
         images: What each chip is judged by.
         seed: Of the chips.
+        kept: Ranges of the inputs' converters that the network was trained with; None or empty: they are measured.
         re_estimate: Whether batch norm is re-estimated as well; else both scores are the same.
         done: Progress.
     """
     chip = on_chip(network, method, noise, seed)
-    calibrate_inputs(chip, [task.range_inputs()])
+    calibrate_inputs(chip, [task.range_inputs()], kept=kept)
     chip.eval()
     trained = {name: one.clone() for name, one in chip.state_dict().items()}
     seen = task.inputs(task.train.pixels[-NORM_IMAGES:])

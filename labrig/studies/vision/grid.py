@@ -10,7 +10,9 @@ from typing import Final
 from labrig.studies.cache import Cache, Numbers
 from labrig.studies.parts import Workers, computed
 from labrig.studies.running import Report, StudySettings
+from labrig.studies.vision.arrays import RangeRule
 from labrig.studies.vision.methods import Method
+from labrig.studies.vision.networks import KEEPS_RANGES
 from labrig.studies.vision.noise import Noise
 from labrig.studies.vision.parts import Judgement, Place, activations_part, compute, judging_part, training_part
 from labrig.studies.vision.store import NetworkStore
@@ -50,7 +52,8 @@ class Size:
 
     def job(self, data: str, seed: int, method: Method, level: float) -> MethodJob:
         """A method's training."""
-        return MethodJob(self.digital(data, seed, method.activation), method, level, self.epochs)
+        ranges: RangeRule = "layer by layer" if self.network in KEEPS_RANGES else "network"
+        return MethodJob(self.digital(data, seed, method.activation), method, level, self.epochs, ranges=ranges)
 
 
 def sized(usual: Size, settings: StudySettings) -> Size:

@@ -45,6 +45,9 @@ NETWORKS: Final[Mapping[str, MakeNetwork]] = MappingProxyType(
 """What makes a network of some classes. `airbench-half` has half the channels and takes a quarter of the work;
 `airbench-tiny` shows that everything works."""
 
+KEEPS_RANGES: Final = frozenset({"resnet18"})
+"""Networks whose residual sums grow behind converters that clip: their ranges are measured layer by layer and kept."""
+
 ACTIVATIONS: Final[Mapping[str, Activation]] = MappingProxyType(
     {
         "relu": nn.ReLU,

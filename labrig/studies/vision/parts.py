@@ -15,7 +15,6 @@ from typing import Final, cast
 
 import numpy as np
 import torch
-from torch import nn
 
 from labrig.images.labelled import ImageSplits, LabelledImages
 from labrig.images.registry import read_images
@@ -27,7 +26,7 @@ from labrig.studies.vision.noise import Noise
 from labrig.studies.vision.optimiser import Rates
 from labrig.studies.vision.store import NetworkStore
 from labrig.studies.vision.summary import folds
-from labrig.studies.vision.training import DigitalJob, Job, MethodJob, train_digital, train_method
+from labrig.studies.vision.training import DigitalJob, Job, MethodJob, Trained, train_digital, train_method
 from labrig_drivers.errors import ConfigError, StorageError
 
 SCORING: Final = 1
@@ -154,13 +153,13 @@ def trained(place: Place, job: Job, on_step: Callable[[int, int, float], None]) 
         on_step(step, steps, loss)
 
     if isinstance(job, DigitalJob):
-        network = train_digital(job, task, store.checkpoint(job), counted)
+        left = train_digital(job, task, store.checkpoint(job), counted)
     else:
         digital = store.load(job.start, task.classes, torch.device(place.device))
         if digital is None:
             raise ConfigError(f"{store.path(job.start)} is not there: train the digital network first")
-        network = train_method(job, digital, task, store.checkpoint(job), counted)
-    store.save(job, network)
+        left = train_method(job, digital.network, task, store.checkpoint(job), counted)
+    store.save(job, left)
     return taken
 
 
@@ -170,14 +169,22 @@ def judged(place: Place, judgement: Judgement) -> dict[str, float]:
     Raises:
         ConfigError: The network is not in the store.
     """
-    task, network = task_of(place), _network(place, judgement.job)
+    task, trained = task_of(place), _trained(place, judgement.job)
     images = task.test if judgement.test else task.validation
     if judgement.shuffled:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(judgement.seed))
         images = Images(images.pixels, images.labels[order.to(images.labels.device)])
     cut = [images.part(one) for one in folds(len(images), judgement.folds)]
     seen = [cut[chip % judgement.folds] for chip in range(judgement.chips)]
-    scores = score_chips(network, judgement.job.method, judgement.noise, task, seen, seed=judgement.seed)
+    scores = score_chips(
+        trained.network,
+        judgement.job.method,
+        judgement.noise,
+        task,
+        seen,
+        seed=judgement.seed,
+        kept=trained.input_max,
+    )
     return {f"as trained/{chip}": value for chip, value in enumerate(scores.as_trained)} | {
         f"re-estimated/{chip}": value for chip, value in enumerate(scores.re_estimated)
     }
@@ -189,20 +196,28 @@ def diverged(place: Place, judgement: Judgement) -> dict[str, float]:
     Raises:
         ConfigError: The network is not in the store.
     """
-    task, network = task_of(place), _network(place, judgement.job)
+    task, trained = task_of(place), _trained(place, judgement.job)
     images = task.validation.part(slice(0, _ACTIVATION_IMAGES))
-    found = layer_divergences(network, judgement.job.method, judgement.noise, task, images, judgement.seed)
+    found = layer_divergences(
+        trained.network,
+        judgement.job.method,
+        judgement.noise,
+        task,
+        images,
+        judgement.seed,
+        kept=trained.input_max,
+    )
     return {f"chip/{layer}": one for layer, (one, _) in found.items()} | {
         f"itself/{layer}": one for layer, (_, one) in found.items()
     }
 
 
-def _network(place: Place, job: MethodJob) -> nn.Module:
+def _trained(place: Place, job: MethodJob) -> Trained:
     store = NetworkStore(place.networks)
-    network = store.load(job, task_of(place).classes, torch.device(place.device))
-    if network is None:
+    found = store.load(job, task_of(place).classes, torch.device(place.device))
+    if found is None:
         raise ConfigError(f"{store.path(job)} is not there: it was not trained yet")
-    return network
+    return found
 
 
 def job_of(content: Mapping[str, object]) -> Job:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from labrig.recording.header import checkout_commit
 from labrig.recording.whole_files import write_whole
 from labrig.studies.vision.networks import build_network
-from labrig.studies.vision.training import Job, MethodJob
+from labrig.studies.vision.training import Job, MethodJob, Trained
 from labrig_drivers.errors import StorageError
 
 _CODES: Final = "#codes"
 _UNIT: Final = "#unit"
+_RANGE: Final = "#input_max"
 _NIBBLE: Final = 4
 _OFFSET: Final = 8
 
@@ -46,7 +47,7 @@ class NetworkStore:
         """Where a job keeps what it needs to go on."""
         return self.folder / f"{job.name}.epoch"
 
-    def save(self, job: Job, network: nn.Module) -> None:
+    def save(self, job: Job, trained: Trained) -> None:
         """Keeps a trained network, and drops the checkpoint of its training.
 
         Raises:
@@ -54,20 +55,22 @@ class NetworkStore:
         """
         bits = job.method.weight_bits if isinstance(job, MethodJob) else None
         tensors: dict[str, Tensor] = {}
-        weights = _array_weights(network)
-        for name, one in network.state_dict().items():
+        weights = _array_weights(trained.network)
+        for name, one in trained.network.state_dict().items():
             if bits is not None and bits <= _NIBBLE and name in weights:
                 codes, unit = _codes(one, bits)
                 tensors[name + _CODES], tensors[name + _UNIT] = _packed(codes), unit
             else:
                 tensors[name] = one.detach().cpu().contiguous().clone()
+        for name, largest in trained.input_max.items():
+            tensors[name + _RANGE] = torch.tensor([largest], dtype=torch.float64)
         told = {"job": asdict(job), "name": job.name, "commit": checkout_commit(), "torch": torch.__version__}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.path(job), save(tensors, {"labrig": json.dumps(told, sort_keys=True)}))
         self.checkpoint(job).unlink(missing_ok=True)
 
-    def load(self, job: Job, classes: int, device: torch.device) -> nn.Module | None:
-        """The network of a job on a device, in evaluation mode; None where it was not trained yet.
+    def load(self, job: Job, classes: int, device: torch.device) -> Trained | None:
+        """The network of a job on a device; None where it was not trained yet.
 
         Args:
             job: Which.
@@ -91,7 +94,8 @@ class NetworkStore:
             raise StorageError(
                 f"{path}: is damaged or of another network ({error}); delete it to train anew"
             ) from error
-        return network.to(device).eval()
+        ranges = {name.removesuffix(_RANGE): float(one) for name, one in found.items() if name.endswith(_RANGE)}
+        return Trained(network.to(device).eval(), ranges)
 
 
 def _array_weights(network: nn.Module) -> frozenset[str]:

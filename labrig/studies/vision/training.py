@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from labrig.studies.vision.arrays import calibrate_inputs, on_arrays, set_noise
+from labrig.studies.vision.arrays import RangeRule, calibrate_inputs, input_ranges, on_arrays, set_noise
 from labrig.studies.vision.checkpoint import load_epoch, save_epoch
 from labrig.studies.vision.images import ImageTask, epoch_batches
 from labrig.studies.vision.methods import Method
@@ -86,6 +86,7 @@ class MethodJob:
         level: N that it is trained for; see `Method`.
         epochs: Times that every image is seen.
         rates: Sizes of steps.
+        ranges: How the ranges of the inputs' converters are measured, at the beginning of every epoch.
     """
 
     start: DigitalJob
@@ -93,6 +94,7 @@ class MethodJob:
     level: float
     epochs: int
     rates: Rates = field(default_factory=lambda: Rates(kernels=0.06, matrices=0.15, vectors=0.0125))
+    ranges: RangeRule = "network"
 
     @property
     def name(self) -> str:
@@ -104,8 +106,25 @@ class MethodJob:
 Job = DigitalJob | MethodJob
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves.
+
+    Attributes:
+        network: The weights as a digital network, in evaluation mode.
+        input_max: Ranges of the inputs' converters that it was trained with, by the name of the layer; empty where
+            they are measured anew whenever it is judged (see `RangeRule`).
+    """
+
+    network: nn.Module
+    input_max: Mapping[str, float] = field(default_factory=dict)
+
+
 def _digest(job: Job) -> str:
-    text = json.dumps({"format": FORMAT, "kind": type(job).__name__, **asdict(job)}, sort_keys=True)
+    told = asdict(job)
+    if told.get("ranges") == "network":
+        del told["ranges"]  # networks had their names before there was another rule
+    text = json.dumps({"format": FORMAT, "kind": type(job).__name__, **told}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -115,7 +134,7 @@ def train_digital(
     checkpoint: Path,
     on_step: OnStep,
     on_epoch: OnEpoch = lambda _epoch, _network: None,
-) -> nn.Module:
+) -> Trained:
     """Trains a digital network.
 
     Args:
@@ -126,7 +145,7 @@ def train_digital(
         on_epoch: Looks at the network after each epoch.
 
     Returns:
-        The network, in evaluation mode.
+        The network.
     """
     look = task.range_inputs()
     generator = torch.Generator().manual_seed(job.seed)
@@ -137,10 +156,10 @@ def train_digital(
     run.go(
         lambda batch, _: loss(outputs_of(network, batch.x), batch), lambda: None, checkpoint, on_step, on_epoch=on_epoch
     )
-    return network.eval()
+    return Trained(network.eval())
 
 
-def train_method(job: MethodJob, digital: nn.Module, task: ImageTask, checkpoint: Path, on_step: OnStep) -> nn.Module:
+def train_method(job: MethodJob, digital: nn.Module, task: ImageTask, checkpoint: Path, on_step: OnStep) -> Trained:
     """Trains a network by a method.
 
     Args:
@@ -151,8 +170,8 @@ def train_method(job: MethodJob, digital: nn.Module, task: ImageTask, checkpoint
         on_step: Progress.
 
     Returns:
-        The trained weights as a digital network, in evaluation mode, with the batch norm statistics that it has under
-        the noise that it is trained for, where the method knows noise.
+        The trained weights, with the batch norm statistics that they have under the noise that they are trained for,
+        where the method knows noise.
     """
     method, start = job.method, job.start
     network = copy.deepcopy(digital)
@@ -163,7 +182,7 @@ def train_method(job: MethodJob, digital: nn.Module, task: ImageTask, checkpoint
         network = on_arrays(network, method, start.seed)
     if method.residual:
         network = with_residuals(network, torch.Generator().manual_seed(_STREAM + start.seed))
-    run = _Run(network, job.rates, job.epochs, start, task, MovingAverage(method.average))
+    run = _Run(network, job.rates, job.epochs, start, task, MovingAverage(method.average), job.ranges)
     schedules = [method.schedule(times * job.level, run.steps) for times in (method.weight_noise, method.output_noise)]
     loss = TaskLoss(start.label_smoothing, method.distillation, method.temperature)
     terms = PhysicsTerms(network, method, job.level, len(task.train))
@@ -198,14 +217,25 @@ def train_method(job: MethodJob, digital: nn.Module, task: ImageTask, checkpoint
     with fast_products(task.mean.device.type):
         reestimate_batch_norm(network, task.inputs(task.train.pixels[:_NORM_IMAGES]), start.batch)
     network = without_residuals(network).eval()
-    return to_digital(network) if method.analog else network
+    if not method.analog:
+        return Trained(network)
+    if job.ranges == "network":
+        return Trained(to_digital(network))
+    return Trained(to_digital(network), input_ranges(network))
 
 
 class _Run:
     """The steps of a training, epoch by epoch."""
 
     def __init__(
-        self, network: nn.Module, rates: Rates, epochs: int, job: DigitalJob, task: ImageTask, average: MovingAverage
+        self,
+        network: nn.Module,
+        rates: Rates,
+        epochs: int,
+        job: DigitalJob,
+        task: ImageTask,
+        average: MovingAverage,
+        ranges: RangeRule = "network",
     ) -> None:
         self.network = network
         self.job = job
@@ -216,6 +246,7 @@ class _Run:
         self.step = 0
         self.optimiser = ImageOptimiser(network, rates, self.steps)
         self.average = average
+        self.ranges = ranges
         self.generator = torch.Generator()
 
     def go(
@@ -252,7 +283,7 @@ class _Run:
         if analog_modules(self.network):
             seed_noise(self.network, seed)
             reseed(self.network, torch.Generator().manual_seed(seed))
-            calibrate_inputs(self.network, [self.task.range_inputs()])
+            calibrate_inputs(self.network, [self.task.range_inputs()], rule=self.ranges)
             self.network.train()
 
 
