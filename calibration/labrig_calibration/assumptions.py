@@ -33,7 +33,7 @@ class AssumedChip:
         conductance_noise: Relative variance of the conductances.
         programming: Programming error over the relative target: `p0 + p1 r + p2 r**2`, in parts of the highest
             conductance.
-        device_spread: Relative spread of the cells' slopes, the same at every write.
+        mismatch: Relative spread of the cells' slopes, the same at every write.
         wire_ohm: Resistance in ohm of one segment of a word or bit line.
         crosstalk: Share of a column's current that appears on each neighbour.
         source: Where these numbers come from, in words.
@@ -47,13 +47,13 @@ class AssumedChip:
     shot_noise_a: float
     conductance_noise: float
     programming: tuple[float, float, float]
-    device_spread: float
+    mismatch: float
     wire_ohm: float
     crosstalk: float
     source: str
 
     def __post_init__(self) -> None:
-        positive = ("gain", "compression_per_a", "drift_reference_s", "amplifier_noise_a2", "device_spread")
+        positive = ("gain", "compression_per_a", "drift_reference_s", "amplifier_noise_a2", "mismatch")
         values = {name: getattr(self, name) for name in _NUMBERS}
         faults = [f"{name} is {value}, must be finite" for name, value in values.items() if not math.isfinite(value)]
         faults += [f"{name} is {values[name]:g}, must be above zero" for name in positive if values[name] <= 0]
@@ -88,7 +88,7 @@ class AssumedChip:
             shot_noise_a=amplifier_a2 / (0.25 * full_scale_a),
             conductance_noise=1e-4,
             programming=(0.03, 0.0, 0.0),
-            device_spread=0.1,
+            mismatch=0.1,
             wire_ohm=1.0,
             crosstalk=0.0,
             source="the board's data sheet and typical numbers of such chips",
@@ -127,7 +127,7 @@ class AssumedChip:
             shot_noise_a=median(parameters.shot_noise.value, 0.0),
             conductance_noise=median(parameters.conductance_noise.value, 0.0),
             programming=(p0, p1, p2),
-            device_spread=spread if spread > 0 else otherwise.device_spread,
+            mismatch=spread if spread > 0 else otherwise.mismatch,
             source=source,
             **lines,
         )

@@ -22,7 +22,7 @@ from labrig_calibration.line_loads import neighbours_s, wire_loads_s
 FloatArray = NDArray[np.float64]
 
 LINES = ("word_line_ohm", "bit_line_ohm", "crosstalk")
-LAW = ("programming_p0", "programming_p1", "programming_p2", "device_spread")
+LAW = ("programming_p0", "programming_p1", "programming_p2", "mismatch")
 _VAGUE = 1e3
 
 
@@ -126,7 +126,7 @@ def gain_errors(cells: Cells, errors: ColumnErrors, chip: AssumedChip) -> GainEr
     change = np.stack([target_s, *(-target_s * cells.load_s), cells.neighbour_s])
     plain = np.einsum("apic,pic,bpic->cab", change, weight, change)
     along = np.einsum("apic,pic->aic", change, weight * target_s)
-    own = (weight * target_s**2).sum(axis=0) + 1.0 / chip.device_spread**2
+    own = (weight * target_s**2).sum(axis=0) + 1.0 / chip.mismatch**2
     left = plain - np.einsum("aic,bic,ic->cab", along, along, 1.0 / own)
     shared = left[:, 1:, 1:] - left[:, 1:, :1] * left[:, :1, 1:] / left[:, :1, :1]
     scale = line_scales(cells, chip)
@@ -157,11 +157,11 @@ def law_information(cells: Cells, errors: ColumnErrors, chip: AssumedChip) -> Fl
     own = np.moveaxis(sigma, 0, -1)
     diagonal = own**2 + np.moveaxis(read, 0, -1)
     writes = r.shape[-1]
-    covariance = chip.device_spread**2 * r[..., :, None] * r[..., None, :]
+    covariance = chip.mismatch**2 * r[..., :, None] * r[..., None, :]
     covariance[..., np.arange(writes), np.arange(writes)] += diagonal
     inverse = np.linalg.inv(covariance)
     steps = [inverse * (2.0 * own * r**power)[..., None, :] for power in range(3)]
-    steps.append(inverse @ (2.0 * chip.device_spread * r[..., :, None] * r[..., None, :]))
+    steps.append(inverse @ (2.0 * chip.mismatch * r[..., :, None] * r[..., None, :]))
     # Sum over the typical cells, scaled to all.
     scale = cells.all_columns / relative.shape[2]
     return np.array([[0.5 * scale * float(np.einsum("icpq,icqp->", one, other)) for other in steps] for one in steps])

@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float64]
 NOISE = ("amplifier_noise", "shot_noise", "conductance_noise")
 """The terms of the noise law that designs predict."""
 # Where informations do not add up: of every write anew, and the spread of devices that are the same in both.
-_ALONE = frozenset({"conductance", "device_spread"})
+_ALONE = frozenset({"conductance", "mismatch"})
 
 
 @dataclass(frozen=True)

@@ -326,7 +326,7 @@ def _lost_in_wires(cells: CellFit, target_s: torch.Tensor) -> tuple[str, ...]:
         return ()
     return (
         f"wires take {100 * lost:.0f} % of the conductances: to first order their resistance comes out too low "
-        "(Ladder(exact_wires=True) solves the network)",
+        "(in Python, a fit with `Ladder(exact_wires=True)` solves the network instead)",
     )
 
 

@@ -211,7 +211,7 @@ def _writes(analysis: Analysis, chip: AssumedChip) -> list[Confusion]:
         found.append(Confusion(LAW[:3], True, because, "program more patterns, each target anew"))
     if writes < 2:
         because = "what sets each cell apart, and what one programming adds, are seen in sum only"
-        found.append(Confusion(("device_spread", "programming"), True, because, "program each array twice or more"))
+        found.append(Confusion(("mismatch", "programming"), True, because, "program each array twice or more"))
     # A cell that sits still looks like one whose targets never moved it.
     sigma_s = np.hypot(analysis.cells.programming_s(chip), analysis.cells.read_error_s(analysis.columns, chip))
     moved = np.ptp(target_s, axis=0) / sigma_s.mean(axis=0)

@@ -271,7 +271,7 @@ def _of_cells(law: FloatArray, gains: GainErrors, cells: Cells, chip: AssumedChi
     found = [_predicted("programming", "1", sigma, math.sqrt(float(middle @ covariance @ middle)), sigma, "itself")]
     for index, name in enumerate(LAW[:3]):
         found.append(_predicted(name, "1", chip.programming[index], float(errors[index]), sigma, "programming"))
-    spread = chip.device_spread
+    spread = chip.mismatch
     found.append(_predicted(LAW[3], "1", spread, float(errors[3]), spread, "itself"))
     lines = np.sqrt(np.diagonal(gains.lines))
     large = line_scales(cells, chip)
@@ -290,7 +290,7 @@ def _of_cells(law: FloatArray, gains: GainErrors, cells: Cells, chip: AssumedChi
 
 def law_scales(chip: AssumedChip) -> FloatArray:
     """What is a large change of each of `cell_information.LAW`: the programming error, and the spread itself."""
-    return np.array([float(chip.programming_sigma(np.array(0.5)))] * 3 + [chip.device_spread])
+    return np.array([float(chip.programming_sigma(np.array(0.5)))] * 3 + [chip.mismatch])
 
 
 def _predicted(

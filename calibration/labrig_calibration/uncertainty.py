@@ -47,7 +47,8 @@ def trade_offs(posterior: Posterior, threshold: float = 0.9) -> list[str]:
         (posterior.noise_names, posterior.noise_covariance, "a typical column"),
         (posterior.law_names, posterior.law_covariance[None], "all cells"),
     )
-    for names, covariance, where in groups:
+    for raw, covariance, where in groups:
+        names = _told_apart(raw)
         correlation = np.median(_correlation(covariance), axis=0)
         for first in range(len(names)):
             for second in range(first + 1, len(names)):
@@ -55,6 +56,13 @@ def trade_offs(posterior: Posterior, threshold: float = 0.9) -> list[str]:
                 if abs(strength) > threshold:
                     found.append((abs(strength), f"{names[first]} and {names[second]} of {where} ({strength:+.2f})"))
     return [text for _, text in sorted(found, reverse=True)]
+
+
+def _told_apart(names: tuple[str, ...]) -> list[str]:
+    """Names of parameters in words, of which several may be parts of one."""
+    parts = {"programming": iter(("constant", "linear", "quadratic")), "wire_ohm": iter(("word line", "bit line"))}
+    words = [name.replace("_", " ") for name in names]
+    return [f"{word} ({next(parts[name])})" if name in parts else word for name, word in zip(names, words, strict=True)]
 
 
 def draw_array(array: ArrayParameters, posterior: Posterior, generator: torch.Generator) -> ArrayParameters:

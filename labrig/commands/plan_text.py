@@ -98,7 +98,7 @@ def _print_verdict(console: Console, designed: DesignedCalibration) -> None:
 
 
 def _why(name: str) -> str:
-    if name in {"gain", "programming", "device_spread"} or name.startswith("programming_"):
+    if name in {"gain", "programming", "mismatch"} or name.startswith("programming_"):
         return "every programming has its own error; only more writes (--max-writes) or more cells average it"
     if name == "drift":
         return "all readings of a write lie within a short time; read it for longer (--mvm-time, or the plan retention)"

@@ -19,7 +19,7 @@ import numpy as np
 
 from labrig.export.chip_numbers import ChipNumbers
 
-# More terms than three are needed where a fixed spread adds to a programming error as a square.
+# More terms than three are needed where a mismatch adds to a programming error as a square.
 _TERMS = 5
 
 

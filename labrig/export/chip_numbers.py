@@ -50,7 +50,7 @@ class ChipNumbers:
         conductance_noise: Relative variance of a conductance, fresh at every MVM.
         programming: Coefficients of the programming error over the relative target, parts of the highest conductance.
         programming_error: Their standard errors.
-        mismatch: Relative fixed spread of the cells, device to device.
+        mismatch: Relative mismatch of the cells, device to device.
         drift: Mean drift exponent.
         drift_spread: Standard deviation of the exponents over cells.
         drift_reference_s: Time constant of the drift in s.
@@ -97,7 +97,7 @@ class ChipNumbers:
     def programming_sigma_s(self, target_s: FloatArray) -> FloatArray:
         """Standard deviation in S of a conductance around its target on a chip of this kind.
 
-        Programming error (write to write) and fixed spread (cell to cell) together: a simulator that draws a chip does
+        Programming error (write to write) and mismatch (cell to cell) together: a simulator that draws a chip does
         not know which cells of this one are high and which are low.
         """
         relative = target_s / self.conductance_max_s

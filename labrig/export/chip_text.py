@@ -121,7 +121,7 @@ def _aihwkit_python(numbers: ChipNumbers, about: dict[str, str]) -> str:
     return f'''"""Chip {numbers.chip_id} as a noise model of aihwkit 1.2.
 
 Conductances are in uS, times in s, inputs and weights between -1 and 1. A weight is a pair of devices on two columns,
-each with its own ADC; 1 at an output is {numbers.unit_current_a:.6g} A. Programming error and fixed spread of the cells
+each with its own ADC; 1 at an output is {numbers.unit_current_a:.6g} A. Programming error and mismatch of the cells
 are drawn together at each write. Read noise is drawn at every MVM (w_noise, matched for weights spread evenly), so the
 noise model's own read noise, drawn once for each evaluation, is off. Drift counts from the write.
 """

@@ -58,7 +58,7 @@ def crosssim_parameters(numbers: ChipNumbers) -> list[CrossSimParameter]:
         CrossSimParameter("xbar.device.programming_error.enable", True, "", None, ""),
         CrossSimParameter("xbar.device.programming_error.model", model, "", None, "the nearer of two generic laws"),
         CrossSimParameter(
-            "xbar.device.programming_error.magnitude", magnitude, "1", None, "programming error and fixed spread"
+            "xbar.device.programming_error.magnitude", magnitude, "1", None, "programming error and mismatch"
         ),
         CrossSimParameter("xbar.device.read_noise.enable", True, "", None, ""),
         CrossSimParameter(

@@ -46,7 +46,7 @@ FAMILIES: dict[str, Family] = {
     "output_shot_noise": Family("variance per current, after the curve", "plain", "A"),
     "output_relative_noise": Family("relative noise after the curve", "root", "%"),
     "programming": Family("programming error", "plain", "%"),
-    "mismatch": Family("fixed spread of the cells", "plain", "%"),
+    "mismatch": Family("mismatch of the cells", "plain", "%"),
     "wire_ohm": Family("wire segment", "plain", "Ω"),
     "crosstalk": Family("crosstalk to each neighbour", "plain", "%"),
     "response": Family("column response (gain, wires)", "plain", ""),

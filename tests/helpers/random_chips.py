@@ -203,7 +203,7 @@ def wire_error_ohm(chip: MeasuredChip) -> FloatArray:
         shot_noise_a=settings.shot_noise_a,
         conductance_noise=settings.conductance_noise**2,
         programming=tuple(settings.programming_scale * _PROGRAMMING),
-        device_spread=settings.mismatch_sigma,
+        mismatch=settings.mismatch_sigma,
         wire_ohm=0.5 * (settings.wire_ohm + (settings.bit_wire_ohm or settings.wire_ohm)),
         crosstalk=0.0,
         source="truth",

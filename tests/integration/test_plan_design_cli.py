@@ -162,7 +162,7 @@ def test_an_earlier_fit_is_taken_for_the_chip(folder: Path) -> None:
         "wire_ohm": 2.5,
     }
     assert {name: assumed[name] for name in expected} == pytest.approx(expected)
-    assert assumed["device_spread"] == pytest.approx(0.2, rel=0.15)
+    assert assumed["mismatch"] == pytest.approx(0.2, rel=0.15)
 
 
 def test_help_shows_how() -> None:

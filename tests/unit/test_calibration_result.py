@@ -172,7 +172,7 @@ def test_saved_chips_hold_errors_units_and_the_story(result: CalibrationResult, 
 
 def test_parameters_that_trade_off_are_named(result: CalibrationResult) -> None:
     # The three coefficients of the programming law describe one curve over a short range.
-    assert any("programming" in text for text in trade_offs(result.posterior))
+    assert any("programming (linear) and programming (quadratic)" in text for text in trade_offs(result.posterior))
     assert all("hard to tell apart" in note for note in result.notes if not note.startswith("wires are not seen"))
 
 

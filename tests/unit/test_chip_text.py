@@ -70,7 +70,7 @@ def aihwkit() -> dict[str, dict[str, object]]:
 
 
 def programming_sigma_s(target_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """labrig's law, written here once more: programming error and fixed spread, independent of each other."""
+    """labrig's law, written here once more: programming error and mismatch, independent of each other."""
     r = target_s / 5e-5
     return np.asarray(np.hypot(5e-5 * (0.01 + 0.05 * r - 0.03 * r**2), 0.1 * target_s))
 

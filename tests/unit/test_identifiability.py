@@ -58,7 +58,7 @@ def test_the_usual_design_tells_everything_apart() -> None:
 
 def test_one_pattern_only() -> None:
     whole = design(writes=1)
-    assert {("gain", "conductance"), ("device_spread", "programming")} <= named(whole)
+    assert {("gain", "conductance"), ("mismatch", "programming")} <= named(whole)
     assert "two different programmed patterns" in " ".join(demands(whole))
     (text,) = [str(one) for one in found(whole) if one.parameters == ("gain", "conductance")]
     assert text.startswith("gain and conductance cannot be told apart: one pattern only")
@@ -71,7 +71,7 @@ def test_the_same_pattern_again_is_one_pattern() -> None:
     assert ("gain", "conductance") in named(again)
     assert ("stuck cells", "cell slopes") in named(again)
     # That it was programmed four times does tell programming errors from what sets each cell apart.
-    assert ("device_spread", "programming") not in named(again)
+    assert ("mismatch", "programming") not in named(again)
 
 
 def test_no_zeros_and_one_sign_only() -> None:

@@ -32,7 +32,7 @@ def exact(writes: int, counts: StimulusCounts) -> Analysis:
 def test_weighed_vectors_predict_what_drawn_ones_do() -> None:
     counts = StimulusCounts(random=300, hadamard_repeats=2)
     weighed, drawn = Search(task()).weighed(counts, 4), exact(4, counts)
-    for name in (*GOALS, "amplifier_noise", "shot_noise", "conductance_noise", "device_spread"):
+    for name in (*GOALS, "amplifier_noise", "shot_noise", "conductance_noise", "mismatch"):
         assert weighed.predicted[name].relative == pytest.approx(drawn.predicted[name].relative, rel=0.15), name
 
 

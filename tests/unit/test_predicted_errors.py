@@ -63,7 +63,7 @@ def assumed(settings: ChipSettings, info: BoardInfo) -> AssumedChip:
         "shot_noise_a": settings.shot_noise_a,
         "conductance_noise": settings.conductance_noise**2,
         "drift": settings.drift_exponent,
-        "device_spread": settings.mismatch_sigma,
+        "mismatch": settings.mismatch_sigma,
         "wire_ohm": settings.wire_ohm,
         **{f"programming_p{power}": float(value) for power, value in enumerate(polynomial)},
     }
@@ -118,7 +118,7 @@ def scored(settings: ChipSettings, writes: int, scores: Scores) -> None:
         array.programming.value @ [1.0, 0.5, 0.25],
         float(chip.programming_sigma(np.array(0.5))),
     )
-    add(predicted["device_spread"], found["mismatch"].value, chip.device_spread, found["mismatch"].error)
+    add(predicted["mismatch"], found["mismatch"].value, chip.mismatch, found["mismatch"].error)
     if settings.wire_ohm:
         add(predicted["crosstalk"], found["crosstalk"].value, 0.0, found["crosstalk"].error)
 
@@ -155,7 +155,7 @@ def test_wire_resistances_scatter_as_predicted() -> None:
     first = design_mvm_calibration(size, size, limits, writes=writes, seed=0)
     predicted = analyse(first, limits, chip, mvm_s=MVM_S).predicted
     expected = np.array([predicted[name].error for name in LINES])
-    error_s, spread = predicted["conductance"].error, chip.device_spread
+    error_s, spread = predicted["conductance"].error, chip.mismatch
     programming_s = chip.programming[0] * limits.conductance_max_s
     found = []
     for seed in range(arrays):
