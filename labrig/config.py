@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from labrig.driver_faults import driver_faults
 from labrig.instruments import installed_drivers
 from labrig.rig_faults import rig_faults
 from labrig.toml_lines import key_lines, line_of
@@ -286,7 +287,7 @@ def parse_rig(text: str, path: Path, *, drivers: Collection[str] | None = None) 
         ConfigError: The text is wrong; the message lists every fault.
     """
     known = installed_drivers() if drivers is None else drivers
-    checked = check_toml(text, path, RigFile, lambda raw: rig_faults(raw, known))
+    checked = check_toml(text, path, RigFile, lambda raw: rig_faults(raw, known), driver_faults)
     return RigConfig(
         rig=checked.rig,
         board=checked.board,

@@ -64,7 +64,9 @@ def read_toml(path: Path) -> str:
         raise ConfigError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
-def check_toml(text: str, path: Path, model: type[ModelT], cross_check: CrossCheck) -> ModelT:
+def check_toml(
+    text: str, path: Path, model: type[ModelT], cross_check: CrossCheck, when_wrong: CrossCheck | None = None
+) -> ModelT:
     """Checks the text of a file.
 
     Args:
@@ -73,6 +75,8 @@ def check_toml(text: str, path: Path, model: type[ModelT], cross_check: CrossChe
         model: What the file must be.
         cross_check: Faults between keys, found on values that are perhaps not valid by themselves, so that all
             come in one error.
+        when_wrong: Further faults, which are looked for only where there are some already: what would otherwise be
+            told only when those are mended. Keys of which something is told already are left out.
 
     Raises:
         ConfigError: The text is wrong; the message lists every fault.
@@ -90,6 +94,8 @@ def check_toml(text: str, path: Path, model: type[ModelT], cross_check: CrossChe
     except ValidationError as error:
         faults += [_schema_fault(model, item) for item in error.errors()]
     if faults or checked is None:
+        told = {fault.key for fault in faults}
+        faults += [] if when_wrong is None else [fault for fault in when_wrong(raw) if fault.key not in told]
         lines = key_lines(text)
         located = sorted((line_of(lines, fault.key), ".".join(fault.key), fault.reason) for fault in faults)
         raise ConfigError("\n".join(f"{path}:{line}: {key}: {reason}" for line, key, reason in located))

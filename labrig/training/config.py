@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -310,8 +311,9 @@ def parse_training(text: str, path: Path, *, chip_given: bool = False) -> TrainC
     Raises:
         ConfigError: It is wrong; every fault is named.
     """
-    file = check_toml(text, path, TrainFile, partial(_cross_faults, chip_given=chip_given))
     base = path.parent
+    cross_faults = partial(_cross_faults, chip_given=chip_given)
+    file = check_toml(text, path, TrainFile, cross_faults, partial(_missing_files, base=base, chip_given=chip_given))
 
     def resolved(name: str | None) -> Path | None:
         return None if name is None else base / name
@@ -325,6 +327,15 @@ def parse_training(text: str, path: Path, *, chip_given: bool = False) -> TrainC
         recording=resolved(file.chip.recording),
         calibration=resolved(file.chip.calibration),
     )
+
+
+def _missing_files(raw: Mapping[str, object], *, base: Path, chip_given: bool) -> Iterator[Fault]:
+    """Files that are not there: of a valid training file, whoever reads one says so."""
+    chip = raw.get("chip")
+    for key in ("replay",) if chip_given else ("rig", "recording", "calibration", "replay"):
+        name = chip.get(key) if isinstance(chip, dict) else None
+        if isinstance(name, str) and not os.path.isfile(base / name):  # noqa: PTH113  # a name of any length
+            yield Fault(("chip", key), f"there is no file {base / name}")
 
 
 def _cross_faults(raw: Mapping[str, object], *, chip_given: bool) -> Iterator[Fault]:

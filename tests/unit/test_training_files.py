@@ -56,6 +56,18 @@ def test_a_damaged_run_folder_is_told_with_its_file(tmp_path: Path) -> None:
         load_metrics(tmp_path)
 
 
+def test_files_that_are_not_there_are_told_beside_the_other_faults(tmp_path: Path) -> None:
+    file = tmp_path / "train.toml"
+    text = f'[run]\nfolder = "run"\n[data]\nname = "digits"\n[chip]\nrig = "{"n" * 999}.toml"\nreplay = "passes.h5"\n'
+    file.write_text(text + '[training]\nmethod = "surrogate"\nbatch = -1\n')
+    for given, told in ((None, ("chip.rig", "chip.replay")), (tmp_path / "run.h5", ("chip.replay",))):
+        with pytest.raises(ConfigError) as caught:
+            load_training(file, recording=given)
+        assert f"{file}:10: training.batch" in str(caught.value)
+        missing = [line for line in str(caught.value).splitlines() if "there is no file" in line]
+        assert [line.split(": ")[1] for line in missing] == list(told)
+
+
 def test_a_chip_given_on_the_command_line_need_not_be_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "train.toml"
     file.write_text('[run]\nfolder = "run"\n\n[data]\nname = "digits"\n\n[training]\nmethod = "surrogate"\n')
