@@ -94,10 +94,10 @@ def calibrate_recordings(paths: Path | str | Sequence[Path | str], seed: int, bu
         fits.append(fitted)
         bus.publish(
             Message(
-                f"array {dataset.array}: {len(dataset)} MVMs of {dataset.writes} writes, held-out error "
-                f"{fitted.diagnostics.error_over_noise:.3f} x noise floor, "
+                f"array {dataset.array}: {counted(len(dataset), 'MVM')} of {counted(dataset.writes, 'write')}, "
+                f"held-out error {fitted.diagnostics.error_over_noise:.3f} x noise floor, "
                 f"{counted(int(fitted.array_parameters.stuck.sum()), 'stuck cell')}, rung {fitted.rung}, "
-                f"{int(fitted.flagged.sum())} MVMs and {fitted.outliers} outputs left out"
+                f"{counted(int(fitted.flagged.sum()), 'MVM')} and {counted(fitted.outliers, 'output')} left out"
             )
         )
     provenance: dict[str, str | float | int] = {

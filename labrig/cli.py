@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from importlib import import_module
 from typing import Annotated
@@ -81,6 +82,16 @@ def _labrig(
 
 app.add_typer(config_app, name="config")
 app.add_typer(import_app, name="import")
+
+
+def _flowing(text: str) -> str:
+    """A docstring whose lines end where the terminal ends, not where those of the source do."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
+
+
+for _command in (*app.registered_commands, *config_app.registered_commands, *import_app.registered_commands):
+    assert _command.callback is not None
+    _command.help = _flowing(_command.callback.__doc__ or "")
 
 
 def main() -> None:

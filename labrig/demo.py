@@ -28,6 +28,7 @@ from labrig.training.recipe import Recipe
 from labrig.training.run import step_publisher
 from labrig.training.run_folder import write_json
 from labrig_drivers.errors import StorageError
+from labrig_drivers.wording import counted
 from labrig_surrogates.io import save_chip
 
 Say = Callable[[str], None]
@@ -180,7 +181,7 @@ def _identify(config: RigConfig, say: Say) -> None:
         identities, info = portal.call(identify(config))
     for name, identity in identities.items():
         say(f"   {name}: {identity}")
-    say(f"   chip {info.chip_id}: {info.arrays} arrays of {info.rows} x {info.columns}")
+    say(f"   chip {info.chip_id}: {counted(info.arrays, 'array')} of {info.rows} x {info.columns}")
 
 
 def _calibrate(recording: Path, folder: Path, bus: EventBus) -> Calibration:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from labrig_drivers.crossbar import BoardInfo
 from labrig_drivers.errors import ConfigError
+from labrig_drivers.wording import counted
 from labrig_surrogates.backend import DigitalBackend, TileName
 from labrig_surrogates.backend_product import tile_names
 from labrig_surrogates.layers import weight_matrices
@@ -92,23 +93,26 @@ class Placement:
         needed = passes * self.most_writes_of_an_array
         if needed > endurance_writes:
             raise ConfigError(
-                f"{passes} passes with {self.most_writes_of_an_array} writes of the busiest array each are {needed} "
-                f"writes; it endures {endurance_writes}: {endurance_writes // self.most_writes_of_an_array} passes at "
-                "most, or more arrays for the tiles"
+                f"{passes} passes with {counted(self.most_writes_of_an_array, 'write')} of the busiest array "
+                f"each are {needed} writes; it endures {endurance_writes}: "
+                f"{endurance_writes // self.most_writes_of_an_array} passes at most, or more arrays for the tiles"
             )
 
     def describe(self, images: int) -> str:
         """One paragraph for whoever starts a run: where the tiles are, and what one pass costs."""
         cost, info, shared = self.cost(images), self.info, self.shared
         lines = [
-            f"{len(self.arrays)} tiles on {len(self.tiles_of)} of {info.arrays} arrays of {info.rows} x "
+            f"{counted(len(self.arrays), 'tile')} on {len(self.tiles_of)} of {info.arrays} arrays of {info.rows} x "
             f"{info.columns} cells; {100 * self.utilisation:.0f} % of the cells in use"
         ]
         for array, tiles in shared.items():
-            lines.append(f"array {array} is programmed in turn for {', '.join(tiles)}: {len(tiles)} writes every pass")
+            lines.append(
+                f"array {array} is programmed in turn for {', '.join(tiles)}: {counted(len(tiles), 'write')} every pass"
+            )
         lines.append(
-            f"a pass of {images} images: {cost.writes} writes with changed weights ({cost.standing_writes} without), "
-            f"{cost.mvms} MVMs, {cost.write_s:.3g} s of writing and {cost.mvm_s:.3g} s of measuring on the board"
+            f"a pass of {counted(images, 'image')}: {counted(cost.writes, 'write')} with changed weights "
+            f"({cost.standing_writes} without), {counted(cost.mvms, 'MVM')}, {cost.write_s:.3g} s of writing and "
+            f"{cost.mvm_s:.3g} s of measuring on the board"
         )
         return "; ".join(lines)
 

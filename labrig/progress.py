@@ -32,6 +32,7 @@ from labrig.events import (
     StepDone,
     SupplyRead,
 )
+from labrig_drivers.wording import counted
 
 
 class ProgressListener:
@@ -79,8 +80,8 @@ class ProgressListener:
             case RunStarted():
                 where = f" -> {event.recording}" if event.recording else ""
                 least = "" if event.least_s is None else f", {duration_text(event.least_s)} or more"
-                curves = f", {event.planned_curves} curves" if event.planned_curves else ""
-                planned = f"{event.planned_mvms} MVMs, {event.planned_writes} writes"
+                curves = f", {counted(event.planned_curves, 'curve')}" if event.planned_curves else ""
+                planned = f"{counted(event.planned_mvms, 'MVM')}, {counted(event.planned_writes, 'write')}"
                 self._print(f"plan {event.plan}: {planned}{curves}{least}{where}")
                 self._mvms, self._curves = event.planned_mvms, event.planned_curves
             case BlockCommitted():
@@ -109,7 +110,7 @@ class ProgressListener:
                 self._print(f"goes on after {event.waited_s:.1f} s")
             case RunFinished():
                 energy = "" if event.energy_j is None else f", {event.energy_j:.3g} J from the array supply"
-                done = f"{event.mvms} MVMs, {event.writes} writes, {event.duration_s:.1f} s"
+                done = f"{counted(event.mvms, 'MVM')}, {counted(event.writes, 'write')}, {event.duration_s:.1f} s"
                 self._print(f"{event.status}: {done}{energy}")
             case SupplyRead():
                 pass

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from labrig.commands.arguments import RigArgument
 from labrig.commands.interruptible import run_interruptible
+from labrig_drivers.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +50,7 @@ def _print(console: Console, config: RigConfig, found: RigSurvey) -> None:
     info = found.info
     full_scale_a = max(info.adc_full_scale_a)
     console.print(
-        f"chip {info.chip_id}: {info.arrays} arrays of {info.rows} x {info.columns}, "
+        f"chip {info.chip_id}: {counted(info.arrays, 'array')} of {info.rows} x {info.columns}, "
         f"{info.conductance_min_s * 1e6:g} to {info.conductance_max_s * 1e6:g} uS, "
         f"{info.voltage_min_v:g} to {info.voltage_max_v:g} V, "
         f"DAC {info.dac_bits} bits, ADC {info.adc_bits} bits to {full_scale_a * 1e6:g} uA"

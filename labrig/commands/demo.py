@@ -10,6 +10,7 @@ import typer
 from labrig.commands.interruptible import interruptible
 from labrig.commands.live_option import LiveAccessOption, LiveAtOption, LiveOption, LiveOptions, shown_live
 from labrig.extras import demand_extra
+from labrig_drivers.wording import counted
 
 if TYPE_CHECKING:
     from labrig.demo import DemoResult
@@ -106,6 +107,6 @@ def _print(result: DemoResult, writes: int) -> None:
     everything, sweep = result.spent, result.sweep
     joules = "not metered" if everything.joules is None else f"{everything.joules:.2f} J from the array supply"
     print(
-        f"The sweep took {sweep.mvms} MVMs, {sweep.writes} writes, {sweep.seconds:.1f} s. In all: {everything.mvms} "
-        f"MVMs, {everything.writes} writes, {result.seconds:.0f} s, {joules}."
+        f"The sweep took {counted(sweep.mvms, 'MVM')}, {counted(sweep.writes, 'write')}, {sweep.seconds:.1f} s. "
+        f"In all: {everything.mvms} MVMs, {everything.writes} writes, {result.seconds:.0f} s, {joules}."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -138,4 +139,6 @@ def _print(summaries: Sequence[Summary]) -> None:
 
 
 def _text(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:.5g}"
+    if isinstance(value, str):
+        return value
+    return "-" if math.isnan(value) else f"{value:.5g}"  # a white trace has no slope

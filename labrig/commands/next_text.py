@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from labrig.commands.plan_text import percent, quantity
 from labrig.durations import duration_text
+from labrig_drivers.wording import counted
 
 if TYPE_CHECKING:
     from labrig.events import EventBus
@@ -52,8 +53,8 @@ def print_next(ahead: NextCalibration) -> None:
     per_write = designed.plan.stimulus_counts()
     mvms = designed.needs.mvms
     console.print(
-        f"next: {designed.plan.writes} writes of each of {len(designed.arrays)} arrays, {mvms} MVMs in all, "
-        f"{duration_text(designed.needs.least_s)} or more, for {', '.join(designed.goals)}",
+        f"next: {counted(designed.plan.writes, 'write')} of each of {counted(len(designed.arrays), 'array')}, "
+        f"{mvms} MVMs in all, {duration_text(designed.needs.least_s)} or more, for {', '.join(designed.goals)}",
         soft_wrap=True,
     )
     kinds = [f"{count} {name}" for name, count in per_write.as_options().items() if count]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from labrig.durations import duration_text
 from labrig.plans.plan_file import PlanFile
 from labrig_drivers.errors import StorageError
+from labrig_drivers.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,7 @@ def print_design(designed: DesignedCalibration, info: BoardInfo, rig: str) -> No
     counts = designed.plan.stimulus_counts()
     per_write = counts.total(info.rows)
     console.print(
-        f"design: {designed.plan.writes} writes of each array, {per_write} MVMs on each; "
+        f"design: {counted(designed.plan.writes, 'write')} of each array, {counted(per_write, 'MVM')} on each; "
         f"{designed.needs.mvms} MVMs and {designed.needs.writes} writes in all, "
         f"{duration_text(designed.needs.least_s)} or more",
         soft_wrap=True,

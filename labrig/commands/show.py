@@ -91,6 +91,8 @@ def _print(console: Console, facts: Overview) -> None:
     from labrig.reports.overview import size
 
     table = Table(show_header=False, title=str(facts.summary.path))
+    table.add_column()
+    table.add_column(overflow="fold")  # a hash has no place to break
     for name, text in facts.rows():
         table.add_row(name, text)
     table.add_row("checksums", "all committed rows are right")

@@ -56,8 +56,11 @@ def train(
 ) -> None:
     """Train a network: digital, on the surrogate of a chip, or in the loop with the chip.
 
-    Examples: labrig train train.toml --recording calibration.h5; labrig train --resume runs/digits;
-    labrig train train.toml --sweep run.seed=0,1,2 --cluster local
+    Example: labrig train train.toml --recording calibration.h5
+
+    Example: labrig train --resume runs/digits
+
+    Example: labrig train train.toml --sweep run.seed=0,1,2 --cluster local
     """
     given = [name for name, one in (("TRAIN.toml", file), ("--resume", resume), ("--replay", replay)) if one]
     if len(given) != 1:

@@ -33,6 +33,9 @@ def verify(
         if as_json:
             continue
         report = reports[-1]
+        if not report.status:
+            typer.echo(f"{file}: not checked: {'; '.join(report.faults)}")
+            continue
         rows = ", ".join(f"{path.removeprefix('entry/')} {count}" for path, count in sorted(report.rows.items()))
         told = counted(len(report.faults), "fault") if report.faults else "right"
         typer.echo(f"{file}: {told} ({rows or 'no rows'})")

@@ -26,6 +26,7 @@ from labrig.live.series import Series
 from labrig.live.time_left import TimeLeft
 from labrig.telemetry.documents import RunDocument, clean_text
 from labrig.telemetry.tracker import RunTracker
+from labrig_drivers.wording import counted
 
 _MOST_LINES = 200
 _LONGEST_LINE = 500
@@ -87,7 +88,7 @@ class LiveView:
             case RunStarted():
                 self._begin(event)
                 mvms, writes = event.planned_mvms, event.planned_writes
-                planned = f": {mvms} MVMs, {writes} writes" if mvms or writes else ""
+                planned = f": {counted(mvms, 'MVM')}, {counted(writes, 'write')}" if mvms or writes else ""
                 self._say(time_unix_s, "state", f"{_heading(event.plan)}{planned}")
             case BlockCommitted():
                 self._measured[event.array] = self._measured.get(event.array, 0) + event.mvms
@@ -127,7 +128,11 @@ class LiveView:
                 if self._between is not None:
                     self._stopping = False
                     self._outputs = "unknown" if event.status == "aborted" else "off"
-                self._say(time_unix_s, "state", f"{event.status}: {event.mvms} MVMs, {event.writes} writes")
+                self._say(
+                    time_unix_s,
+                    "state",
+                    f"{event.status}: {counted(event.mvms, 'MVM')}, {counted(event.writes, 'write')}",
+                )
 
     def note_sample(self, sample: Sample) -> None:
         """Takes in some measured numbers."""

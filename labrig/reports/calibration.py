@@ -23,6 +23,7 @@ from labrig_calibration.changes import ChipChange
 from labrig_calibration.diagnostics import predict_nominal, through_adc
 from labrig_calibration.ladder import RungVerdict
 from labrig_calibration.result import CalibrationResult, JudgedArray
+from labrig_drivers.wording import counted
 from labrig_surrogates.parameters import ArrayParameters, ChipParameters
 
 _TEMPLATE = Path(__file__).with_name("calibration.html.jinja")
@@ -177,7 +178,7 @@ def _tiles(one: ReportedArray) -> list[tuple[str, str]]:
         (f"{one.flagged} + {one.outliers}", "MVMs and single outputs left out as glitches"),
         (
             f"{len(one.dataset)}",
-            f"MVMs of {one.dataset.writes} writes on {size}",
+            f"MVMs of {counted(one.dataset.writes, 'write')} on {size}",
         ),
     ]
 
@@ -282,9 +283,9 @@ def _fit_conditions(arrays: Sequence[ReportedArray], chip: ChipParameters) -> di
     """What a result needs beside it to be a result: data and split, noise, precision, seeds, hashes."""
     provenance = chip.provenance
     heldout = sum(one.diagnostics.heldout for one in arrays)
-    total = sum(len(one.dataset) for one in arrays)
+    total, writes = sum(len(one.dataset) for one in arrays), sum(one.dataset.writes for one in arrays)
     found = {
-        "data": f"{total} MVMs, {sum(one.dataset.writes for one in arrays)} writes, {len(arrays)} arrays of one chip",
+        "data": f"{total} MVMs, {counted(writes, 'write')}, {counted(len(arrays), 'array')} of one chip",
         "split": f"{heldout} MVMs held out: the last in time of every write, only used to judge",
         "noise": "drawn anew for every MVM; after the curve: amplifier and ADC; before it: line, current, cells; the "
         "programming error once for each write",

@@ -12,6 +12,7 @@ from labrig.durations import duration_text
 from labrig.recording import Recording, RecordingSummary
 from labrig.recording.contents import Contents, Stream
 from labrig_calibration.stimulus import StimulusKind
+from labrig_drivers.wording import counted
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,11 @@ class Overview:
         ]
         if self.lasted_s is not None:
             rows.append(("lasted", duration_text(self.lasted_s)))
-        rows += [(f"array {one.array}", f"{one.mvms} MVMs, {one.writes} writes") for one in self.arrays]
+        rows += [
+            (f"array {one.array}", f"{counted(one.mvms, 'MVM')}, {counted(one.writes, 'write')}") for one in self.arrays
+        ]
         if one.supply_readings:
-            rows.append(("array supply", f"{one.supply_readings} readings, {one.energy_j:.3g} J"))
+            rows.append(("array supply", f"{counted(one.supply_readings, 'reading')}, {one.energy_j:.3g} J"))
         rows.append(("size", f"{size(self.file_bytes)}; {size(sum(one.stored_bytes for one in self.streams))} of rows"))
         if self.compacted:
             rows.append(("compact copy", self.compacted))

@@ -10,6 +10,7 @@ from labrig.reports import recording_figures as figures
 from labrig.reports.overview import Overview, size
 from labrig.reports.page import embedded, write_page
 from labrig.reports.pictures import ArrayPicture, Pictures
+from labrig_drivers.wording import counted
 
 _TEMPLATE = Path(__file__).with_name("recording.html.jinja")
 
@@ -54,9 +55,10 @@ def write_recording_page(path: Path, facts: Overview, shown: Pictures) -> None:
 def _sentence(facts: Overview) -> str:
     mvms, writes = sum(one.mvms for one in facts.arrays), sum(one.writes for one in facts.arrays)
     readings = sum(one.rows for one in facts.streams if one.name == "curves")
-    curves = f" and {readings} readings of I-V curves" if readings else ""
+    curves = f" and {counted(readings, 'reading')} of I-V curves" if readings else ""
     return (
-        f"{mvms} MVMs of {writes} writes{curves} on chip {facts.summary.chip_id}, {facts.summary.status}. "
+        f"{counted(mvms, 'MVM')} of {counted(writes, 'write')}{curves} on chip {facts.summary.chip_id}, "
+        f"{facts.summary.status}. "
         "All committed rows agree with their checksums."
     )
 

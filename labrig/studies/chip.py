@@ -20,6 +20,7 @@ from labrig_drivers.capabilities import TRANSPOSED_MVM
 from labrig_drivers.crossbar import BoardInfo, CrossbarBoard
 from labrig_drivers.mock.board import MOCK_CAPABILITIES, MockBoard
 from labrig_drivers.mock.chip import ChipSettings
+from labrig_drivers.wording import counted
 from labrig_surrogates.backend import DigitalBackend
 from labrig_surrogates.layers import set_backend
 
@@ -42,7 +43,7 @@ class StudyChip:
     def name(self) -> str:
         """For the conditions of a study."""
         info = self.info
-        return f"chip {info.chip_id}, {self.where}, {info.arrays} arrays of {info.rows} x {info.columns}"
+        return f"chip {info.chip_id}, {self.where}, {counted(info.arrays, 'array')} of {info.rows} x {info.columns}"
 
     @property
     def two_sided(self) -> bool:

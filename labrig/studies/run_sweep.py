@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections import Counter
@@ -63,6 +64,7 @@ def swept_runs(config: TrainConfig, variations: Sequence[str]) -> list[SweptRun]
         raise ConfigError("\n".join(faults))
     short = [key.rpartition(".")[2] for key in varied]
     labels = [key if short.count(last) > 1 else last for key, last in zip(varied, short, strict=True)]
+    refused: dict[str, list[str]] = {}
     runs, given = [], any(one is not None for one in (config.rig, config.recording, config.calibration))
     for chosen in itertools.product(*varied.values()):
         values = dict(zip(varied, chosen, strict=True))
@@ -72,7 +74,8 @@ def swept_runs(config: TrainConfig, variations: Sequence[str]) -> list[SweptRun]
         except ConfigError as error:
             # The text with the values in it is no file, so its lines are left out.
             here = re.escape(str(config.path))
-            faults += [f"{name}: {re.sub(rf'^{here}:[0-9]+: ', '', line)}" for line in str(error).splitlines()]
+            for line in str(error).splitlines():
+                refused.setdefault(re.sub(rf"^{here}:[0-9]+: ", "", line), []).append(name)
             continue
         made = replace(
             made,
@@ -83,9 +86,17 @@ def swept_runs(config: TrainConfig, variations: Sequence[str]) -> list[SweptRun]
             calibration=made.calibration if "chip.calibration" in values else config.calibration,
         )
         runs.append(SweptRun(name, values, made))
-    if faults:
-        raise ConfigError("\n".join(faults))
+    if refused:
+        combinations = math.prod(len(values) for values in varied.values())
+        raise ConfigError("\n".join(f"{_where(names, combinations)}: {fault}" for fault, names in refused.items()))
     return runs
+
+
+def _where(names: Sequence[str], combinations: int) -> str:
+    """Of which combinations a fault is told: once, however many there are."""
+    if len(names) == combinations > 1:
+        return f"all {combinations} combinations"
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def run_sweep(

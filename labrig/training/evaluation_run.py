@@ -21,7 +21,7 @@ from labrig.training.config import TrainConfig
 from labrig.training.datasets import ImageSet, load_images
 from labrig.training.evaluate import AccuracyTable, Judged, ReprogrammableBackend, judge_on, table
 from labrig.training.live_rig import LiveRig, LiveRun
-from labrig.training.normalisation import reestimate_batch_norm
+from labrig.training.normalisation import has_batch_norm, reestimate_batch_norm
 from labrig.training.population import draw_chip
 from labrig.training.run_folder import CHIP, load_origin, load_summary, write_json
 from labrig.training.run_report import write_run_report
@@ -116,7 +116,7 @@ def _on_chip(
     images = min(_CALIBRATION_IMAGES, len(data.train_y))
     planned = [
         PlannedPasses(2 * writes, len(data.test_y), 2 * writes),
-        PlannedPasses(len(column_layers(network)) + 1, images, 1),
+        PlannedPasses(len(column_layers(network)) + int(has_batch_norm(network)), images, 1),
     ]
     run = LiveRun(
         config=rig,

@@ -8,6 +8,11 @@ from torch import Tensor, nn
 Normalisation = nn.BatchNorm1d | nn.BatchNorm2d
 
 
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether there is anything to re-estimate."""
+    return bool(_with_statistics(network))
+
+
 @torch.no_grad()
 def reestimate_batch_norm(network: nn.Module, x: Tensor, batch: int) -> int:
     """Replaces running means and variances by those of some images on the present backend; no classes are needed.
@@ -22,7 +27,7 @@ def reestimate_batch_norm(network: nn.Module, x: Tensor, batch: int) -> int:
     Returns:
         Passes that it took; zero where there is no batch normalisation.
     """
-    layers = [one for one in network.modules() if isinstance(one, Normalisation) and one.track_running_stats]
+    layers = _with_statistics(network)
     if not layers:
         return 0
     training, momenta = network.training, [layer.momentum for layer in layers]
@@ -40,3 +45,7 @@ def reestimate_batch_norm(network: nn.Module, x: Tensor, batch: int) -> int:
             layer.momentum = momentum
         network.train(training)
     return len(parts)
+
+
+def _with_statistics(network: nn.Module) -> list[Normalisation]:
+    return [one for one in network.modules() if isinstance(one, Normalisation) and one.track_running_stats]

@@ -237,7 +237,7 @@ def test_the_cost_of_a_pass_is_said_first_and_wear_is_refused(bench: Path, labri
     out = labrig("train", file, code=2)
     assert "2 tiles on 2 of 2 arrays of 8 x 8 cells" in out
     assert "a pass of 24 images: 2 writes with changed weights (0 without), 48 MVMs" in out
-    assert "12 passes with 1 writes of the busiest array each are 12 writes; it endures 11" in out
+    assert "12 passes with 1 write of the busiest array each are 12 writes; it endures 11" in out
     assert not (bench / "worn" / "training.h5").exists()
 
 

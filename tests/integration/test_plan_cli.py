@@ -140,7 +140,7 @@ def test_axes_that_cannot_be_moved_are_refused_before_anything_is_made(options: 
 def test_a_built_in_plan_takes_options_by_name(folder: Path) -> None:
     result = sweep("--plan", "noise", "--set", "reads=50", "--set", "arrays=[1]", "--seed", "5", "-o", "noise.h5")
     assert result.exit_code == 0, result.output
-    assert re.search(r"plan noise: 200 MVMs, 1 writes, [\d.]+ m?s or more", result.stderr)
+    assert re.search(r"plan noise: 200 MVMs, 1 write, [\d.]+ m?s or more", result.stderr)
     with Recording.open(folder / "noise.h5") as recording:
         assert recording.arrays == (1,)
         assert recording.committed(1) == 200

@@ -319,7 +319,7 @@ async def test_recording_that_is_being_written_is_shown(tmp_path: Path) -> None:
         assert (reader.returncode, errors) == (0, b"")
         assert b"running" in shown
         assert b"not yet" in shown
-        assert b"8 MVMs, 1 writes" in shown
+        assert b"8 MVMs, 1 write" in shown
         assert await append(writer, 0, 1) == 16
 
 

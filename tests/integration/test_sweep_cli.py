@@ -36,7 +36,7 @@ def test_check_sweep_show_on_the_command_line(tmp_path: Path) -> None:
     shown = command_line.labrig(tmp_path, "show", "run.h5")
     assert shown.returncode == 0, shown.stderr
     assert "5184" not in shown.stdout
-    assert shown.stdout.count("2592 MVMs, 1 writes") == 2
+    assert shown.stdout.count("2592 MVMs, 1 write") == 2
     again = command_line.labrig(tmp_path, "sweep", str(mock), "--plan", "mvm", "--writes", "1", "-o", "run.h5")
     assert again.returncode == 2
     assert again.stderr.startswith("labrig: error: run.h5: exists already")

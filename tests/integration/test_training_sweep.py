@@ -138,7 +138,7 @@ def test_jobs_of_a_cluster_give_the_same_runs(config: TrainConfig, tmp_path: Pat
         (["run.folder=a,b"], "every run has a folder of its own"),
         (
             ["run.sead=1", "training.hidden=4,0"],
-            "(?s)sead=1,hidden=0: run.sead: unknown.*hidden=0: training.hidden: is 0, must",
+            "(?s)all 2 combinations: run.sead: unknown.*seed.?\nsead=1,hidden=0: training.hidden: is 0, must",
         ),
         (["training.method=surrogate,guess"], "(?s)method=guess.*training.method"),
     ],

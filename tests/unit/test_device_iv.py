@@ -55,6 +55,29 @@ def test_laws_are_told_apart_and_their_parameters_found() -> None:
     assert all(rate > 0.75 for _, rate in found.values())
 
 
+def test_readings_that_a_converter_made_zero_do_not_say_that_there_is_no_noise() -> None:
+    rng = np.random.default_rng(4)
+    voltage_v = np.linspace(-0.2, 0.2, 41)
+    voltage_v[20] = 0.0
+    step_a = 2e-8
+    curves = []
+    for number in range(24):
+        current_a = 2e-5 * voltage_v
+        noisy_a = current_a + np.hypot(0.5 * step_a, 0.02 * current_a) * rng.standard_normal(41)
+        codes = np.round(noisy_a / step_a)
+        if number % 2:
+            codes[20] = 0.0  # as every second one or so has it anyway
+        curves.append(Curve("cell", voltage_v, codes * step_a, np.zeros(41, dtype=bool)))
+    fit = fit_iv(curves)
+    ohmic = fit.laws["ohmic"]
+    assert fit.law == "ohmic"
+    # Half a step of noise, and what rounding adds to it.
+    assert np.median(ohmic.floor_a) == pytest.approx(math.hypot(0.5, 12**-0.5) * step_a, rel=0.35)
+    assert ohmic.floor_a.min() > 0.01 * step_a
+    assert np.mean([numbers[0].holds(2e-5) for numbers in ohmic.numbers]) >= 0.75
+    assert max(numbers[0].high / numbers[0].low for numbers in ohmic.numbers) < 1.1
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_intervals_hold_as_often_as_they_say() -> None:

@@ -200,12 +200,13 @@ def fit_iv(curves: Sequence[Curve], *, temperature_k: float = 293.15) -> IvFit:
     scale_v = np.array([np.abs(voltage).max() for voltage, _ in kept])
     scale_a = np.array([np.abs(current).max() for _, current in kept])
     shape = (len(kept), most)
-    voltage, current, weight, fold = (np.zeros(shape) for _ in range(4))
+    voltage, current, weight, rounded, fold = (np.zeros(shape) for _ in range(5))
     for place, (v, i) in enumerate(kept):
         voltage[place, : len(v)], current[place, : len(v)] = v / scale_v[place], i / scale_a[place]
         weight[place, : len(v)] = 1.0
+        rounded[place, : len(v)] = _rounding_variance(v, i) / scale_a[place] ** 2
         fold[place, : len(v)] = (np.arange(len(v)) * _PIECES // len(v)) % _FOLDS
-    data = tuple(torch.from_numpy(one) for one in (voltage, current, weight))
+    data = tuple(torch.from_numpy(one) for one in (voltage, current, weight, rounded))
     laws, losses = {}, {}
     for law in LAWS:
         laws[law], losses[law] = _fit_law(law, data, torch.from_numpy(fold), scale_v, scale_a)
@@ -223,6 +224,16 @@ def _usable(curve: Curve) -> tuple[FloatArray, FloatArray]:
     return curve.voltage_v[free], curve.current_a[free]
 
 
+def _rounding_variance(voltage_v: FloatArray, current_a: FloatArray) -> FloatArray:
+    """Variance in A^2 of readings that a converter made exactly zero at zero volts, and zero for the others.
+
+    They agree with every law, so that the noise that explains them best would be none at all. A step of the converter
+    is at most the smallest current that it showed.
+    """
+    step_a = float(np.abs(current_a[current_a != 0.0]).min())
+    return np.where((voltage_v == 0.0) & (current_a == 0.0), step_a**2 / 12.0, 0.0)
+
+
 def _chosen(losses: dict[str, FloatArray]) -> str:
     """The simplest law within one standard error of the best, by pieces that were left out, `[curves, folds]` each."""
     best = min(losses, key=lambda law: float(losses[law].sum()))
@@ -234,9 +245,9 @@ def _chosen(losses: dict[str, FloatArray]) -> str:
 
 
 def _terms(law: str, furthest: float = math.inf) -> Terms:
-    def terms(parameters: Tensor, voltage: Tensor, current: Tensor, weight: Tensor) -> Tensor:
+    def terms(parameters: Tensor, voltage: Tensor, current: Tensor, weight: Tensor, rounded: Tensor) -> Tensor:
         expected = scaled_current(law, parameters, voltage)
-        variance = torch.exp(2.0 * parameters[-2]) + torch.exp(2.0 * parameters[-1]) * expected**2
+        variance = torch.exp(2.0 * parameters[-2]) + torch.exp(2.0 * parameters[-1]) * expected**2 + rounded
         # Noise terms that are not there have no lower end: ten units wide around a thousandth.
         tame = (0.5 * ((parameters[-2:] + 7.0) / 10.0) ** 2).sum() / weight.shape[0]
         square = ((current - expected) ** 2 / variance).clamp(max=furthest**2)
@@ -249,7 +260,7 @@ def _fit_law(
     law: str, data: tuple[Tensor, ...], fold: Tensor, scale_v: FloatArray, scale_a: FloatArray
 ) -> tuple[LawFit, FloatArray]:
     """The fit, and the losses of pieces that were left out, `[curves, folds]`."""
-    voltage, current, weight = data
+    voltage, current, weight, rounded = data
     count = LAWS[law]
     start = torch.zeros((len(voltage), count + 2), dtype=torch.float64)
     start[:, 0] = torch.log((voltage * current).sum(dim=1) / (voltage**2).sum(dim=1))
@@ -264,8 +275,8 @@ def _fit_law(
     folded = np.zeros((len(voltage), _FOLDS))
     for one in range(_FOLDS):
         inside = weight * (fold != one)
-        other = maximise(_terms(law), found.parameters, (voltage, current, inside))
-        terms = torch.func.vmap(_terms(law, _FURTHEST))(other.parameters, voltage, current, weight)
+        other = maximise(_terms(law), found.parameters, (voltage, current, inside, rounded))
+        terms = torch.func.vmap(_terms(law, _FURTHEST))(other.parameters, *data)
         folded[:, one] = (terms * weight * (fold == one)).sum(dim=1).numpy()
     pieces = torch.arange(_FOLDS, dtype=fold.dtype)
     members = (weight[:, None] * (fold[:, None] == pieces[:, None])).sum(dim=2).numpy()
@@ -297,10 +308,10 @@ def _fit_law(
 
 def _misfit(law: str, found: Found, data: tuple[Tensor, ...]) -> FloatArray:
     """Correlation of neighbouring standardised residuals."""
-    voltage, current, weight = data
+    voltage, current, weight, rounded = data
     expected = torch.func.vmap(lambda p, v: scaled_current(law, p, v))(found.parameters, voltage)
     floor, relative = torch.exp(found.parameters[:, -2:-1]), torch.exp(found.parameters[:, -1:])
-    sigma = torch.sqrt(floor**2 + (relative * expected) ** 2)
+    sigma = torch.sqrt(floor**2 + (relative * expected) ** 2 + rounded)
     residual = weight * (current - expected) / sigma
     paired = (residual[:, 1:] * residual[:, :-1]).sum(dim=1)
     return np.asarray((paired / (residual**2).sum(dim=1)).numpy())
