@@ -18,7 +18,7 @@ from labrig_calibration.dataset import MvmDataset
 from labrig_calibration.diagnostics import diagnose
 from labrig_calibration.expanding import expanded
 from labrig_calibration.heldout import heldout_nll
-from labrig_calibration.ladder import Ladder, RungVerdict
+from labrig_calibration.ladder import HELDOUT_FRACTION, Ladder, RungVerdict
 from labrig_calibration.linear_rungs import LinearSums
 from labrig_calibration.measurements import Measurements
 from labrig_calibration.noise_law import DRIFT_SPREAD, TERMS, UNITS
@@ -31,7 +31,6 @@ from labrig_surrogates.parameters import ArrayParameters, ChipParameters, Conver
 from labrig_surrogates.wire_first_order import first_order_transfer
 
 __all__ = [
-    "HELDOUT_FRACTION",
     "CalibrationError",
     "chip_parameters",
     "converter_range",
@@ -39,8 +38,6 @@ __all__ = [
     "heldout_part",
     "smallest_write",
 ]
-
-HELDOUT_FRACTION = Ladder().heldout_fraction
 
 # So many held-out outputs show whatever a check can show; all of a large recording's would not fit into memory.
 _MOST_JUDGED = 2**20
@@ -163,18 +160,21 @@ def converter_range(dataset: MvmDataset) -> ConverterRange:
     )
 
 
-def heldout_part(dataset: MvmDataset, wrong: NDArray[np.bool_] | None = None) -> tuple[MvmDataset, int]:
+def heldout_part(
+    dataset: MvmDataset, wrong: NDArray[np.bool_] | None = None, fraction: float = HELDOUT_FRACTION
+) -> tuple[MvmDataset, int]:
     """The MVMs by which a fit is judged, and how many it was fitted to.
 
     Args:
         dataset: What was fitted.
         wrong: MVMs that count nothing, bool, `[N]`.
+        fraction: What the ladder of the fit holds back.
 
     Returns:
         The last part of every write, of a large recording the beginning of that; and the number of MVMs before it.
     """
     right = np.ones(len(dataset), dtype=np.bool_) if wrong is None else ~wrong
-    earlier, later = Measurements.of(dataset).split(HELDOUT_FRACTION)
+    earlier, later = Measurements.of(dataset).split(fraction)
     return dataset.select(_judged_mvms(later) & right), int((_mvms_of(earlier) & right).sum())
 
 

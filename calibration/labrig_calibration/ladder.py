@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 RungName = Literal["global", "cells", "columns", "curve", "wires", "stuck", "drift", "residual"]
 
@@ -15,6 +15,9 @@ effect around the target. columns: gain, offset and noise of each column. curve:
 noise over the load. wires: wire resistance and crosstalk. stuck: cells that do not follow their targets, and the
 fixed pattern of those that do. drift: exponents of a logarithmic law of time. residual: a small network.
 """
+
+HELDOUT_FRACTION: Final = 0.1
+"""Last part of every write that a fit holds back to judge by, unless it is told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Ladder:
 
     rungs: tuple[RungName, ...] = RUNGS
     select: bool = True
-    heldout_fraction: float = 0.1
+    heldout_fraction: float = HELDOUT_FRACTION
     confidence: float = 3.0
     drift_reference_s: float = 1.0
     exact_wires: bool = False

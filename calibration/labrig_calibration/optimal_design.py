@@ -18,8 +18,9 @@ from labrig_calibration.assumptions import AssumedChip
 from labrig_calibration.cell_information import Cells
 from labrig_calibration.dataset import Converters
 from labrig_calibration.information import WriteInformation, total, write_information
+from labrig_calibration.ladder import HELDOUT_FRACTION
 from labrig_calibration.line_loads import transfer_s
-from labrig_calibration.predictions import HELDOUT_FRACTION, Analysis, analysed, typical_columns
+from labrig_calibration.predictions import Analysis, analysed, typical_columns
 from labrig_calibration.stimulus import (
     LADDER_LEVELS,
     LOAD_FRACTIONS,

@@ -27,6 +27,7 @@ from labrig_calibration.information import (
     column_errors,
     write_information,
 )
+from labrig_calibration.ladder import HELDOUT_FRACTION
 from labrig_calibration.line_loads import transfer_s
 from labrig_calibration.stimulus import MvmDesign
 
@@ -46,8 +47,6 @@ PREDICTED = (
 """All parameters whose errors are predicted, in the order of the model."""
 # Columns that stand for all where every vector is looked at.
 TYPICAL_COLUMNS = 4
-# What a fit holds back to judge itself by.
-HELDOUT_FRACTION = 0.1
 _VAGUE = 1e3
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from labrig.durations import duration_text
 from labrig.plans.plan_file import PlanFile
+from labrig.unit_prefixes import with_prefix
 from labrig_drivers.errors import StorageError
 from labrig_drivers.wording import counted
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _CLEARLY_LESS = 0.9
 _WIDE = 400
-_PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p"))
 
 
 def print_design(designed: DesignedCalibration, info: BoardInfo, rig: str) -> None:
@@ -179,10 +179,10 @@ def write_plan_file(path: Path, designed: DesignedCalibration, info: BoardInfo, 
 
 def quantity(value: float, unit: str) -> str:
     """A number with its unit, in thousandths where that reads better."""
-    if unit not in {"A", "S", "ohm"} or value == 0.0:
+    if unit not in {"A", "S", "ohm"}:
         return f"{value:.3g}" if unit == "1" else f"{value:.3g} {unit}"
-    factor, prefix = next((one for one in _PREFIXES if abs(value) >= one[0]), _PREFIXES[-1])
-    return f"{value / factor:.3g} {prefix}{unit}"
+    factor, prefixed = with_prefix(abs(value), unit)
+    return f"{value * factor:.3g} {prefixed}"
 
 
 def percent(value: float) -> str:

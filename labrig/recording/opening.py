@@ -10,13 +10,12 @@ import h5py
 
 from labrig.file_locks import demand_posix
 from labrig.recording.description import Description, describe
+from labrig.recording.hdf5_nodes import SIGNATURE
 from labrig.recording.nodes import HDF5_REFUSES, in_words
 from labrig.recording.placed import NotPlacedError, PlacedRows
 from labrig.recording.source import HdfRows, RowSource
 from labrig.recording.whole_files import no_file
 from labrig_drivers.errors import StorageError
-
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 def open_source(path: Path) -> tuple[RowSource, Description]:
@@ -34,7 +33,7 @@ def open_source(path: Path) -> tuple[RowSource, Description]:
     demand_posix(f"{path}: cannot be read here")
     try:
         with path.open("rb") as file:
-            if file.read(len(_SIGNATURE)) != _SIGNATURE:
+            if file.read(len(SIGNATURE)) != SIGNATURE:
                 # Not left to HDF5: its lock would be in the way of whoever is making the file.
                 raise StorageError(f"{path}: is not an HDF5 file, or is only just being made")
         placed = PlacedRows(path)

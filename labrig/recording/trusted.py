@@ -13,11 +13,11 @@ import h5py
 from labrig import file_locks
 from labrig.recording import layout
 from labrig.recording.contents import Contents
+from labrig.recording.hdf5_nodes import SIGNATURE
 from labrig.recording.nodes import text_attribute
 from labrig.recording.reader import Recording
 from labrig_drivers.errors import StorageError
 
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -101,7 +101,7 @@ def _is_broken(path: Path) -> bool:
     """Whether a file that cannot be read was a recording of a format that this labrig knows."""
     try:
         with path.open("rb") as file:
-            if file.read(len(_HDF5_SIGNATURE)) != _HDF5_SIGNATURE:
+            if file.read(len(SIGNATURE)) != SIGNATURE:
                 return False
         with h5py.File(path, "r") as content:
             major = text_attribute(content, "format_version").partition(".")[0]

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from labrig.unit_prefixes import with_prefix
 from labrig_surrogates.parameters import ArrayParameters, Estimate
 
 FloatArray = NDArray[np.float64]
@@ -123,13 +124,8 @@ def shown(name: str, estimate: Estimate) -> tuple[FloatArray, FloatArray, str]:
 
 def prefixed(values: FloatArray, unit: str) -> tuple[float, str]:
     """A factor and a prefixed unit in which typical values lie between 1 and 1000; as it is where there is no unit."""
-    if not unit or unit == "%":
-        return 1.0, unit
     finite = np.abs(values[np.isfinite(values)])
-    typical = float(np.median(finite[finite > 0])) if (finite > 0).any() else 1.0
-    power = int(np.clip(3 * np.floor(np.log10(typical) / 3.0), -15, 6))
-    prefix = {-15: "f", -12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M"}[power]
-    return 10.0**-power, prefix + unit
+    return with_prefix(float(np.median(finite[finite > 0])) if (finite > 0).any() else 1.0, unit)
 
 
 def parameter_rows(array: ArrayParameters) -> list[ParameterRow]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from labrig.recording import Recording
 from labrig.recording.contents import Block, Contents, Stream
+from labrig.unit_prefixes import with_prefix
 from labrig_drivers.crossbar import BoardInfo, FloatArray
 
 # Points of a cloud: enough to see its shape, few enough to draw at once.
@@ -278,10 +279,5 @@ def _age_edges(mvms: Stream, programmed_s: FloatArray) -> FloatArray:
 
 def units_of(values: FloatArray, unit: str) -> tuple[float, str]:
     """A factor and a prefixed unit in which the largest of these values is between 1 and 1000."""
-    prefixes: Mapping[int, str] = {-15: "f", -12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M"}
     finite = np.abs(values[np.isfinite(values)])
-    largest = float(finite.max()) if finite.size else 0.0
-    power = 3 * int(np.floor(np.log10(largest) / 3)) if largest > 0.0 else 0
-    # Nobody reads kiloseconds.
-    power = min(max(power, min(prefixes)), 0 if unit == "s" else max(prefixes))
-    return 10.0**-power, prefixes[power] + unit
+    return with_prefix(float(finite.max()) if finite.size else 0.0, unit)
