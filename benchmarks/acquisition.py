@@ -12,13 +12,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from benchmarks.harness import Case, sync
-from benchmarks.instant_board import board_info
+from benchmarks.instant_board import InstantBoard, board_info
 from benchmarks.qcodes_sink import qcodes_is_there, qcodes_sink
 from benchmarks.recording import Block
 from benchmarks.report import Script, Suite, main
@@ -31,13 +29,7 @@ from labrig.recording import RecordingHeader, RecordingWriter
 from labrig.rig import Rig
 from labrig_drivers.crossbar import (
     BoardInfo,
-    FloatArray,
-    MvmResult,
-    ProgramReport,
-    check_mvm_request,
-    check_program_request,
 )
-from labrig_drivers.instrument import Identity
 
 SIZE = 128
 RIG = """\
@@ -52,54 +44,6 @@ max_power_w = 0.1
 max_ramp_v_per_s = 10.0
 max_read_voltage_v = 0.3
 """
-
-
-@dataclass(frozen=True)
-class RememberedBoard:
-    """A `CrossbarBoard` that gives every batch the answers of one block, in the memory of this process.
-
-    Attributes:
-        info: What it says of itself.
-        block: The answers, and how many vectors a batch has.
-    """
-
-    info: BoardInfo
-    block: Block
-
-    @property
-    def identity(self) -> Identity:
-        """Who it is."""
-        return Identity("labrig", "REMEMBERED", self.info.chip_id, "1.0")
-
-    async def open(self) -> None:
-        """Has nothing to open."""
-
-    async def close(self) -> None:
-        """Has nothing to close."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def program(self, array: int, conductance_s: FloatArray) -> ProgramReport:
-        """Checks the request, as every board does."""
-        check_program_request(self.info, array, conductance_s)
-        return ProgramReport(write_index=0, time_s=0.0, pulses=0, rms_error_s=0.0)
-
-    async def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
-        """Checks the request and answers."""
-        check_mvm_request(self.info, array, voltage_v)
-        return self.block.result
-
-    async def read_conductance(self, array: int) -> FloatArray:
-        """Answers the lowest conductance for every cell."""
-        conductance_s = np.full((self.info.rows, self.info.columns), self.info.conductance_min_s)
-        check_program_request(self.info, array, conductance_s)
-        return conductance_s
 
 
 @dataclass(frozen=True)
@@ -173,7 +117,7 @@ class Bench:
     async def sweep(self) -> None:
         """One run with a recording of its own."""
         path = self.folder / "sweep.h5"
-        rig = Rig(self.rig.config, RememberedBoard(board_info(SIZE, SIZE), self.plan.block), {})
+        rig = Rig(self.rig.config, InstantBoard(board_info(SIZE, SIZE), self.plan.block.result), {})
         self.summary = await run_sweep(rig, self.plan, path, self._bus)
         path.unlink()
         self._check()
@@ -198,7 +142,7 @@ class Bench:
 def remembered_rig(block: Block) -> Rig:
     """A rig around a remembered board."""
     config = parse_rig(RIG, Path("benchmark.toml"), drivers={"mock-board"})
-    return Rig(config, RememberedBoard(board_info(SIZE, SIZE), block), {})
+    return Rig(config, InstantBoard(board_info(SIZE, SIZE), block.result), {})
 
 
 @asynccontextmanager

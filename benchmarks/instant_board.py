@@ -26,13 +26,15 @@ from labrig_drivers.mock.board_server import BoardServer
 
 @dataclass(frozen=True)
 class InstantBoard:
-    """A `CrossbarBoard` without a chip: every MVM has the answer zero.
+    """A `CrossbarBoard` without a chip.
 
     Attributes:
         info: What it says of itself.
+        answer: What every batch is answered, of as many vectors as it holds; None: zeros, for batches of any size.
     """
 
     info: BoardInfo
+    answer: MvmResult | None = None
 
     @property
     def identity(self) -> Identity:
@@ -59,8 +61,10 @@ class InstantBoard:
         return ProgramReport(write_index=0, time_s=0.0, pulses=0, rms_error_s=0.0)
 
     async def mvm(self, array: int, voltage_v: FloatArray) -> MvmResult:
-        """Checks the request and answers zeros."""
+        """Checks the request and answers."""
         check_mvm_request(self.info, array, voltage_v)
+        if self.answer is not None:
+            return self.answer
         shape = (voltage_v.shape[0], self.info.columns)
         return MvmResult(
             code=np.zeros(shape, np.int16),
