@@ -86,7 +86,7 @@ def carried(chip: ChipParameters) -> list[CalibrationRecord]:
     """The records that a chip's file carries, oldest first; none where they cannot be read."""
     try:
         return [_decoded(one) for one in json.loads(str(chip.provenance.get(_KEY, "[]")))]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 

@@ -178,7 +178,7 @@ def read_conductances(path: Path) -> tuple[list[MeasuredArray], str, str]:
         return arrays, str(told["source"]), digest
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise StorageError(f"{path}: is no file of `labrig import conductances` ({objection(error)})") from error
 
 

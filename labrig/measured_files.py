@@ -249,7 +249,7 @@ def _rate_beside(path: Path) -> float | None:
         return float(settings["fs"])
     except OSError as error:
         raise StorageError(f"{beside}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(f"{beside}: says no rate: it must be a number named fs; or give it (--rate)") from error
 
 

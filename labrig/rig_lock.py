@@ -202,7 +202,7 @@ def _open_file(folder: int, name: str) -> int:
 def _held_by(descriptor: int) -> str:
     try:
         holder = Holder(**json.loads(os.pread(descriptor, _LONGEST_ENTRY, 0)))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return "held by a process that has not written yet who it is"
     if holder.pid == os.getpid() and holder.host == socket.gethostname():
         return f"this program itself has opened it already, since {holder.since}"

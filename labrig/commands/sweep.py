@@ -175,6 +175,6 @@ def _value(text: str) -> object:
     """A number, true, false, null or a list as JSON has them; any other text as it is."""
     try:
         value: object = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
     return value

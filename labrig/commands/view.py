@@ -67,7 +67,7 @@ def _open_page(url: str, *, browser: bool, usual: bool) -> None:
     try:
         with urllib.request.urlopen(f"{parts.scheme}://{parts.netloc}/whoami", timeout=_ANSWER_S) as answer:
             role = json.loads(answer.read(1000)).get("role")
-    except (OSError, ValueError, AttributeError, HTTPException) as error:
+    except (OSError, ValueError, AttributeError, RecursionError, HTTPException) as error:
         # What the system refused with lies inside urllib's own error; anything else came from what answered.
         reason = getattr(error, "reason", error)
         said = f" ({reason.strerror or reason})" if isinstance(reason, OSError) else ", but something else does"

@@ -180,6 +180,6 @@ def _parsed(text: str) -> object:
         return text
     try:
         value: object = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
     return value

@@ -186,7 +186,7 @@ async def _send_all(request: web.Request, socket: web.WebSocketResponse, queue: 
 async def _body(request: web.Request) -> dict[str, object]:
     try:
         content = json.loads(await request.text())
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise web.HTTPBadRequest(text="expected a JSON object\n")

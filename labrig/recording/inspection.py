@@ -355,7 +355,7 @@ def _board(text: str) -> BoardInfo | None:
     """The board that a text describes; None where it describes none that can be."""
     try:
         info = board_info_from_json(text)
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
     lines = (info.arrays, info.rows, info.columns)
     return info if all(isinstance(one, int) and 0 < one <= _MOST_LINES for one in lines) else None
@@ -365,6 +365,6 @@ def _object(text: str) -> dict[str, object] | None:
     """The object that a text describes; None where it describes none."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

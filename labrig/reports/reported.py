@@ -84,6 +84,14 @@ def reported(
     return [_reported(one, rng, provenance, nulls) for one in fits]
 
 
+def _ladder(text: str) -> tuple[RungVerdict, ...]:
+    """What climbing found, as the chip's file tells it; nothing where it cannot be read."""
+    try:
+        return tuple(RungVerdict(**one) for one in json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return ()
+
+
 def _reported(
     fitted: CalibrationResult | JudgedArray,
     rng: np.random.Generator,
@@ -98,7 +106,7 @@ def _reported(
         prefix = f"array_{parameters.array}_"
         wrong = np.zeros(len(dataset), dtype=np.bool_)
         flagged, outliers = (int(provenance.get(f"{prefix}{name}", 0)) for name in ("flagged", "outliers"))
-        ladder = tuple(RungVerdict(**one) for one in json.loads(str(provenance.get(f"{prefix}ladder", "[]"))))
+        ladder = _ladder(str(provenance.get(f"{prefix}ladder", "[]")))
         notes = tuple(note for note in str(provenance.get(f"{prefix}notes", "")).split("; ") if note)
     heldout, fitted_mvms = heldout_part(dataset, wrong)
     prediction = predict_recorded(parameters, heldout)

@@ -95,5 +95,5 @@ def _read(path: Path) -> Numbers | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): float(value) for name, value in content["numbers"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -92,7 +92,7 @@ def load_origin(folder: Path) -> TrainConfig:
         raise StorageError(f"{folder}: not a run of `labrig train`:\n{faults}") from error
     except KeyError as error:
         raise StorageError(f"{folder}: not a run of `labrig train` ({ORIGIN} has no {error.args[0]})") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise StorageError(f"{folder}: not a run of `labrig train` ({CONFIG} or {ORIGIN} is damaged)") from error
     return replace(config, folder=folder, rig=rig, recording=recording, calibration=calibration)
 
@@ -134,7 +134,7 @@ def load_summary(folder: Path) -> dict[str, object]:
         raise StorageError(f"{folder}: {_no_folder(folder)}; name the folder of a run of `labrig train`")
     try:
         content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageError(
             f"{folder}: no readable {SUMMARY}; not a finished run of `labrig train` "
             f"(one that was interrupted goes on with `labrig train --resume {folder}`)"
@@ -170,7 +170,7 @@ def load_metrics(folder: Path) -> list[dict[str, object]]:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             content = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not (isinstance(content, dict) and {"phase", "step"} <= content.keys()):
             raise StorageError(f"{folder / METRICS}:{number}: is no step of a training, which has phase and step")

@@ -65,7 +65,7 @@ class Segments:
             return cls(folder, every=[_segment(one) for one in content])
         except OSError as error:
             raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StorageError(f"{path}: is no list of the recordings of a training ({objection(error)})") from error
 
     def begin(self, path: Path, step: int, *, fresh: bool, restored: Mapping[int, int]) -> None:

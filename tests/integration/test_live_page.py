@@ -86,6 +86,13 @@ async def test_without_a_key_nobody_sees_or_asks_for_anything(served: Served, cl
     assert not served.control.paused
 
 
+async def test_what_is_no_object_is_refused(served: Served, client: aiohttp.ClientSession) -> None:
+    for body in ("3", "{", "[" * 900):
+        headers = {"Content-Type": "application/json", **served.origin}
+        async with client.post(served.page.url + "login", data=body, headers=headers) as answer:
+            assert (answer.status, await answer.text()) == (400, "expected a JSON object\n")
+
+
 async def test_a_viewer_may_stop_and_pause_and_the_owner_may_go_on(
     served: Served, client: aiohttp.ClientSession
 ) -> None:

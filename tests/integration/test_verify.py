@@ -124,6 +124,8 @@ STRUCTURE = [
     (lambda file: file.attrs.__delitem__("git_commit"), "root: attribute git_commit is lost or damaged"),
     (attribute("/", "NX_class", "NXroad"), "root: its attribute NX_class is 'NXroad', expected 'NXroot'"),
     (attribute("/", "plan", "no json"), "root: attribute plan is lost or damaged"),
+    (attribute("/", "plan", "[" * 50_000), "root: attribute plan is lost or damaged"),
+    (attribute("/", "board_info", "[" * 50_000), "the description of the board is lost"),
     (attribute(ARRAY, "signal", "voltage"), "its attribute signal is 'voltage', expected 'current_code'"),
     (attribute(f"{ARRAY}/voltage_v", "units", "mV"), "voltage_v: its attribute units is 'mV', expected 'V'"),
     (lambda file: file[f"{ARRAY}/kind"].attrs.__delitem__("long_name"), "kind: has no attribute long_name"),

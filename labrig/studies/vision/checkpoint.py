@@ -38,7 +38,7 @@ def load_epoch(path: Path, network: nn.Module, optimiser: ImageOptimiser, averag
         with safe_open(path, framework="pt") as file:
             epoch = int(json.loads(file.metadata()["labrig"])["epoch"])
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return 0
     network.load_state_dict(_part(found, "network"))
     optimiser.load_state(_part(found, "optimiser"))
