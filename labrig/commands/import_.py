@@ -48,6 +48,7 @@ def conductances(
     """
     from labrig.conductance_files import joined, read_fusion, read_matrix, write_conductances
     from labrig_drivers.errors import ConfigError
+    from labrig_drivers.wording import counted
 
     if kind not in {"csv", "aihwkit"}:
         raise ConfigError(f"--format {kind}: is neither csv nor aihwkit")
@@ -59,6 +60,7 @@ def conductances(
     write_conductances(output, arrays, source)
     for index, one in enumerate(arrays):
         rows, columns = one.target_s.shape
-        error = "" if target is None else f", {1e6 * float((one.measured_s - one.target_s).std()):.3g} uS off (rms)"
-        print(f"array {index}: {one.name}, {rows} x {columns}, {len(one.measured_s)} writes{error}")
+        off_us = 1e6 * float(((one.measured_s - one.target_s) ** 2).mean()) ** 0.5
+        error = "" if target is None else f", {off_us:.3g} uS off (rms)"
+        print(f"array {index}: {one.name}, {rows} x {columns}, {counted(len(one.measured_s), 'write')}{error}")
     print(f'{output}: name it in a rig file, [board] driver = "conductance-board", [board.settings] file = "{output}"')

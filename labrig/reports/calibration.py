@@ -274,7 +274,7 @@ def _listed(indices: Sequence[int]) -> str:
 
 def _subtitle(arrays: Sequence[ReportedArray], conditions: Mapping[str, str]) -> str:
     first = arrays[0].parameters
-    number = f"{len(arrays)} arrays" if len(arrays) > 1 else "1 array"
+    number = counted(len(arrays), "array")
     known = [f"{key} {conditions[key]}" for key in ("measured", "rig") if key in conditions]
     return " · ".join([f"{number} of {first.rows} × {first.columns}", *known])
 

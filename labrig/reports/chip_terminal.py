@@ -12,6 +12,7 @@ from rich.text import Text
 from labrig.calibration_history import carried
 from labrig.reports.blocks import DIVERGING, colour_bar, heatmap
 from labrig.reports.families import parameter_rows
+from labrig_drivers.wording import counted
 from labrig_surrogates.parameters import ArrayParameters, ChipParameters
 
 _NAMED_CELLS = 12
@@ -39,7 +40,9 @@ def print_chip(console: Console, path: Path, chip: ChipParameters, *, maps: bool
         if key in provenance:
             facts.add_row(name, str(provenance[key]))
     for index, array in chip.arrays.items():
-        facts.add_row(f"array {index}", f"{array.rows} x {array.columns}, {len(array.write_conductance_s)} writes")
+        facts.add_row(
+            f"array {index}", f"{array.rows} x {array.columns}, {counted(len(array.write_conductance_s), 'write')}"
+        )
     past = carried(chip)
     if past:
         facts.add_row("earlier calibrations", f"{len(past)}, the first of {past[0].when_utc}")

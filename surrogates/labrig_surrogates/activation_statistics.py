@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from labrig_surrogates.errors import SurrogateError
-from labrig_surrogates.faults import refuse
+from labrig_surrogates.faults import counted, refuse
 from labrig_surrogates.quantization import wide
 
 Distance = Literal["mean", "mean_variance", "sliced_wasserstein"]
@@ -88,7 +88,7 @@ class RecordedStatistics:
         """One line: how many layers, on how many values, how old."""
         counts = [layer.count for layer in self.layers.values()]
         values = f"{min(counts)} to {max(counts)} values each" if counts else "none"
-        return f"hardware statistics of {len(counts)} layers ({values}), {self.age_s(now_s):.0f} s old"
+        return f"hardware statistics of {counted(len(counts), 'layer')} ({values}), {self.age_s(now_s):.0f} s old"
 
 
 class StatisticsRecorder:

@@ -96,8 +96,9 @@ def describe(model: nn.Module) -> ModelDescription:
     """
     matrices = weight_matrices(model)
     described = tuple(_describe(matrix.core) for matrix in matrices)
-    # A weight that two layers share is stored once.
-    stored = {(one.weight.data_ptr(), one.weight.storage_offset()): one.weight.numel() for one in matrices}
+    # A weight that two layers share is stored once. On the meta device there is no place in memory, but a storage.
+    weights = [matrix.weight for matrix in matrices]
+    stored = {(one.untyped_storage()._cdata, one.storage_offset()): one.numel() for one in weights}
     analog = sum(stored.values())
     total = sum(parameter.numel() for parameter in model.parameters())
     own = sum(parameter.numel() for matrix in matrices for parameter in matrix.core.parameters())

@@ -425,6 +425,7 @@ def test_a_model_is_described() -> None:
     assert "outputs 2 % of ostd per tile" in text
     assert "weights 2 % of wmax (read)" in text
     assert f"{described.tiles} tiles" in text.splitlines()[-1]
+    assert describe(to_analog(model, NOISY).to("meta")).analog_weights == described.analog_weights
     wide = nn.Linear(100, 70)
     large = describe(
         to_analog(

@@ -255,7 +255,7 @@ def test_recorded_statistics_say_their_age() -> None:
         model(torch.ones(4, 2))
     recorded = recorder.recorded(at_s=10.0)
     assert recorded.age_s(25.0) == 15.0
-    assert recorded.describe(25.0) == "hardware statistics of 1 layers (4 to 4 values each), 15 s old"
+    assert recorded.describe(25.0) == "hardware statistics of 1 layer (4 to 4 values each), 15 s old"
 
 
 def test_a_step_of_training_brings_the_statistics_closer() -> None:
