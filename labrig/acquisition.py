@@ -14,13 +14,14 @@ from labrig.interlock import SupplyFeed, wait_until_clear
 from labrig.plan_time import needs_on
 from labrig.plan_walk import PlanWalk
 from labrig.plans.base import BesideCapacity, Plan, PlanNeeds
+from labrig.recording.contents import Contents
 from labrig.recording.file import Durability
 from labrig.recording.header import RecordingHeader
 from labrig.recording.progress import Progress, read_progress
 from labrig.recording.writer import RecordingWriter
 from labrig.rig import Rig, open_rig
 from labrig.run_control import RunControl
-from labrig_drivers.errors import ConfigError, InstrumentError, LinkError, ProtocolError
+from labrig_drivers.errors import ConfigError, InstrumentError, LinkError, ProtocolError, StorageError
 
 __all__ = ["RunSummary", "acquire", "run_sweep"]
 
@@ -106,7 +107,8 @@ async def run_sweep(
     Args:
         rig: A rig file that was read, or a rig that is not open yet.
         plan: What to measure.
-        output: The recording; it must not exist. It is complete on disk before any output is switched on.
+        output: The recording; it must not exist. It is complete on disk before any output is switched on; where a
+            run fails before anything is recorded, it is removed.
         bus: Gets every event.
         durability: What an acknowledged row survives, `process` or `power`.
         resume: Go on with the interrupted run in `output`: its committed points are not measured again.
@@ -131,19 +133,26 @@ async def run_sweep(
             resume=resume,
         )
         # Leaving: first the supply, then the file, then the instruments.
-        async with writer:
-            if progress.finished:
-                bus.publish(Message(f"{output}: the run came to its end before; nothing is left to be measured"))
-                await writer.close("finished")
-                return RunSummary("finished", 0, 0, 0.0, None)
-            control = control or RunControl()
-            with control.watching(rig_conditions(opened)):
-                await wait_until_clear(opened, bus, control)
-                async with opened.powered():
-                    await _note_settings(opened, writer, bus)
-                    summary = await acquire(opened, plan, writer, bus, progress=progress, control=control)
-            await writer.close(summary.status)
-            return summary
+        try:
+            async with writer:
+                if progress.finished:
+                    bus.publish(Message(f"{output}: the run came to its end before; nothing is left to be measured"))
+                    await writer.close("finished")
+                    return RunSummary("finished", 0, 0, 0.0, None)
+                control = control or RunControl()
+                with control.watching(rig_conditions(opened)):
+                    await wait_until_clear(opened, bus, control)
+                    async with opened.powered():
+                        await _note_settings(opened, writer, bus)
+                        summary = await acquire(opened, plan, writer, bus, progress=progress, control=control)
+                await writer.close(summary.status)
+                return summary
+        except BaseException:
+            if _is_empty(writer.path):
+                # It would only be in the way when the same command is given again.
+                writer.path.unlink(missing_ok=True)
+                bus.publish(Message(f"nothing was recorded: {output} is not kept"))
+            raise
 
 
 def axis_units(rig: Rig, beside: BesideCapacity) -> dict[str, str]:
@@ -169,6 +178,15 @@ def axis_units(rig: Rig, beside: BesideCapacity) -> dict[str, str]:
     if faults:
         raise ConfigError(f"{rig.config.path}: the plan needs what the rig has not: {'; '.join(faults)}")
     return {name: rig.axes[name].unit for name in beside.axes}
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a recording has no row; one that cannot be read is left to whoever looks into it."""
+    try:
+        with Contents.open(path) as contents:
+            return not any(stream.rows for stream in contents.streams())
+    except StorageError:
+        return False
 
 
 async def _note_settings(rig: Rig, writer: RecordingWriter, bus: EventBus) -> None:

@@ -42,6 +42,16 @@ def test_check_sweep_show_on_the_command_line(tmp_path: Path) -> None:
     assert again.stderr.startswith("labrig: error: run.h5: exists already")
 
 
+def test_a_run_that_records_nothing_leaves_no_file_in_the_way(tmp_path: Path) -> None:
+    command = ("sweep", str(shipped_rig("mock")), "--plan", "iv", "-o", "iv.h5")
+    for _ in range(2):
+        failed = command_line.labrig(tmp_path, *command)
+        assert failed.returncode == 2
+        assert "nothing was recorded: iv.h5 is not kept" in failed.stderr
+        assert "array 0 was never programmed" in failed.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_errors_on_the_command_line_are_one_message_and_code_2(tmp_path: Path) -> None:
     bench = shipped_rig("simulated_bench").read_text()
     (tmp_path / "rig.toml").write_text(bench.replace("level_voltage_v", "level_voltage_mv"))
