@@ -246,7 +246,7 @@ class _Run:
         self.step = 0
         self.optimiser = ImageOptimiser(network, rates, self.steps)
         self.average = average
-        self.ranges = ranges
+        self.ranges: RangeRule = ranges
         self.generator = torch.Generator()
 
     def go(
