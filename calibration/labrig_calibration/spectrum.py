@@ -175,14 +175,16 @@ def _fit(frequency_hz: FloatArray, power: FloatArray, weight: FloatArray, level:
         return NoiseColour(scale, 0.0, math.nan, 0.0, (math.nan, math.nan), (0.0, math.inf), p_white, level)
     with_white = 2.0 * (pure.fun - both.fun) > float(special.chdtri(1, 2.0 * alpha))
     theta = np.asarray((both if with_white else pure).x)
-    white, coloured = np.exp(theta[0]), np.exp(theta[1] - theta[2] * logs)
-    rows = np.stack([white * np.ones_like(logs), coloured, -coloured * logs]) / (white + coloured)
+    rows = _derivatives(theta, logs)
     rows = rows if with_white else rows[1:]
     covariance = np.linalg.pinv((rows * weight) @ rows.T)
     slope, slope_error = float(theta[2]), math.sqrt(covariance[-1, -1])
     flicker = scale * math.exp(theta[1]) * middle**slope
     slope_interval = (slope - half * slope_error, slope + half * slope_error)
     if not with_white:
+        # White noise that is too weak to be sure of bends the slope all the same: the interval holds that of both.
+        other = _slope_interval(np.asarray(both.x), logs, weight, half)
+        slope_interval = (min(slope_interval[0], other[0]), max(slope_interval[1], other[1]))
         # White noise would show if its corner were inside the band by enough.
         return NoiseColour(
             0.0, flicker, slope, math.inf, slope_interval, (float(frequency_hz[-1]), math.inf), p_white, level
@@ -193,8 +195,21 @@ def _fit(frequency_hz: FloatArray, power: FloatArray, weight: FloatArray, level:
     ends = [middle * math.exp(log_corner + side * half * error) for side in (-1.0, 1.0)]
     corner_hz = middle * math.exp(log_corner)
     return NoiseColour(
-        scale * float(white), flicker, slope, corner_hz, slope_interval, (ends[0], ends[1]), p_white, level
+        scale * math.exp(theta[0]), flicker, slope, corner_hz, slope_interval, (ends[0], ends[1]), p_white, level
     )
+
+
+def _derivatives(theta: FloatArray, logs: FloatArray) -> FloatArray:
+    """Of the logarithm of the density W + A (f / middle)^-slope, in ln W, ln A and slope, `[3, frequencies]`."""
+    white, coloured = np.exp(theta[0]), np.exp(theta[1] - theta[2] * logs)
+    return np.asarray(np.stack([white * np.ones_like(logs), coloured, -coloured * logs]) / (white + coloured))
+
+
+def _slope_interval(theta: FloatArray, logs: FloatArray, weight: FloatArray, half: float) -> tuple[float, float]:
+    """Interval of the slope where white noise is fitted as well."""
+    rows = _derivatives(theta, logs)
+    error = math.sqrt(np.linalg.pinv((rows * weight) @ rows.T)[-1, -1])
+    return float(theta[2]) - half * error, float(theta[2]) + half * error
 
 
 def _best(

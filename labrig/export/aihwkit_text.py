@@ -93,9 +93,11 @@ def weight_noise(numbers: ChipNumbers) -> float:
 
 def _programming_us(numbers: ChipNumbers) -> tuple[list[float], float]:
     """Coefficients in µS over the relative target, and the largest misfit."""
-    if numbers.mismatch.value == 0.0:
-        return [1e6 * numbers.conductance_max_s * one for one in numbers.programming.tolist()], 0.0
     relative = np.linspace(numbers.conductance_min_s / numbers.conductance_max_s, 1.0, 201)
+    fitted = numbers.programming @ np.stack([np.ones_like(relative), relative, relative**2])
+    if numbers.mismatch.value == 0.0 and fitted.min() >= 0.0:
+        return [1e6 * numbers.conductance_max_s * one for one in numbers.programming.tolist()], 0.0
+    # aihwkit multiplies a negative spread by normal numbers as it does a positive one: below zero there is none.
     sigma = numbers.programming_sigma_s(relative * numbers.conductance_max_s) / numbers.conductance_max_s
     powers = relative[:, None] ** np.arange(_TERMS)
     coefficients = np.linalg.lstsq(powers, sigma, rcond=None)[0]

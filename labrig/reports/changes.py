@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 
@@ -137,7 +139,7 @@ def _row(array: int, one: FamilyChange, rate: float) -> ChangeRow:
         now=now,
         shift=f"{_in_errors(one):+.1f}",
         scatter=f"{one.scatter:.2f}",
-        worst=f"{_where(place)} ({direction(one.name) * place.z:+.1f})",
+        worst=f"{_where(one.name, place)} ({direction(one.name) * place.z:+.1f})",
         chance=_chance(one.surest),
         changed=one.surest < rate,
     )
@@ -154,7 +156,9 @@ def _sentence(one: FamilyChange, rate: float) -> str:
         place = one.worst[0]
         values, _, unit = shown(one.name, Estimate(np.array([place.old, place.new]), np.zeros(2), one.unit))
         moved = f"{values[0]:.4g} to {values[1]:.4g} {unit}".rstrip()
-        parts.append(f"most in {_where(place)}, {moved} ({direction(one.name) * place.z:+.1f} standard errors)")
+        parts.append(
+            f"most in {_where(one.name, place)}, {moved} ({direction(one.name) * place.z:+.1f} standard errors)"
+        )
     return f"{family(one.name).title}: " + "; ".join(parts)
 
 
@@ -162,7 +166,15 @@ def _in_errors(one: FamilyChange) -> float:
     return direction(one.name) * one.shift / one.shift_error
 
 
-def _where(place: Place) -> str:
+_PARTS: Final = MappingProxyType(
+    {"programming": ("constant term", "linear term", "quadratic term"), "wire_ohm": ("word line", "bit line")}
+)
+"""What the values of families stand for that do not belong to columns."""
+
+
+def _where(name: str, place: Place) -> str:
+    if name in _PARTS and place.index:
+        return _PARTS[name][place.index[0]]
     if len(place.index) == 2:
         return f"cell ({place.index[0]}, {place.index[1]})"
     return f"column {place.index[0]}" if place.index else "the array"

@@ -109,6 +109,17 @@ def test_one_column_and_one_cell_are_named() -> None:
     assert "most in cell (3, 4)" in sentences
 
 
+def test_terms_and_lines_are_not_called_columns() -> None:
+    a, b = pair(5)
+    moved = b.programming.value + np.array([0.0, 0.0, 0.1])
+    ohm = [Estimate(np.array(one), np.full(2, 0.01), "ohm") for one in ([1.0, 1.0], [1.0, 2.0])]
+    before = replace(a, wire_ohm=ohm[0])
+    after = replace(b, wire_ohm=ohm[1], programming=replace(b.programming, value=moved))
+    rows = {row.name: row.worst for row in change_rows(compare_chips(chip(after), chip(before)))}
+    assert rows["programming"].startswith("quadratic term (+")
+    assert rows["wire_ohm"].startswith("bit line (+")
+
+
 def test_a_current_that_falls_is_shown_as_falling_although_its_reciprocal_rises() -> None:
     a, b = pair(3)
     moved = Estimate(1.1 * a.compression.value, a.compression.error, "1/A")

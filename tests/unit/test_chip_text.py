@@ -97,6 +97,13 @@ def test_without_a_fixed_spread_the_polynomial_is_the_fitted_one() -> None:
     assert document["programming_misfit"] == 0.0
 
 
+def test_a_law_below_zero_is_no_noise_in_aihwkit() -> None:
+    none = Estimate(np.array([-0.0085, -0.0029, -0.0022]), np.zeros(3), "1")
+    ideal = replace(array(), mismatch=Estimate(np.array(0.0), np.array(0.0), "1"), programming=none)
+    document = json.loads(chip_text(ChipParameters("A", {0: ideal}, {}), "aihwkit", ".json"))
+    np.testing.assert_allclose(document["noise_model"]["arguments"]["prog_coeff"], 0.0, atol=1e-9)
+
+
 def test_aihwkit_noise_of_an_output_is_that_of_two_columns() -> None:
     """Monte Carlo of labrig's own law for a pair of columns, against aihwkit's equation with the exported numbers."""
     forward = aihwkit()["forward"]

@@ -171,7 +171,7 @@ def test_the_command_makes_a_board_of_files_and_overwrites_nothing(tmp_path: Pat
     command = ["import", "conductances", *files, "--target", str(target), "--unit", "uS", "-o", str(output)]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
-    off_us = 1e6 * float(np.sqrt(np.mean((np.stack(WRITES_S) - TARGET_S) ** 2)))  # with what all cells are off alike
+    off_us = 1e6 * float(np.sqrt(np.mean((np.asarray(WRITES_S) - TARGET_S) ** 2)))  # with what all cells are off alike
     assert f"array 0: array, 6 x 4, 2 writes, {off_us:.3g} uS off (rms)" in first.output
     (array,), source, _ = read_conductances(output)
     assert source == "imported"

@@ -78,6 +78,17 @@ def test_readings_that_a_converter_made_zero_do_not_say_that_there_is_no_noise()
     assert max(numbers[0].high / numbers[0].low for numbers in ohmic.numbers) < 1.1
 
 
+def test_zeros_below_what_an_instrument_shows_do_not_bend_the_law() -> None:
+    rng = np.random.default_rng(6)
+    voltage_v = np.linspace(-1.0, 1.0, 41)
+    current_a = 2e-6 * voltage_v * (1.0 + 0.01 * rng.standard_normal(41))
+    shown_a = np.where(np.abs(current_a) < 1e-6, 0.0, current_a)
+    fit = fit_iv([Curve("cell", voltage_v, shown_a, np.zeros(41, dtype=bool))])
+    (conductance,) = fit.laws["ohmic"].numbers[0]
+    assert fit.law == "ohmic"
+    assert conductance.value == pytest.approx(2e-6, rel=0.01)
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_intervals_hold_as_often_as_they_say() -> None:

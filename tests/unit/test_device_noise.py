@@ -57,6 +57,34 @@ def test_no_jumps_are_found_where_there_are_none() -> None:
     assert all(one.law() is None for one in fits)
 
 
+def test_a_converter_that_hides_the_noise_does_not_hide_the_rates() -> None:
+    traces = np.round(jumps(4, 1000, 0.05))
+    assert set(np.unique(traces).tolist()) == {0.0, 1.0}
+    counted = np.abs(np.diff(traces, axis=1)).sum(axis=1)
+    for one, jumped in zip(fit_telegraph(Traces(traces, RATE_HZ)), counted, strict=True):
+        assert one.jumps == pytest.approx(jumped, rel=0.1)
+        assert one.amplitude.value == pytest.approx(1.0, abs=0.05)
+        assert one.up_hz.high / one.up_hz.low < 4.0
+    step = np.repeat([[0.0, 1.0]], 500, axis=1)
+    assert not fit_telegraph(Traces(step, RATE_HZ))[0].found
+    alternating = np.tile([0.0, 1.0], 300)[None]
+    assert not fit_telegraph(Traces(alternating, RATE_HZ))[0].found
+    late = np.concatenate([np.zeros(700), np.random.default_rng(0).standard_normal(50)])[None]
+    with pytest.raises(DeviceFitError, match="trace 0: its first 600 readings are all the same"):
+        fit_telegraph(Traces(late, RATE_HZ), most_readings=600)
+
+
+def test_currents_of_either_sign_have_the_same_noise() -> None:
+    rng = np.random.default_rng(5)
+    level = np.geomspace(1e-6, 32e-6, 6)[:, None]
+    values = level * (1.0 + 0.01 * rng.standard_normal((6, 500)))
+    sign = np.array([1.0, -1.0, -1.0, 1.0, -1.0, 1.0])[:, None]
+    plain, turned = (fit_read_noise(Traces(one, RATE_HZ)) for one in (values, sign * values))
+    assert turned.reference == pytest.approx(plain.reference)
+    assert (turned.exponent.value, turned.exponent.error) == pytest.approx((plain.exponent.value, plain.exponent.error))
+    assert turned.exponent.holds(1.0)
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
 def test_how_often_jumps_are_found_and_intervals_hold() -> None:

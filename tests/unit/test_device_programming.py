@@ -45,6 +45,19 @@ def test_intervals_hold_on_a_few_sets() -> None:
     assert rates(12, 60).mean() > 0.75
 
 
+def test_few_devices_with_many_writes_say_no_more_than_the_devices_do() -> None:
+    rng = np.random.default_rng(3)
+    held = []
+    for _ in range(30):
+        device = np.repeat(np.arange(5), 100)
+        target_s = np.tile(np.linspace(5.0, 25.0, 10) * US, 50)
+        error_s = 1.0 * US * rng.standard_normal(5)[device] + 0.5 * US * rng.standard_normal(500)
+        fit = fit_programming(ProgrammedCells(target_s, target_s + error_s, device), terms=(1, 1))
+        held.append(fit.bias[0].holds(0.0))
+    # As if every write were a device of its own, 1 of 7.
+    assert np.mean(held) > 0.7
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_intervals_hold_as_often_as_they_say() -> None:

@@ -115,6 +115,13 @@ async def test_columns_compress_and_converters_clip() -> None:
     assert (result.code[2] == 2**15 - 1).all()
 
 
+async def test_a_column_without_compression_is_straight() -> None:
+    async with MockBoard(replace(IDEAL, compression_a=math.inf, adc_full_scale_a=300e-6)) as board:
+        await board.program(0, np.full((16, 12), 50e-6))
+        result = await board.mvm(0, np.array([[0.02] * 16, [0.3] * 16]))
+    np.testing.assert_allclose(result.current_a[:, 0], np.array([0.02, 0.3]) * 16 * 50e-6, atol=1e-8)
+
+
 async def test_read_noise_grows_with_the_signal() -> None:
     settings = replace(IDEAL, conductance_noise=0.02, amplifier_noise_a=0.05e-6, adc_full_scale_a=300e-6)
     async with MockBoard(settings) as board:

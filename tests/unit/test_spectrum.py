@@ -66,6 +66,13 @@ def test_slope_and_corner_are_recovered_within_their_intervals(slope: float, cor
     assert max(one.p_white for one in found) < 1e-6
 
 
+@pytest.mark.parametrize("corner_hz", [300.0, 600.0])
+def test_white_noise_too_weak_to_be_seen_is_in_the_interval_of_the_slope(corner_hz: float) -> None:
+    found = noise_colour(made(1.0, corner_hz, 1.0, samples=4096, columns=60, seed=4), RATE_HZ)
+    assert np.mean([one.corner_hz == math.inf for one in found]) > 0.2
+    assert np.mean([one.slope_interval[0] < 1.0 < one.slope_interval[1] for one in found]) > 0.8
+
+
 def test_colours_that_are_not_there_are_not_named() -> None:
     white = noise_colour(np.random.default_rng(0).standard_normal((512, 100)), 1.0)
     assert sum(one.flicker > 0 for one in white) <= 4

@@ -153,6 +153,8 @@ class IvFit:
             )
         if self.law == "Poole-Frenkel" and any(one[1].value <= 0 for one in chosen.numbers):
             notes.append("some slopes b are not positive: that is no Poole-Frenkel emission, and d eps has no value")
+        if (restless := int((~chosen.solved).sum())) > 0:
+            notes.append(f"the fit of {counted(restless, 'curve')} of {len(self.names)} did not come to rest")
         conditions: dict[str, str | float] = {
             "curves": len(self.names),
             "law": self.law,
@@ -204,7 +206,7 @@ def fit_iv(curves: Sequence[Curve], *, temperature_k: float = 293.15) -> IvFit:
     for place, (v, i) in enumerate(kept):
         voltage[place, : len(v)], current[place, : len(v)] = v / scale_v[place], i / scale_a[place]
         weight[place, : len(v)] = 1.0
-        rounded[place, : len(v)] = _rounding_variance(v, i) / scale_a[place] ** 2
+        rounded[place, : len(v)] = _rounding_variance(i) / scale_a[place] ** 2
         fold[place, : len(v)] = (np.arange(len(v)) * _PIECES // len(v)) % _FOLDS
     data = tuple(torch.from_numpy(one) for one in (voltage, current, weight, rounded))
     laws, losses = {}, {}
@@ -224,14 +226,14 @@ def _usable(curve: Curve) -> tuple[FloatArray, FloatArray]:
     return curve.voltage_v[free], curve.current_a[free]
 
 
-def _rounding_variance(voltage_v: FloatArray, current_a: FloatArray) -> FloatArray:
-    """Variance in A^2 of readings that a converter made exactly zero at zero volts, and zero for the others.
+def _rounding_variance(current_a: FloatArray) -> FloatArray:
+    """Variance in A^2 of readings that a converter made exactly zero, and zero for the others.
 
-    They agree with every law, so that the noise that explains them best would be none at all. A step of the converter
-    is at most the smallest current that it showed.
+    At zero volts they agree with every law, so that the noise that explains them best would be none at all; elsewhere
+    they would count as exact. What was there lies within the smallest current that the converter showed.
     """
     step_a = float(np.abs(current_a[current_a != 0.0]).min())
-    return np.where((voltage_v == 0.0) & (current_a == 0.0), step_a**2 / 12.0, 0.0)
+    return np.where(current_a == 0.0, step_a**2 / 3.0, 0.0)
 
 
 def _chosen(losses: dict[str, FloatArray]) -> str:

@@ -33,6 +33,8 @@ from labrig_surrogates.device_laws import Programmed
 from labrig_surrogates.faults import counted
 
 _FEWEST = 10
+# Clusters of which a covariance can be made at all.
+_FEWEST_DEVICES = 3
 # Further from the middle than this in robust standard deviations, a device is counted as failed, not as spread.
 _FAILED = 6.0
 
@@ -242,11 +244,15 @@ def _fit(data: _Data, choice: tuple[int, int]) -> Found:
     start = torch.zeros((1, sum(choice)), dtype=torch.float64)
     found = maximise(terms, start, inputs)
     count = int(data.device.max()) + 1
-    # Fewer clusters than this say less of the covariance than the model does.
-    if count < 5 * sum(choice) or count == len(data.error):
+    if count < _FEWEST_DEVICES or count == len(data.error):
         return found
     covariance = clustered_covariance(terms, found, inputs, torch.from_numpy(data.device), count)
-    return Found(found.parameters, covariance, found.loss, found.solved)
+    if count >= 5 * sum(choice):
+        return Found(found.parameters, covariance, found.loss, found.solved)
+    # So few devices make the one or the other too small by chance: the larger variance counts.
+    mine, models = (one.diagonal(dim1=1, dim2=2) for one in (covariance, found.covariance))
+    wider = torch.sqrt((models / mine.clamp(min=1e-300)).clamp(min=1.0))
+    return Found(found.parameters, covariance * wider[:, :, None] * wider[:, None, :], found.loss, found.solved)
 
 
 def _held_out(data: _Data, choice: tuple[int, int], folds: int = 5) -> FloatArray:

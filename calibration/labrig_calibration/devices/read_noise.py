@@ -186,8 +186,8 @@ def fit_read_noise(traces: Traces) -> ReadNoiseFit:
     time = np.linspace(-0.5, 0.5, readings)
     drift = (traces.values - mean[:, None]) @ time / float(time @ time)
     colour = tuple(noise_colour(traces.values.T, traces.rate_hz))
-    usable = mean > 0
-    levels = np.log(mean[usable])
+    usable = mean != 0.0  # a current of either sign has its noise
+    levels = np.log(np.abs(mean[usable]))
     spreads = np.log(sigma[usable])
     middle = float(levels.mean()) if len(levels) else 0.0
     if len(levels) < 3 or np.ptp(levels) < 1e-3:

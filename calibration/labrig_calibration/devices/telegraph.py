@@ -28,6 +28,7 @@ from labrig_calibration.devices.values import (
     from_logarithm,
     quantity,
     quiet,
+    refuse,
 )
 from labrig_surrogates.noise_traces import Telegraph
 
@@ -37,6 +38,8 @@ MODELS = ("white", _LONG, "jumps", "jumps + memory")
 
 _FEWEST_JUMPS = 10.0
 _FASTEST = 1.6
+# Distinct values of a trace up to which the converter, and not the noise, decides what they are.
+_FEW_VALUES = 8
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,15 @@ def fit_telegraph(
         traces: What was read.
         most_readings: Only so many from the beginning of a trace are used.
         progress: Told before each model.
+
+    Raises:
+        DeviceFitError: A trace does not change in the readings that are used; every such trace is named.
     """
-    values = traces.values[:, :most_readings]
+    values = _spread(traces.values)[:, :most_readings]
     middle = np.median(values, axis=1)
     scale = values.std(axis=1)
+    still = np.flatnonzero(scale == 0.0).tolist()
+    refuse("jumps", [f"trace {one}: its first {values.shape[1]} readings are all the same" for one in still])
     readings = torch.from_numpy((values - middle[:, None]) / scale[:, None])
     fits = {}
     for number, name in enumerate(MODELS):
@@ -132,6 +140,21 @@ def fit_telegraph(
             _result(model, value, error, float(scale[trace]), count / traces.rate_hz, traces.rate_hz, rows, traces.unit)
         )
     return tuple(results)
+
+
+def _spread(values: FloatArray) -> FloatArray:
+    """Traces of few distinct values with their readings spread evenly over the steps of the converter.
+
+    Noise that is quieter than a step is not seen: a likelihood would take it for none, and rates with it. The numbers
+    are the same for the same traces.
+    """
+    rng = np.random.default_rng(0)
+    spread = values.copy()
+    for number, trace in enumerate(values):
+        distinct = np.unique(trace)
+        if 1 < len(distinct) <= _FEW_VALUES:
+            spread[number] += np.diff(distinct).min() * (rng.random(len(trace)) - 0.5)
+    return spread
 
 
 def _result(

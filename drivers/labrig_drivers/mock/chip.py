@@ -232,7 +232,10 @@ class SimulatedArray:
         variance = settings.shot_noise_a * (np.abs(line_v) @ transfer_s)
         variance += settings.conductance_noise**2 * (line_v**2 @ transfer_s**2)
         current_a = current_a + np.sqrt(variance) * rng.standard_normal(current_a.shape)
-        amplified_a = self.compression_a * np.tanh(self.gain * current_a / self.compression_a)
+        bent = np.isfinite(self.compression_a)
+        limit_a = np.where(bent, self.compression_a, 1.0)
+        straight_a = self.gain * current_a
+        amplified_a = np.where(bent, limit_a * np.tanh(straight_a / limit_a), straight_a)
         amplified_a += self.offset_a + settings.amplifier_noise_a * rng.standard_normal(current_a.shape)
         # Bound on the drivers' power: each line as if its current came at its own voltage alone.
         power_w = line_v**2 @ transfer_s.sum(axis=1)
