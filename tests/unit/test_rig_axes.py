@@ -103,6 +103,12 @@ poll_s = 0
         "settings",
         "rig.toml:12: axes.chuck.high: 360 is not above low = 390",
         "rig.toml:26: axes.supply: this name is taken by source_meters.supply",
+        # What its driver says of settings that are not there.
+        "rig.toml:26: axes.supply.settings.high: is missing; a number is needed",
+        "rig.toml:26: axes.supply.settings.low: is missing; a number is needed",
+        "rig.toml:26: axes.supply.settings.quantity: is missing; a text is needed",
+        "rig.toml:26: axes.supply.settings.tolerance: is missing; a positive number is needed",
+        "rig.toml:26: axes.supply.settings.unit: is missing; a text is needed",
         "rig.toml:28: axes.board: this name is taken by the crossbar board",
         'rig.toml:30: axes.board.link: is "nowhere", must be an address such as tcp://192.168.0.7:5025',
         "rig.toml:32: conditions.one.reads: 'axes.lamp' cannot be looked at; there are: supply.compliance, "

@@ -36,7 +36,7 @@ def test_the_definitions_print_what_the_page_shows() -> None:
 def test_the_training_of_the_page_learns() -> None:
     accuracy, terms = run(blocks(NOISE)[1])
     assert float(accuracy.split()[0]) > 85.0
-    assert re.match(r"task 0\.\d+, KL \S+, statistics \S+; hardware statistics of 1 layers .* 60 s old", terms)
+    assert re.match(r"task 0\.\d+, KL \S+, statistics \S+; hardware statistics of 1 layer .* 60 s old", terms)
 
 
 def test_the_energy_example_prints_what_the_page_shows() -> None:
