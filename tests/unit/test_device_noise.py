@@ -58,7 +58,7 @@ def test_no_jumps_are_found_where_there_are_none() -> None:
 
 
 def test_a_converter_that_hides_the_noise_does_not_hide_the_rates() -> None:
-    traces = np.round(jumps(4, 1000, 0.05))
+    traces = np.round(jumps(2, 800, 0.05))
     assert set(np.unique(traces).tolist()) == {0.0, 1.0}
     counted = np.abs(np.diff(traces, axis=1)).sum(axis=1)
     for one, jumped in zip(fit_telegraph(Traces(traces, RATE_HZ)), counted, strict=True):
