@@ -210,6 +210,9 @@ async def test_identity_and_settings_are_checked() -> None:
         "board.settings.stuck_fraction: 2 is more than 1",
         "board.settings.conductance_min_s: 0.001 S is not below conductance_max_s = 5e-05 S",
     ]
+    assert ChipSettings(rows=10**6, columns=10**6).faults() == [
+        "rows: 2 x 1000000 x 1000000 cells are more than 67108864"
+    ]
     assert ChipSettings().faults() == []
     board = MockBoard.from_settings({"seed": 9, "wire_ohm": 2}, ExpectedIdentity(), "board")
     assert board.chip_id == "SIM-0009"

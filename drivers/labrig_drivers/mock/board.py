@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -92,10 +93,14 @@ class MockBoard:
         self._expected = expected or ExpectedIdentity()
         self._minimum_supply_v = minimum_supply_v
         self._supply = SupplyPin(_IDLE_CURRENT_A)
-        self._arrays = [SimulatedArray(self.settings, index) for index in range(self.settings.arrays)]
         self._written: list[WrittenArray | None] = [None] * self.settings.arrays
         self._requests = [0] * self.settings.arrays
         self._open = False
+
+    @cached_property
+    def _arrays(self) -> list[SimulatedArray]:
+        """The arrays, drawn when they are needed: a rig file that is only checked needs none."""
+        return [SimulatedArray(self.settings, index) for index in range(self.settings.arrays)]
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, object], expected: ExpectedIdentity, name: str) -> MockBoard:

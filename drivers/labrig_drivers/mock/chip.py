@@ -32,6 +32,8 @@ _POSITIVE: Final = (
 )
 # Codes are int16.
 _MOST_BITS: Final = 16
+# Half a gigabyte for each number that a cell has.
+_MOST_CELLS: Final = 2**26
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ class ChipSettings:
         """What no chip can be made of, a clause each as `key: reason`."""
         named = {name: value for name, value in asdict(self).items() if value is not None}
         faults = [f"{name}: {named[name]} is less than 1" for name in ("arrays", "rows", "columns") if named[name] < 1]
+        cells = self.arrays * self.rows * self.columns
+        if not faults and cells > _MOST_CELLS:
+            faults.append(f"rows: {self.arrays} x {self.rows} x {self.columns} cells are more than {_MOST_CELLS}")
         if self.seed < 0:
             faults.append(f"seed: {self.seed} is negative")
         faults += [
