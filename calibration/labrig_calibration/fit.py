@@ -160,21 +160,18 @@ def converter_range(dataset: MvmDataset) -> ConverterRange:
     )
 
 
-def heldout_part(
-    dataset: MvmDataset, wrong: NDArray[np.bool_] | None = None, fraction: float = HELDOUT_FRACTION
-) -> tuple[MvmDataset, int]:
+def heldout_part(dataset: MvmDataset, wrong: NDArray[np.bool_] | None = None) -> tuple[MvmDataset, int]:
     """The MVMs by which a fit is judged, and how many it was fitted to.
 
     Args:
         dataset: What was fitted.
         wrong: MVMs that count nothing, bool, `[N]`.
-        fraction: What the ladder of the fit holds back.
 
     Returns:
         The last part of every write, of a large recording the beginning of that; and the number of MVMs before it.
     """
     right = np.ones(len(dataset), dtype=np.bool_) if wrong is None else ~wrong
-    earlier, later = Measurements.of(dataset).split(fraction)
+    earlier, later = Measurements.of(dataset).split(HELDOUT_FRACTION)
     return dataset.select(_judged_mvms(later) & right), int((_mvms_of(earlier) & right).sum())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from labrig_surrogates.parameters import ArrayParameters, Estimate
+from labrig_surrogates.parameters import PARTS, ArrayParameters, Estimate
 
 FloatArray = NDArray[np.float64]
 
@@ -60,7 +60,7 @@ def trade_offs(posterior: Posterior, threshold: float = 0.9) -> list[str]:
 
 def _told_apart(names: tuple[str, ...]) -> list[str]:
     """Names of parameters in words, of which several may be parts of one."""
-    parts = {"programming": iter(("constant", "linear", "quadratic")), "wire_ohm": iter(("word line", "bit line"))}
+    parts = {family: iter(words) for family, words in PARTS.items()}
     words = [name.replace("_", " ") for name in names]
     return [f"{word} ({next(parts[name])})" if name in parts else word for name, word in zip(names, words, strict=True)]
 

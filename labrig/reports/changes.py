@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final
 
 import numpy as np
 
 from labrig.reports.families import direction, family, shown
 from labrig_calibration.changes import ArrayChange, ChipChange, FamilyChange, Place
-from labrig_surrogates.parameters import Estimate
+from labrig_surrogates.parameters import PARTS, Estimate
 
 _NAMED_CELLS = 12
 
@@ -166,15 +164,9 @@ def _in_errors(one: FamilyChange) -> float:
     return direction(one.name) * one.shift / one.shift_error
 
 
-_PARTS: Final = MappingProxyType(
-    {"programming": ("constant term", "linear term", "quadratic term"), "wire_ohm": ("word line", "bit line")}
-)
-"""What the values of families stand for that do not belong to columns."""
-
-
 def _where(name: str, place: Place) -> str:
-    if name in _PARTS and place.index:
-        return _PARTS[name][place.index[0]]
+    if name in PARTS and place.index:
+        return PARTS[name][place.index[0]] + (" term" if name == "programming" else "")
     if len(place.index) == 2:
         return f"cell ({place.index[0]}, {place.index[1]})"
     return f"column {place.index[0]}" if place.index else "the array"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labrig.unit_prefixes import with_prefix
-from labrig_surrogates.parameters import ArrayParameters, Estimate
+from labrig_surrogates.parameters import PARTS, ArrayParameters, Estimate
 
 FloatArray = NDArray[np.float64]
 
@@ -160,7 +160,7 @@ def _rows(name: str, estimate: Estimate, array: ArrayParameters) -> Iterator[Par
         return
     if name == "wire_ohm":
         values, errors, unit = shown(name, estimate)
-        for line, value, error in zip(("word line", "bit line"), values, errors, strict=True):
+        for line, value, error in zip(PARTS[name], values, errors, strict=True):
             yield ParameterRow(
                 name, f"{title}, {line}", unit, 1, float(value), float(error), float(value), float(value)
             )
@@ -177,7 +177,7 @@ def _rows(name: str, estimate: Estimate, array: ArrayParameters) -> Iterator[Par
 
 def _programming_rows(estimate: Estimate, array: ArrayParameters) -> Iterator[ParameterRow]:
     """The three terms with their errors, which hang together, and what they make at half the highest conductance."""
-    for term, value, error in zip(("constant", "linear", "quadratic"), estimate.value, estimate.error, strict=True):
+    for term, value, error in zip(PARTS["programming"], estimate.value, estimate.error, strict=True):
         percent = 100.0 * float(value)
         title = f"programming error, {term} term, of the highest conductance"
         yield ParameterRow("programming", title, "%", 1, percent, 100.0 * float(error), percent, percent)

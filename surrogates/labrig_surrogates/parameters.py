@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,11 @@ OPTIONAL_ESTIMATES = (
     "crosstalk",
     "drift_spread",
 )
+
+PARTS: Final = MappingProxyType(
+    {"programming": ("constant", "linear", "quadratic"), "wire_ohm": ("word line", "bit line")}
+)
+"""What the values of families stand for that belong to all cells: terms of a law, and lines."""
 
 
 @dataclass(frozen=True)
